@@ -1,0 +1,63 @@
+"""Small layers that several architectures share.
+
+Shapes: B images, N = h * w tokens, C channels; (h, w) the size of a feature map.
+"""
+
+import torch
+from torch import nn
+
+
+def tokens_to_map(tokens: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """Tokens (B, N, C) as a feature map (B, C, h, w). A view: a token sequence is a channels-last map."""
+    return tokens.unflatten(1, size).permute(0, 3, 1, 2)
+
+
+def map_to_tokens(feature_map: torch.Tensor) -> torch.Tensor:
+    """Feature map (B, C, h, w) as tokens (B, N, C). A view when the map is channels-last in memory."""
+    return feature_map.permute(0, 2, 3, 1).flatten(1, 2)
+
+
+class DropPath(nn.Module):
+    """Stochastic depth: in training, a residual branch is left out for a whole image with probability `rate`.
+
+    Huang et al., arXiv 1603.09382. What is kept is scaled by 1 / (1 - rate), so that the expectation stays.
+
+    Shape:
+        branch: (B, ...), any number of further dimensions
+        returns: the same
+    """
+
+    def __init__(self, rate: float = 0.0):
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, branch: torch.Tensor) -> torch.Tensor:
+        if self.rate == 0.0 or not self.training:
+            return branch
+        keep = branch.new_empty((branch.shape[0],) + (1,) * (branch.ndim - 1)).bernoulli_(1 - self.rate)
+        return branch * keep.div_(1 - self.rate)
+
+    def extra_repr(self) -> str:
+        return f"rate={self.rate:.3f}"
+
+
+class ConvNormAct(nn.Sequential):
+    """Convolution, BatchNorm and ReLU, "same" padding: the brick of every convolutional head here.
+
+    The parts are called `conv`, `norm` and `act`, so parameters read `...conv.weight`, `...norm.weight`.
+
+    Args:
+        in_channels, out_channels, kernel_size: of the convolution; kernel_size in pixels of the map, odd.
+        bias: whether the convolution has a bias although BatchNorm follows (some authors' code has it).
+
+    Shape:
+        feature_map: (B, in_channels, h, w)
+        returns: (B, out_channels, h, w)
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int = 1, bias: bool = False, **conv_arguments):
+        super().__init__()
+        padding = kernel_size // 2 * conv_arguments.get("dilation", 1)
+        self.conv = nn.Conv2d(in_channels, out_channels, kernel_size, padding=padding, bias=bias, **conv_arguments)
+        self.norm = nn.BatchNorm2d(out_channels)
+        self.act = nn.ReLU(inplace=True)

@@ -1,0 +1,103 @@
+"""What the four architectures share: the base class, the output and the loss.
+
+Shapes: B images, K classes; (H, W) the size of the labels, (h, w) that of the logits.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.modeling_outputs import SemanticSegmenterOutput
+
+from .upsampling import upsampled_cross_entropy
+
+
+@dataclass
+class SegmentationOutput(SemanticSegmenterOutput):
+    """Output of every `...ForSemanticSegmentation` here.
+
+    Args:
+        loss: scalar; main loss plus weighted auxiliary losses. Returned when `labels` are given.
+        logits: (B, K, h, w), before softmax, at the resolution of the decode head (not that of the image).
+        hidden_states, attentions: as recorded by the backbone, on request.
+        auxiliary_logits: one (B, K, h, w) an auxiliary head, shallow to deep, on request.
+    """
+
+    auxiliary_logits: tuple[torch.Tensor, ...] | None = None
+
+
+def segmentation_loss(
+    logits: torch.Tensor,
+    labels: torch.Tensor,
+    config: PreTrainedConfig,
+    auxiliary_logits: tuple[torch.Tensor, ...] = (),
+    class_weights: torch.Tensor | None = None,
+    label_smoothing: float = 0.0,
+) -> torch.Tensor:
+    """Cross-entropy of the logits resized to the labels, plus `auxiliary_loss_weight` times that of each auxiliary head.
+
+    Mean over the pixels that are not `semantic_loss_ignore_index`; 0 when there are none. With one class the logit is
+    that of a sigmoid and the labels are 0 and 1. The resized logits are never held in memory.
+
+    Args:
+        config: reads `semantic_loss_ignore_index` and, where they exist, `auxiliary_loss_weight` and `align_corners`.
+        class_weights: (K,) weight of each class in the mean, or None.
+        label_smoothing: share of the target spread over all classes, in [0, 1).
+
+    Shape:
+        logits, auxiliary_logits: (B, K, h, w)
+        labels: (B, H, W) integers, class or ignore index
+        returns: scalar
+
+    Raises:
+        ValueError: if `labels` are not one map an image.
+    """
+    if labels.ndim != 3 or labels.shape[0] != logits.shape[0]:
+        raise ValueError(
+            f"labels have shape {tuple(labels.shape)} for {logits.shape[0]} images; give one map of class ids an image: "
+            f"({logits.shape[0]}, height, width)"
+        )
+
+    def cross_entropy(head_logits: torch.Tensor) -> torch.Tensor:
+        return upsampled_cross_entropy(
+            head_logits,
+            labels,
+            ignore_index=config.semantic_loss_ignore_index,
+            class_weights=class_weights,
+            label_smoothing=label_smoothing,
+            align_corners=getattr(config, "align_corners", False),
+        )
+
+    loss = cross_entropy(logits)
+    for head_logits in auxiliary_logits:
+        loss = loss + config.auxiliary_loss_weight * cross_entropy(head_logits)
+    return loss
+
+
+class SegmentationPreTrainedModel(PreTrainedModel):
+    """Base class: what transformers has to know of a model that takes images and has a `backbone`.
+
+    A subclass sets `_auto_map` to the Auto classes that its checkpoints serve, `{"AutoModel": "file.Class", ...}`.
+    """
+
+    base_model_prefix = "backbone"
+    main_input_name = "pixel_values"
+    input_modalities = ("image",)
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _can_compile_fullgraph = True
+    # The loss is a mean over valid pixels, not divided by Trainer's `num_items_in_batch`: without this line Trainer
+    # would not divide by the number of accumulation steps (transformers#47688).
+    accepts_loss_kwargs = False
+    _auto_map: dict[str, str] = {}
+    # Settable, as in every transformers model: `model.loss_function = functools.partial(segmentation_loss, ...)`.
+    _loss_function = staticmethod(segmentation_loss)
+
+    def save_pretrained(self, save_directory, **kwargs):
+        """As in transformers; the config also names every Auto class, not only that of the class being saved."""
+        if self.is_remote_code():  # the code travels with the weights
+            self.config.auto_map = {**(getattr(self.config, "auto_map", None) or {}), **self._auto_map}
+        return super().save_pretrained(save_directory, **kwargs)
