@@ -34,7 +34,7 @@ def segmentation_loss(
     class_weights: torch.Tensor | None = None,
     label_smoothing: float = 0.0,
 ) -> torch.Tensor:
-    """Cross-entropy of the logits resized to the labels, plus `auxiliary_loss_weight` times that of each auxiliary head.
+    """Cross-entropy of the resized logits, plus `auxiliary_loss_weight` times that of each auxiliary head.
 
     Mean over the pixels that are not `semantic_loss_ignore_index`; 0 when there are none. With one class the logit is
     that of a sigmoid and the labels are 0 and 1. The resized logits are never held in memory.
@@ -54,8 +54,8 @@ def segmentation_loss(
     """
     if labels.ndim != 3 or labels.shape[0] != logits.shape[0]:
         raise ValueError(
-            f"labels have shape {tuple(labels.shape)} for {logits.shape[0]} images; give one map of class ids an image: "
-            f"({logits.shape[0]}, height, width)"
+            f"labels have shape {tuple(labels.shape)} for {logits.shape[0]} images; give one map of class ids an "
+            f"image: ({logits.shape[0]}, height, width)"
         )
 
     def cross_entropy(head_logits: torch.Tensor) -> torch.Tensor:

@@ -1,0 +1,406 @@
+"""SegFormer: a hierarchical transformer without position tables under an all-MLP head.
+
+Paper: Xie et al., NeurIPS 2021, arXiv 2105.15203. Authors' code: NVlabs/SegFormer.
+Differs from it in how things are computed, not in what: maps stay channels-last, so that no copy is made between
+attention (tokens) and convolution (maps); the head works on each stage at that stage's own resolution, see
+[`SegFormerDecodeHead`].
+
+    image (B, 3, H, W)
+      |-- stage 0: patch embedding, blocks, norm -- 1/4  --.
+      |-- stage 1                                -- 1/8  --|   project each to C, upsample to 1/4, sum,
+      |-- stage 2                                -- 1/16 --|-- BatchNorm, ReLU, classify -- logits (B, K, H/4, W/4)
+      |-- stage 3                                -- 1/32 --'
+
+    block: x + attention(norm1(x));  x + mix_ffn(norm2(x))
+
+Shapes: B images, K classes, C channels, R the reduction of keys and values; (H, W) the image, (h, w) a stage's map.
+Inside the backbone a map is (B, h, w, C): both a token sequence and, permuted, a channels-last (B, C, h, w).
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import GradientCheckpointingLayer
+from transformers import initialization as init
+from transformers.activations import ACT2FN
+from transformers.loss.loss_utils import LOSS_MAPPING
+from transformers.modeling_outputs import BaseModelOutput, ImageClassifierOutput
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.models.auto.modeling_auto import MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES
+from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
+from transformers.utils.output_capturing import OutputRecorder, capture_outputs
+
+from .configuration_segformer import SegFormerConfig
+from .layers import DropPath
+from .segmentation_base import SegmentationOutput, SegmentationPreTrainedModel
+
+
+@dataclass
+class SegFormerModelOutput(BaseModelOutput):
+    """Output of [`SegFormerModel`].
+
+    Args:
+        last_hidden_state: (B, C, h, w), the map of the last stage.
+        hidden_states, attentions: maps of the stages (B, C, h, w) and weights (B, heads, queries, keys), on request.
+        feature_maps: (B, C, h, w) of every stage, fine to coarse.
+    """
+
+    feature_maps: tuple[torch.Tensor, ...] | None = None
+
+
+def eager_attention_forward(module, query, key, value, attention_mask=None, scaling=None, dropout=0.0, **kwargs):
+    """Softmax attention written out; the only path that can return its weights. Tensors (B, heads, N, d)."""
+    weights = torch.matmul(query, key.transpose(2, 3)) * scaling
+    if attention_mask is not None:
+        weights = weights + attention_mask
+    weights = F.softmax(weights, dim=-1, dtype=torch.float32).to(query.dtype)
+    weights = F.dropout(weights, p=dropout, training=module.training)
+    return torch.matmul(weights, value).transpose(1, 2), weights
+
+
+class SegFormerPatchEmbedding(nn.Module):
+    """Overlapping patches: a strided convolution wider than its stride, then LayerNorm. Section 3.1.
+
+    Shape:
+        feature_map: (B, C_in, H, W)
+        returns: (B, h, w, C)
+    """
+
+    def __init__(self, config: SegFormerConfig, stage: int):
+        super().__init__()
+        in_channels = config.num_channels if stage == 0 else config.hidden_sizes[stage - 1]
+        kernel, stride, width = config.patch_sizes[stage], config.strides[stage], config.hidden_sizes[stage]
+        self.proj = nn.Conv2d(in_channels, width, kernel, stride, padding=kernel // 2)
+        self.norm = nn.LayerNorm(width, eps=config.embedding_layer_norm_eps)
+        self.pos_embed = None
+        if config.position_encoding == "learned":
+            side = config.image_size
+            size = [side, side] if isinstance(side, int) else list(side)
+            for k, s in zip(config.patch_sizes[: stage + 1], config.strides[: stage + 1]):
+                size = [(n + 2 * (k // 2) - k) // s + 1 for n in size]
+            self.pos_embed = nn.Parameter(torch.zeros(1, width, *size))
+
+    def forward(self, feature_map: torch.Tensor) -> torch.Tensor:
+        feature_map = self.proj(feature_map.contiguous(memory_format=torch.channels_last))
+        x = self.norm(feature_map.permute(0, 2, 3, 1))  # (B, h, w, C)
+        if self.pos_embed is not None:
+            table = F.interpolate(self.pos_embed, size=x.shape[1:3], mode="bilinear", align_corners=False)
+            x = x + table.permute(0, 2, 3, 1)
+        return x
+
+
+class SegFormerAttention(nn.Module):
+    """Self-attention whose keys and values come from a map reduced R times a side. Section 3.1, Eqs. 1 and 2.
+
+    Shape:
+        x: (B, h, w, C)
+        returns: (B, h, w, C) and the weights (B, heads, h w, floor(h / R) floor(w / R)), None unless eager
+    """
+
+    def __init__(self, config: SegFormerConfig, stage: int):
+        super().__init__()
+        width, self.num_heads = config.hidden_sizes[stage], config.num_attention_heads[stage]
+        self.config = config
+        self.head_dim = width // self.num_heads
+        self.scaling = self.head_dim**-0.5
+        self.is_causal = False
+        self.dropout = config.attention_probs_dropout_prob
+        self.query = nn.Linear(width, width)
+        self.key = nn.Linear(width, width)
+        self.value = nn.Linear(width, width)
+        self.proj = nn.Linear(width, width)
+        ratio = config.sr_ratios[stage]
+        self.reduction = nn.Conv2d(width, width, ratio, stride=ratio) if ratio > 1 else None
+        self.reduction_norm = nn.LayerNorm(width, eps=config.embedding_layer_norm_eps) if ratio > 1 else None
+
+    def forward(self, x: torch.Tensor, **kwargs) -> tuple[torch.Tensor, torch.Tensor | None]:
+        source = x
+        if self.reduction is not None:
+            source = self.reduction_norm(self.reduction(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1))
+        heads = (self.num_heads, self.head_dim)
+        query = self.query(x).flatten(1, 2).unflatten(-1, heads).transpose(1, 2)  # (B, heads, h w, d)
+        key = self.key(source).flatten(1, 2).unflatten(-1, heads).transpose(1, 2)  # (B, heads, h w / R^2, d)
+        value = self.value(source).flatten(1, 2).unflatten(-1, heads).transpose(1, 2)
+        attention = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
+        context, weights = attention(
+            self,
+            query,
+            key,
+            value,
+            None,
+            scaling=self.scaling,
+            dropout=self.dropout if self.training else 0.0,
+            **kwargs,
+        )  # (B, h w, heads, d)
+        return self.proj(context.reshape(x.shape)), weights
+
+
+class SegFormerMixFFN(nn.Module):
+    """Feed-forward network with a 3x3 depthwise convolution, which tells positions by its zero padding. Eq. 3.
+
+    Shape:
+        x: (B, h, w, C)
+        returns: (B, h, w, C)
+    """
+
+    def __init__(self, config: SegFormerConfig, stage: int):
+        super().__init__()
+        width = config.hidden_sizes[stage]
+        hidden = width * config.mlp_ratios[stage]
+        self.fc1 = nn.Linear(width, hidden)
+        self.dwconv = None
+        if config.position_encoding == "mix_ffn":
+            self.dwconv = nn.Conv2d(hidden, hidden, 3, padding=1, groups=hidden)
+        self.act = ACT2FN[config.hidden_act]
+        self.fc2 = nn.Linear(hidden, width)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.fc1(x)
+        if self.dwconv is not None:
+            x = self.dwconv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        return self.dropout(self.fc2(self.dropout(self.act(x))))
+
+
+class SegFormerBlock(GradientCheckpointingLayer):
+    """Pre-norm transformer block: attention and Mix-FFN, each with a residual. (B, h, w, C) -> the same."""
+
+    def __init__(self, config: SegFormerConfig, stage: int, drop_path_rate: float):
+        super().__init__()
+        width = config.hidden_sizes[stage]
+        self.norm1 = nn.LayerNorm(width, eps=config.layer_norm_eps)
+        self.attn = SegFormerAttention(config, stage)
+        self.norm2 = nn.LayerNorm(width, eps=config.layer_norm_eps)
+        self.mlp = SegFormerMixFFN(config, stage)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.drop_path = DropPath(drop_path_rate)
+
+    def forward(self, x: torch.Tensor, **kwargs) -> torch.Tensor:
+        x = x + self.drop_path(self.dropout(self.attn(self.norm1(x), **kwargs)[0]))
+        return x + self.drop_path(self.mlp(self.norm2(x)))
+
+
+class SegFormerStage(nn.Module):
+    """Patch embedding, blocks, LayerNorm. (B, C_in, H, W) -> (B, C, h, w), channels-last in memory."""
+
+    def __init__(self, config: SegFormerConfig, stage: int, drop_path_rates: list[float]):
+        super().__init__()
+        self.patch_embed = SegFormerPatchEmbedding(config, stage)
+        self.blocks = nn.ModuleList(SegFormerBlock(config, stage, rate) for rate in drop_path_rates)
+        self.norm = nn.LayerNorm(config.hidden_sizes[stage], eps=config.layer_norm_eps)
+
+    def forward(self, feature_map: torch.Tensor, **kwargs) -> torch.Tensor:
+        x = self.patch_embed(feature_map)  # (B, h, w, C)
+        for block in self.blocks:
+            x = block(x, **kwargs)
+        return self.norm(x).permute(0, 3, 1, 2)  # (B, C, h, w)
+
+
+class SegFormerDecodeHead(nn.Module):
+    """The all-MLP head, Section 3.2 and Eq. 4: project every stage to C, upsample to the finest, fuse, classify.
+
+    Projection, upsampling and fusion are linear, and a 1x1 convolution commutes with bilinear upsampling. So
+
+        fuse(concat_i up(project_i(x_i))) = sum_i up((fuse_i project_i) x_i)
+
+    where `fuse_i` is the block of the fusion's columns that belongs to stage i: one product C_i -> C at the stage's own
+    resolution instead of C_i -> C -> C at the finest. Same parameters, same function, a small part of the work. With
+    BatchNorm and ReLU between (mmsegmentation's head) the two products stay apart, still at the stage's own resolution.
+
+    Shape:
+        feature_maps: (B, C_i, h_i, w_i) of every stage
+        returns: logits (B, K, h_0, w_0), before softmax
+    """
+
+    def __init__(self, config: SegFormerConfig):
+        super().__init__()
+        self.stages = list(config.decoder_stages)
+        self.normalize_projections = config.decoder_projection_norm
+        width = config.decoder_hidden_size
+        widths = [config.hidden_sizes[stage] for stage in self.stages]
+        self.projections = nn.ModuleList(nn.Linear(n, width, bias=not self.normalize_projections) for n in widths)
+        self.projection_norms = None
+        if self.normalize_projections:
+            self.projection_norms = nn.ModuleList(nn.BatchNorm2d(width) for _ in widths)
+        # Columns: coarsest stage first, as in every published checkpoint.
+        self.fuse = nn.Conv2d(width * len(widths), width, 1, bias=False)
+        self.norm = nn.BatchNorm2d(width)
+        self.dropout = nn.Dropout(config.classifier_dropout_prob)
+        self.classifier = nn.Conv2d(width, config.num_labels, 1)
+
+    def forward(self, feature_maps: tuple[torch.Tensor, ...]) -> torch.Tensor:
+        size = feature_maps[0].shape[2:]
+        fuse_parts = self.fuse.weight.flatten(1).chunk(len(self.stages), dim=1)[::-1]  # (C, C) each, finest stage first
+        fused = None
+        for i, (stage, fuse) in enumerate(zip(self.stages, fuse_parts)):
+            x, project = feature_maps[stage].permute(0, 2, 3, 1), self.projections[i]  # (B, h_i, w_i, C_i)
+            if self.normalize_projections:
+                x = F.relu(self.projection_norms[i](project(x).permute(0, 3, 1, 2))).permute(0, 2, 3, 1)
+                x = F.linear(x, fuse)
+            else:
+                x = F.linear(x, fuse @ project.weight, fuse @ project.bias)
+            x = x.permute(0, 3, 1, 2)  # (B, C, h_i, w_i)
+            if x.shape[2:] != size:
+                x = F.interpolate(x, size=size, mode="bilinear", align_corners=False)
+            fused = x if fused is None else fused + x
+        return self.classifier(self.dropout(F.relu(self.norm(fused))))  # (B, K, h_0, w_0)
+
+
+# Names in transformers' SegFormer (those of its files, those of its modules) -> ours; applied in this order.
+TRANSFORMERS_NAMES = {
+    r"^segformer\.encoder\.": "backbone.",
+    r"^segformer\.": "backbone.",
+    r"^encoder\.": "",
+    r"patch_embeddings\.(\d+)\.": r"stages.\1.patch_embed.",
+    r"patch_embeddings\.": "patch_embed.",
+    r"patch_embed\.layer_norm": "patch_embed.norm",
+    r"block\.(\d+)\.": r"stages.\1.blocks.",
+    r"stages\.(\d+)\.layer_norm": r"stages.\1.norm",
+    r"layer_norm\.(\d+)\.": r"stages.\1.norm.",
+    r"layer_norm_1|layernorm_before": "norm1",
+    r"layer_norm_2|layernorm_after": "norm2",
+    r"attention\.self\.sr|attention\.sequence_reduction\.sequence_reduction": "attn.reduction",
+    r"attention\.self\.layer_norm|attention\.sequence_reduction\.layer_norm": "attn.reduction_norm",
+    r"attention\.self\.": "attn.",
+    r"attention\.q_proj": "attn.query",
+    r"attention\.k_proj": "attn.key",
+    r"attention\.v_proj": "attn.value",
+    r"attention\.output\.dense|attention\.o_proj": "attn.proj",
+    r"mlp\.dense(\d)": r"mlp.fc\1",
+    r"dwconv\.dwconv": "dwconv",
+    r"linear_(?:c|projections)\.(\d+)\.proj": r"projections.\1",
+    r"linear_fuse": "fuse",
+    r"batch_norm": "norm",
+}
+
+
+class SegFormerPreTrainedModel(SegmentationPreTrainedModel):
+    """Base class: initialisation, and loading of what transformers' SegFormer saved."""
+
+    config: SegFormerConfig
+    _no_split_modules = ["SegFormerStage"]
+    _input_embed_layer = "patch_embed"
+    _can_record_outputs = {
+        "hidden_states": OutputRecorder(SegFormerStage, capture_initial_hidden_state=False),
+        "attentions": OutputRecorder(SegFormerAttention, index=1),
+    }
+    _auto_map = {
+        "AutoModel": "modeling_segformer.SegFormerModel",
+        "AutoModelForSemanticSegmentation": "modeling_segformer.SegFormerForSemanticSegmentation",
+        "AutoModelForImageClassification": "modeling_segformer.SegFormerForImageClassification",
+    }
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
+        """As in transformers; folders and repositories of transformers' own SegFormer load too."""
+        loaded = super().from_pretrained(
+            pretrained_model_name_or_path, *args, **{"key_mapping": TRANSFORMERS_NAMES, **kwargs}
+        )
+        # Otherwise `save_pretrained` would undo the renaming, which concerns the file that was read, not the model.
+        (loaded[0] if isinstance(loaded, tuple) else loaded)._weight_conversions = None
+        return loaded
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module):
+        """The authors': truncated normal in linear layers, fan-out normal in convolutions, norms 1 and biases 0."""
+        if isinstance(module, nn.Conv2d):
+            fan_out = module.kernel_size[0] * module.kernel_size[1] * module.out_channels // module.groups
+            init.normal_(module.weight, mean=0.0, std=math.sqrt(2.0 / fan_out))
+            if module.bias is not None:
+                init.zeros_(module.bias)
+        elif isinstance(module, nn.Linear):
+            init.trunc_normal_(module.weight, mean=0.0, std=self.config.initializer_range)
+            if module.bias is not None:
+                init.zeros_(module.bias)
+        elif isinstance(module, SegFormerPatchEmbedding) and module.pos_embed is not None:
+            init.trunc_normal_(module.pos_embed, mean=0.0, std=self.config.initializer_range)
+        else:
+            super()._init_weights(module)
+
+
+class SegFormerModel(SegFormerPreTrainedModel):
+    """The Mix Transformer (MiT) backbone, Section 3.1.
+
+    Shape:
+        pixel_values: (B, num_channels, H, W), normalised; any size from 32 pixels a side
+        returns: [`SegFormerModelOutput`], maps at 1/4, 1/8, 1/16 and 1/32 of the image
+    """
+
+    def __init__(self, config: SegFormerConfig):
+        super().__init__(config)
+        rates = torch.linspace(0, config.drop_path_rate, sum(config.depths), device="cpu").split(list(config.depths))
+        self.stages = nn.ModuleList(SegFormerStage(config, i, rate.tolist()) for i, rate in enumerate(rates))
+        self.post_init()
+
+    @merge_with_config_defaults
+    @capture_outputs(tie_last_hidden_states=False)
+    def forward(self, pixel_values: torch.Tensor, **kwargs) -> SegFormerModelOutput:
+        feature_maps = []
+        x = pixel_values
+        for stage in self.stages:
+            x = stage(x, **kwargs)  # (B, C_i, h_i, w_i)
+            feature_maps.append(x)
+        return SegFormerModelOutput(last_hidden_state=x, feature_maps=tuple(feature_maps))
+
+
+class SegFormerForSemanticSegmentation(SegFormerPreTrainedModel):
+    """SegFormer: MiT and the all-MLP head.
+
+    Shape:
+        pixel_values: (B, num_channels, H, W), normalised
+        labels: (B, H', W') class ids or the ignore index, of any size; usually that of the image
+        returns: [`SegmentationOutput`] with logits (B, K, H / 4, W / 4)
+    """
+
+    _keys_to_ignore_on_load_unexpected = [r"^classifier\."]  # the ImageNet classifier of pre-trained MiT
+
+    def __init__(self, config: SegFormerConfig):
+        super().__init__(config)
+        self.backbone = SegFormerModel(config)
+        self.decode_head = SegFormerDecodeHead(config)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self, pixel_values: torch.Tensor, labels: torch.Tensor | None = None, **kwargs
+    ) -> SegmentationOutput:
+        features = self.backbone(pixel_values, **kwargs)
+        logits = self.decode_head(features.feature_maps)
+        loss = None if labels is None else self.loss_function(logits, labels, self.config)
+        return SegmentationOutput(
+            loss=loss, logits=logits, hidden_states=features.hidden_states, attentions=features.attentions
+        )
+
+
+class SegFormerForImageClassification(SegFormerPreTrainedModel):
+    """MiT with a linear classifier on the mean of the last map, as it is pre-trained on ImageNet (Section 4.1).
+
+    Shape:
+        pixel_values: (B, num_channels, H, W), normalised
+        labels: (B,) class ids
+        returns: ImageClassifierOutput with logits (B, K)
+    """
+
+    def __init__(self, config: SegFormerConfig):
+        super().__init__(config)
+        self.backbone = SegFormerModel(config)
+        self.classifier = nn.Linear(config.hidden_sizes[-1], config.num_labels)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self, pixel_values: torch.Tensor, labels: torch.Tensor | None = None, **kwargs
+    ) -> ImageClassifierOutput:
+        features = self.backbone(pixel_values, **kwargs)
+        logits = self.classifier(features.last_hidden_state.mean(dim=(2, 3)))
+        loss = None if labels is None else LOSS_MAPPING["ForImageClassification"](labels, logits, self.config)
+        return ImageClassifierOutput(
+            loss=loss, logits=logits, hidden_states=features.hidden_states, attentions=features.attentions
+        )
+
+
+# pipeline("image-segmentation") knows the model classes it supports by this table only.
+MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES.setdefault(SegFormerConfig.model_type, "SegFormerForSemanticSegmentation")
