@@ -1,0 +1,297 @@
+"""The label contract: raw mask ids or colours -> train ids, ignore index, class names, palette.
+
+One `Labels` object describes a data set. The data reader applies it exactly once (`Labels.map`); everything after it
+(augmentation, loss, metric, pictures) sees train ids 0 .. num_labels - 1 and the ignore index only. The image
+processor's `do_reduce_labels` must therefore stay False for labels that come from `hf_segtx.data`.
+
+Words: a *raw id* is the pixel value in a mask file; a *train id* is the index of a class in the model's output.
+Raw value 255 means "ignored" in every contract that does not list it. With a single class the model has one output
+(sigmoid) and the train ids are 0, background, and 1, the class.
+"""
+
+import json
+from collections import Counter
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+
+CONTRACT_FILES = ("classes.json", "id2label.json")
+UNKNOWN = -(2**15)  # marks raw ids outside the contract in the int16 table; no train id
+VOID_NAMES = {"_background_", "background", "ignore", "ignored", "other", "unlabeled", "unlabelled", "void"}
+
+
+@dataclass(frozen=True)
+class Labels:
+    """Class names and palette of a data set, and how the values in its masks become train ids.
+
+    Args:
+        names: class names in the order of the train ids.
+        palette: one (red, green, blue) of 0-255 for each name; empty takes `hf_segtx.visualization.palette`.
+        ignore_index: train id of pixels that count nowhere; outside 0 .. num_labels - 1.
+        raw_to_train: raw id -> train id or `ignore_index`; None: raw ids are train ids already.
+        color_to_train: (red, green, blue) -> train id or `ignore_index`, for RGB masks.
+
+    Raises:
+        ValueError: if names are missing, empty or repeated, or numbers do not fit together.
+    """
+
+    names: tuple[str, ...]
+    palette: tuple[tuple[int, int, int], ...] = ()
+    ignore_index: int = 255
+    raw_to_train: dict[int, int] | None = None
+    color_to_train: dict[tuple[int, int, int], int] | None = None
+
+    def __post_init__(self):
+        names = tuple(self.names)
+        if not names or not all(isinstance(name, str) and name.strip() for name in names):
+            raise ValueError(f"class names must be non-empty texts, at least one; got {names[:10]}")
+        if repeated := [name for name, count in Counter(names).items() if count > 1]:
+            raise ValueError(f"class names must differ; {repeated[0]!r} is there more than once")
+        if self.palette:
+            palette = tuple(tuple(int(value) for value in color) for color in self.palette)
+        else:
+            from .visualization import palette as default_palette
+
+            palette = tuple(tuple(color) for color in default_palette(len(names)))
+        if len(palette) != len(names):
+            raise ValueError(f"the palette has {len(palette)} colours for {len(names)} classes; give one for each")
+        object.__setattr__(self, "names", names)
+        object.__setattr__(self, "palette", palette)
+        if 0 <= self.ignore_index < self.num_ids:
+            raise ValueError(
+                f"ignore_index {self.ignore_index} is the class {self.id2label.get(self.ignore_index)!r}; "
+                f"use 255 or another value outside 0 .. {self.num_ids - 1}"
+            )
+        train_ids = {*(self.raw_to_train or {}).values(), *(self.color_to_train or {}).values()} - {self.ignore_index}
+        if wrong := sorted(train_id for train_id in train_ids if not 0 <= train_id < self.num_ids):
+            raise ValueError(f"train id {wrong[0]} is outside 0 .. {self.num_ids - 1} ({len(names)} class names)")
+
+    @property
+    def num_labels(self) -> int:
+        return len(self.names)
+
+    @property
+    def num_ids(self) -> int:
+        """Number of train ids: 2 (background and class) for a single class, else the number of classes."""
+        return max(2, len(self.names))
+
+    @property
+    def id2label(self) -> dict[int, str]:
+        return dict(enumerate(self.names))
+
+    @property
+    def label2id(self) -> dict[str, int]:
+        return {name: train_id for train_id, name in enumerate(self.names)}
+
+    @classmethod
+    def from_folder(cls, folder: str | Path) -> "Labels":
+        """Reads `classes.json` or `id2label.json` in the folder or its parent.
+
+        Raises:
+            ValueError: if neither is there, or the file is wrong; the message names the file.
+        """
+        file = contract_file(folder)
+        if file is None:
+            raise ValueError(
+                f'no class names: neither {folder} nor its parent has a classes.json ({{"classes": [{{"id": 0, "name": '
+                '"sky", "color": [128, 128, 128]}, ...]}) or an id2label.json ({"0": "sky", ...}); write one of them'
+            )
+        return cls.from_file(file)
+
+    @classmethod
+    def from_file(cls, file: str | Path, do_reduce_labels: bool = False) -> "Labels":
+        """Reads a contract from JSON: `{"classes": [...]}`, `{"0": name, ...}` or `[name, ...]`.
+
+        An entry of "classes" has "id" (raw id), "name", and optionally "color" and "ignore": true. Raw ids in
+        "ignore_index" or "void_label" are ignored, too. Train ids follow the order of the raw ids that remain.
+        """
+        try:
+            content = json.loads(Path(file).read_text(encoding="utf-8"))
+            if isinstance(content, dict) and "classes" in content:
+                if do_reduce_labels:
+                    raise ValueError("it says itself which id is ignored; leave do_reduce_labels away")
+                return cls._from_classes(content)
+            return cls.from_id2label(content, do_reduce_labels)
+        except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
+            message = f"the key {error} is missing" if isinstance(error, KeyError) else error
+            raise ValueError(f"{file}: {message}") from error
+
+    @classmethod
+    def _from_classes(cls, content: dict) -> "Labels":
+        classes = content["classes"]
+        ids = [int(entry["id"]) for entry in classes]
+        if repeated := [raw for raw, count in Counter(ids).items() if count > 1]:
+            raise ValueError(f"the id {repeated[0]} is there more than once; ids must differ")
+        if negative := [raw for raw in ids if not 0 <= raw < 2**16]:
+            raise ValueError(f"the id {negative[0]} is outside 0 .. 65535")
+        void = {int(entry["id"]) for entry in classes if entry.get("ignore")}
+        void |= {int(content["ignore_index"])} if content.get("ignore_index") is not None else set()
+        void |= {int(content["void_label"]["id"])} if content.get("void_label") else set()
+        kept = sorted((entry for entry in classes if int(entry["id"]) not in void), key=lambda entry: int(entry["id"]))
+        if content.get("num_classes", len(kept)) != len(kept):
+            raise ValueError(
+                f"num_classes is {content['num_classes']}, but {len(kept)} classes are listed and not ignored "
+                f"(ignored ids: {sorted(void)}); make them agree"
+            )
+        ignore_index = default_ignore_index(len(kept))
+        train_ids = {int(entry["id"]): train_id for train_id, entry in enumerate(kept)}
+        if len(kept) == 1 and kept[0]["id"] != 0:  # a single class and what is not it
+            train_ids = {0: 0, int(kept[0]["id"]): 1}
+        raw_to_train = {**{raw: ignore_index for raw in void}, **train_ids}
+        colors = [(tuple(entry["color"]), raw_to_train[int(entry["id"])]) for entry in classes if "color" in entry]
+        if wrong := [color for color, _ in colors if len(color) != 3 or not all(0 <= value <= 255 for value in color)]:
+            raise ValueError(f"the color {list(wrong[0])} is not three numbers of 0 .. 255")
+        counts = Counter(color for color, _ in colors)  # a colour that two classes share says nothing about a pixel
+        return cls(
+            names=tuple(entry["name"] for entry in kept),
+            palette=tuple(tuple(entry["color"]) for entry in kept) if all("color" in entry for entry in kept) else (),
+            ignore_index=ignore_index,
+            raw_to_train=raw_to_train,
+            color_to_train={color: train_id for color, train_id in colors if counts[color] == 1} or None,
+        )
+
+    @classmethod
+    def from_id2label(cls, id2label: dict | list | tuple, do_reduce_labels: bool = False) -> "Labels":
+        """From `{0: name, ...}` (keys may be texts) or a list of names.
+
+        Args:
+            do_reduce_labels: raw id 0 is ignored and every other one becomes itself minus 1, as in ADE20K's files. The
+                names then belong to the raw ids from 1 on; a leading "background", "other" or the like is dropped.
+        """
+        if not isinstance(id2label, dict):
+            id2label = dict(enumerate(id2label))
+        by_id = {int(raw): name for raw, name in id2label.items()}
+        if sorted(by_id) != list(range(len(by_id))):
+            missing = sorted(set(range(len(by_id))) - set(by_id))
+            raise ValueError(f"ids must be 0 .. {len(by_id) - 1}, but {missing} are missing; else use classes.json")
+        names = [by_id[raw] for raw in range(len(by_id))]
+        if not do_reduce_labels:
+            return cls(names=tuple(names), ignore_index=default_ignore_index(len(names)))
+        if str(names[0]).lower() in VOID_NAMES:
+            names = names[1:]
+        ignore_index = default_ignore_index(len(names))
+        raw_to_train = {0: ignore_index, **{raw: raw - 1 for raw in range(1, len(names) + 1)}}
+        return cls(names=tuple(names), ignore_index=ignore_index, raw_to_train=raw_to_train)
+
+    def with_255_as_class(self) -> "Labels":
+        """The same two classes (or one and its background) for masks whose values are 0 and 255."""
+        return replace(self, raw_to_train={0: 0, 255: 1})
+
+    def check_names(self, id2label: dict[int, str], where: str) -> None:
+        """Raises ValueError if the class names of `where` (e.g. a checkpoint) are not these, naming the first."""
+        theirs = {int(train_id): name for train_id, name in id2label.items()}
+        for train_id in sorted({*theirs, *self.id2label}):
+            if theirs.get(train_id) != self.id2label.get(train_id):
+                raise ValueError(
+                    f"class {train_id} is {self.id2label.get(train_id)!r} in the data ({self.num_labels} classes) but "
+                    f"{theirs.get(train_id)!r} in {where} ({len(theirs)} classes); use the class names it was made with"
+                )
+
+    def map(self, mask: np.ndarray, name: str = "the mask") -> np.ndarray:
+        """Raw ids or colours to train ids.
+
+        Args:
+            name: what an error calls the mask, e.g. its file.
+
+        Shape:
+            mask: (H, W) integers or booleans, or (H, W, 3) colours of 0-255
+            returns: (H, W) train ids, uint8 if they and the ignore index fit, else int16
+
+        Raises:
+            ValueError: if a value or colour is outside the contract.
+        """
+        mask = np.asarray(mask)
+        if mask.ndim == 3 and self.color_to_train is None and (mask == mask[..., :1]).all():
+            mask = mask[..., 0]  # ids, written three times
+        if mask.ndim == 3:
+            train = self._map_colors(mask, name)
+        elif mask.ndim == 2 and mask.dtype.kind in "iub":
+            train = self._map_ids(mask, name)
+        else:
+            raise ValueError(
+                f"{name}: a mask is (H, W) integers or (H, W, 3) colours, not {mask.dtype} of shape {mask.shape}; "
+                "save it as a PNG with one channel of class ids"
+            )
+        return train.astype(np.uint8) if 0 <= self.ignore_index <= 255 and self.num_ids <= 256 else train
+
+    @cached_property
+    def _mapping(self) -> dict[int, int]:
+        mapping = {raw: raw for raw in range(self.num_ids)} if self.raw_to_train is None else self.raw_to_train
+        return {255: self.ignore_index, **mapping}
+
+    @cached_property
+    def _table(self) -> np.ndarray:
+        """(largest raw id + 2,) int16: raw id -> train id or UNKNOWN; the last entry stands for all larger ids."""
+        table = np.full(max(self._mapping) + 2, UNKNOWN, np.int16)
+        table[list(self._mapping)] = list(self._mapping.values())
+        return table
+
+    @cached_property
+    def _color_table(self) -> np.ndarray:
+        """(2^24,) uint16: colour -> train id minus UNKNOWN, 0 for unknown; zero pages take no memory until used."""
+        table = np.zeros(2**24, np.uint16)
+        for (red, green, blue), train_id in self.color_to_train.items():
+            table[red << 16 | green << 8 | blue] = train_id - UNKNOWN
+        return table
+
+    def _map_ids(self, mask: np.ndarray, name: str) -> np.ndarray:
+        ids = mask.view(f"u{mask.itemsize}")  # negative values become too large ones
+        if ids.itemsize > 1:  # a table always covers the 256 ids of 8 bits
+            ids = np.minimum(ids, len(self._table) - 1)
+        train = np.take(self._table, ids)
+        if train.min(initial=0) == UNKNOWN:
+            values, counts = np.unique(mask[train == UNKNOWN], return_counts=True)
+            raise ValueError(self._unknown_ids(values.tolist(), int(counts.sum()), mask, name))
+        return train
+
+    def _unknown_ids(self, values: list[int], pixels: int, mask: np.ndarray, name: str) -> str:
+        known = sorted(raw for raw, train in self._mapping.items() if train != self.ignore_index)
+        ignored = sorted(raw for raw, train in self._mapping.items() if train == self.ignore_index)
+        text = (
+            f"{name}: {pixels} of {mask.size} pixels have {'value' if len(values) == 1 else 'values'} "
+            f"{', '.join(map(str, values[:8]))}{', ...' if len(values) > 8 else ''}, but the {self.num_labels} classes "
+            f"are {known[0]} .. {known[-1]} and ignored is {', '.join(map(str, ignored)) or 'nothing'}; "
+        )
+        if name.lower().endswith((".jpg", ".jpeg")):
+            return text + "JPEG changes ids: save masks as PNG"
+        if self.raw_to_train is None and values == [self.num_labels]:
+            text += "if 0 means unlabelled here, use do_reduce_labels, else "
+        return text + "correct the mask, add the class name, or list the id in classes.json with ignore: true"
+
+    def _map_colors(self, mask: np.ndarray, name: str) -> np.ndarray:
+        codes = mask[..., 0].astype(np.int32) << 16 | mask[..., 1].astype(np.int32) << 8 | mask[..., 2]
+        if self.color_to_train is None:
+            unique = np.unique(codes)
+            raise ValueError(
+                f"{name}: an RGB mask with {len(unique)} colours ({_colors(unique)}), but the classes have no colours; "
+                'give each class its "color" in classes.json, or save masks as PNG with one channel of class ids'
+            )
+        found = np.take(self._color_table, codes)
+        if found.min(initial=1) == 0:
+            unknown = np.unique(codes[found == 0])
+            raise ValueError(
+                f"{name}: {int((found == 0).sum())} of {codes.size} pixels have {len(unknown)} colours that no class "
+                f"(or more than one) has: {_colors(unknown)}; correct the colours in classes.json, or the mask "
+                "(smoothed edges or JPEG make new colours)"
+            )
+        return (found.astype(np.int32) + UNKNOWN).astype(np.int16)
+
+
+def _colors(codes: np.ndarray) -> str:
+    first = ", ".join(str((code >> 16, code >> 8 & 255, code & 255)) for code in codes[:4].tolist())
+    return first + (", ..." if len(codes) > 4 else "")
+
+
+def default_ignore_index(num_labels: int) -> int:
+    """255 wherever it is not a class, else -100 (torch's own)."""
+    return 255 if num_labels <= 255 else -100
+
+
+def contract_file(folder: str | Path) -> Path | None:
+    """The first of classes.json and id2label.json in the folder, then in its parent; None if there is none."""
+    folder = Path(folder).resolve()
+    files = (place / file for place in (folder, folder.parent) for file in CONTRACT_FILES)
+    return next((file for file in files if file.is_file()), None)
