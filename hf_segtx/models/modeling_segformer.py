@@ -245,8 +245,8 @@ class SegFormerDecodeHead(nn.Module):
             x = x.permute(0, 3, 1, 2)  # (B, C, h_i, w_i)
             if x.shape[2:] != size:
                 x = F.interpolate(x, size=size, mode="bilinear", align_corners=False)
-            fused = x if fused is None else fused + x
-        return self.classifier(self.dropout(F.relu(self.norm(fused))))  # (B, K, h_0, w_0)
+            fused = x if fused is None else x.add_(fused)  # in place: these maps are the largest of the network
+        return self.classifier(self.dropout(F.relu(self.norm(fused), inplace=True)))  # (B, K, h_0, w_0)
 
 
 # Names in transformers' SegFormer (those of its files, those of its modules) -> ours; applied in this order.

@@ -1,0 +1,204 @@
+"""The contract that every architecture keeps, on tiny random networks."""
+
+import functools
+import json
+
+import pytest
+import torch
+
+import hf_segtx
+from hf_segtx.models.segmentation_base import segmentation_loss
+
+
+# One row an architecture: configuration class and a tiny configuration; K classes, images of SIDE pixels.
+K, SIDE = 5, 64
+TINY = {
+    "SegFormer": dict(
+        depths=[1, 1, 2, 1], hidden_sizes=[8, 16, 24, 32], num_attention_heads=[1, 2, 3, 4], decoder_hidden_size=16
+    ),
+}
+
+
+@pytest.fixture(params=TINY)
+def name(request):
+    return request.param
+
+
+def configuration(name, **overrides):
+    return getattr(hf_segtx, f"{name}Config")(**{**TINY[name], "num_labels": K, **overrides})
+
+
+def build(name, training=False, **overrides):
+    torch.manual_seed(0)
+    model = getattr(hf_segtx, f"{name}ForSemanticSegmentation")(configuration(name, **overrides))
+    with torch.no_grad():  # values away from those of initialisation: zeros and ones hide mistakes
+        for parameter in model.parameters():
+            if parameter.ndim == 1:
+                parameter.add_(0.1 * torch.randn_like(parameter))
+        for module in model.modules():
+            if isinstance(module, torch.nn.BatchNorm2d):
+                module.running_mean.normal_(0, 0.1)
+                module.running_var.uniform_(0.5, 2)
+    return model.train(training)
+
+
+def images(*size, channels=3, count=2):
+    return torch.randn(count, channels, *size, generator=torch.Generator().manual_seed(1))
+
+
+def labels(*size, count=2):
+    drawn = torch.randint(0, K + 1, (count, *size), generator=torch.Generator().manual_seed(2))
+    return drawn.masked_fill(drawn == K, 255)
+
+
+def test_every_architecture_has_a_row():
+    assert [f"{name}Config" for name in TINY] == [row[0].__name__ for row in hf_segtx.ARCHITECTURES]
+
+
+@pytest.mark.parametrize("size", [(64, 64), (64, 96), (75, 101)], ids=["square", "oblong", "odd"])
+def test_any_image_size(name, size):
+    model = build(name)
+    with torch.no_grad():
+        output = model(images(*size), labels=labels(*size))
+    assert output.logits.shape[:2] == (2, K)
+    assert output.loss.isfinite()
+    for have, asked in zip(output.logits.shape[2:], size):
+        assert 0 < have <= asked
+
+
+@pytest.mark.parametrize("channels", [1, 5])
+def test_any_number_of_channels(name, channels):
+    assert build(name, num_channels=channels)(images(SIDE, SIDE, channels=channels)).logits.isfinite().all()
+
+
+def test_loss_matches_plain_pytorch(name):
+    model = build(name)
+    x, y = images(SIDE, SIDE), labels(SIDE, SIDE)
+    with torch.no_grad():
+        output = model(x, labels=y)
+        full = torch.nn.functional.interpolate(output.logits, size=y.shape[1:], mode="bilinear", align_corners=False)
+        expected = torch.nn.functional.cross_entropy(full, y, ignore_index=255)
+    torch.testing.assert_close(output.loss, expected)
+
+
+def test_all_ignored_batch_gives_zero_loss_and_gradient(name):
+    model = build(name, training=True)
+    loss = model(images(SIDE, SIDE), labels=torch.full((2, SIDE, SIDE), 255)).loss
+    loss.backward()
+    assert loss == 0
+    assert all(p.grad is None or not p.grad.any() for p in model.parameters())
+
+
+def test_one_class_is_a_sigmoid(name):
+    model = build(name, num_labels=1)
+    x, y = images(SIDE, SIDE), labels(SIDE, SIDE)
+    y = torch.where(y == 255, y, y % 2)
+    with torch.no_grad():
+        output = model(x, labels=y)
+        full = torch.nn.functional.interpolate(output.logits, size=y.shape[1:], mode="bilinear")[:, 0]
+        expected = torch.nn.functional.binary_cross_entropy_with_logits(full[y != 255], y[y != 255].float())
+    torch.testing.assert_close(output.loss, expected)
+
+
+def test_every_parameter_gets_a_gradient(name):
+    model = build(name, training=True, drop_path_rate=0.0)
+    model(images(SIDE, SIDE), labels=labels(SIDE, SIDE)).loss.backward()
+    assert [n for n, p in model.named_parameters() if p.grad is None or not p.grad.any()] == []
+
+
+def test_gradient_checkpointing_gives_the_same_gradients(name):
+    gradients = []
+    for checkpointing in (False, True):
+        model = build(name, training=True)
+        if checkpointing:
+            model.gradient_checkpointing_enable()
+        torch.manual_seed(3)  # the same dropout
+        model(images(SIDE, SIDE), labels=labels(SIDE, SIDE)).loss.backward()
+        gradients.append({n: p.grad for n, p in model.named_parameters()})
+    for key, gradient in gradients[0].items():
+        torch.testing.assert_close(gradients[1][key], gradient, msg=key)
+
+
+def test_batch_of_two_equals_two_of_one(name):
+    model, x = build(name), images(75, 64)
+    with torch.no_grad():
+        together = model(x).logits
+        apart = torch.cat([model(image[None]).logits for image in x])
+    # Rounding only: matrix products of another height add in another order.
+    torch.testing.assert_close(together, apart, rtol=1e-4, atol=1e-5)
+
+
+def test_bfloat16(name):
+    model, x = build(name), images(SIDE, SIDE)
+    with torch.no_grad():
+        exact = model(x).logits
+        model.to(torch.bfloat16)
+        rounded = model(x.bfloat16(), labels=labels(SIDE, SIDE))
+    assert rounded.logits.dtype == torch.bfloat16 and rounded.loss.isfinite()
+    # bfloat16 has 8 bits: 0.4 % a number, some dozens of layers
+    assert (rounded.logits.float() - exact).std() < 0.1 * exact.std()
+
+
+def test_saved_and_loaded_gives_the_same_logits(name, tmp_path):
+    model, x = build(name), images(SIDE, SIDE)
+    model.save_pretrained(tmp_path)
+    assert (tmp_path / "model.safetensors").exists()
+    for auto_class in ("AutoModelForSemanticSegmentation", "AutoModel"):
+        import transformers
+
+        loaded = getattr(transformers, auto_class).from_pretrained(tmp_path).eval()
+        assert type(loaded) is getattr(hf_segtx, name + {"AutoModel": "Model"}.get(auto_class, "ForSemanticSegmentation"))
+        with torch.no_grad():
+            if auto_class == "AutoModel":
+                torch.testing.assert_close(loaded(x).last_hidden_state, model.backbone(x).last_hidden_state)
+            else:
+                torch.testing.assert_close(loaded(x).logits, model(x).logits)
+
+
+def test_configuration_survives_json(name, tmp_path):
+    config = configuration(name, id2label={0: "road", 1: "sky"}, num_labels=2)
+    config.save_pretrained(tmp_path)
+    again = type(config).from_pretrained(tmp_path)
+    assert json.loads(again.to_json_string()) == json.loads(config.to_json_string())
+    assert again.id2label == {0: "road", 1: "sky"} and again.num_labels == 2
+
+
+def test_unknown_size_is_refused(name):
+    with pytest.raises(ValueError, match="unknown .* size 'b9'; choose one of"):
+        type(configuration(name)).from_size("b9")
+
+
+def test_labels_of_another_shape_are_refused(name):
+    with pytest.raises(ValueError, match="one map of class ids an image"):
+        build(name)(images(SIDE, SIDE), labels=labels(SIDE, SIDE)[0])
+
+
+def test_loss_function_can_be_replaced(name):
+    """As the training script does for class weights; transformers' property must give our function back unbound."""
+    model = build(name)
+    assert model.loss_function is segmentation_loss
+    weights = torch.arange(1.0, K + 1)
+    model.loss_function = functools.partial(segmentation_loss, class_weights=weights)
+    x, y = images(SIDE, SIDE), labels(SIDE, SIDE)
+    with torch.no_grad():
+        output = model(x, labels=y)
+        full = torch.nn.functional.interpolate(output.logits, size=y.shape[1:], mode="bilinear", align_corners=False)
+        expected = torch.nn.functional.cross_entropy(full, y, weight=weights, ignore_index=255)
+    torch.testing.assert_close(output.loss, expected)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("training", [False, True], ids=["inference", "training"])
+def test_compiles_without_graph_breaks(name, training):
+    torch._dynamo.reset()
+    model = build(name, training=training, drop_path_rate=0.0, classifier_dropout_prob=0.0)
+    compiled = torch.compile(model, fullgraph=True)
+    x, y = images(SIDE, SIDE), labels(SIDE, SIDE)
+    with torch.set_grad_enabled(training):
+        expected, output = model(x, labels=y), compiled(x, labels=y)
+    # inductor fuses and reorders sums: float32 rounding
+    torch.testing.assert_close(output.logits, expected.logits, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(output.loss, expected.loss, rtol=1e-4, atol=1e-5)
+    if training:
+        output.loss.backward()
+        assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
