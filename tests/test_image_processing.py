@@ -1,0 +1,328 @@
+"""Image processors: against transformers' SegFormer processor, PIL, mmcv's rule, and direct formulas."""
+
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from transformers import SegformerImageProcessor, SegformerImageProcessorPil
+from transformers.image_utils import SizeDict
+
+from hf_segtx.models import image_processing_segtx as processing
+
+
+BACKENDS = [processing.SegFormerImageProcessor, processing.SegFormerImageProcessorPil]
+KEEP_RATIO = {"shortest_edge": 48, "longest_edge": 160}
+
+
+@pytest.fixture(params=BACKENDS, ids=["torchvision", "pil"])
+def backend(request):
+    return request.param
+
+
+def picture(height, width, channels=3):
+    """A smooth picture with some noise, as photographs are: uint8 (height, width, channels)."""
+    y, x = np.mgrid[:height, :width]
+    smooth = np.stack([127 + 100 * np.sin((channel + 1) * x / 17 + y / 23) for channel in range(channels)], -1)
+    return (smooth + np.random.randint(0, 20, smooth.shape)).clip(0, 255).astype(np.uint8)
+
+
+def label_map(height, width, labels=9):
+    """Rectangles of labels 0 to `labels` - 1 and some 255: uint8 (height, width)."""
+    coarse = np.random.randint(0, labels + 1, (height // 8 + 1, width // 8 + 1))
+    fine = coarse.repeat(8, 0).repeat(8, 1)[:height, :width]
+    return np.where(fine == labels, 255, fine).astype(np.uint8)
+
+
+def output(*shape):
+    return SimpleNamespace(logits=torch.randn(*shape))
+
+
+# Preprocessing
+
+
+@pytest.mark.parametrize(
+    "ours, theirs",
+    [
+        (processing.SegFormerImageProcessor, SegformerImageProcessor),
+        (processing.SegFormerImageProcessorPil, SegformerImageProcessorPil),
+    ],
+    ids=["torchvision", "pil"],
+)
+def test_matches_transformers_segformer(ours, theirs):
+    images = [Image.fromarray(picture(120, 171)), Image.fromarray(picture(700, 523))]
+    maps = [Image.fromarray(label_map(120, 171)), Image.fromarray(label_map(700, 523))]
+    wanted = theirs()(images, maps, do_reduce_labels=True, return_tensors="pt")
+    seen = ours(size={"height": 512, "width": 512})(images, maps, do_reduce_labels=True, return_tensors="pt")
+    # The same operations in the same order; only the rounding of a fused multiply-add may differ.
+    torch.testing.assert_close(seen["pixel_values"], wanted["pixel_values"], rtol=0, atol=1e-6)
+    assert torch.equal(seen["labels"], wanted["labels"])
+
+
+def test_backends_agree():
+    images = [picture(90, 131), picture(123, 60)]
+    maps = [label_map(90, 131), label_map(123, 60)]
+    first, second = (cls(size=KEEP_RATIO)(images, maps, return_tensors="pt") for cls in BACKENDS)
+    # Both round the resized image to whole grey levels, each in its own way: one level is 1 / 255 / 0.225 = 0.018.
+    torch.testing.assert_close(first["pixel_values"], second["pixel_values"], rtol=0, atol=0.019)
+    assert torch.equal(first["labels"], second["labels"])
+
+
+@pytest.mark.parametrize(
+    "height, width, size, wanted",
+    [  # by hand, as mmcv.imrescale(scale=(2048, 512)) does: factor, then int(edge * factor + 0.5)
+        (512, 683, {"shortest_edge": 512, "longest_edge": 2048}, (512, 683)),
+        (300, 500, {"shortest_edge": 512, "longest_edge": 2048}, (512, 853)),  # 500 * 512 / 300 = 853.33
+        (375, 500, {"shortest_edge": 512, "longest_edge": 2048}, (512, 683)),  # 682.67 rounds up
+        (100, 1000, {"shortest_edge": 512, "longest_edge": 2048}, (205, 2048)),  # bounded by 2048: 204.8
+        (1, 5000, {"shortest_edge": 512, "longest_edge": 2048}, (1, 2048)),  # never 0
+        (300, 500, {"shortest_edge": 512}, (512, 853)),
+        (300, 500, {"height": 64, "width": 32}, (64, 32)),
+    ],
+)
+def test_resized_size_matches_mmcv_rule(height, width, size, wanted):
+    assert processing.resized_size(height, width, SizeDict(**size)) == wanted
+
+
+def test_unknown_size_is_refused(backend):
+    with pytest.raises(ValueError, match="shortest_edge"):
+        backend(size={"longest_edge": 64})(picture(20, 30), return_tensors="pt")
+
+
+@pytest.mark.parametrize("size", [(7, 11), (50, 64), (33, 90)])
+def test_nearest_resize_matches_pil_and_torch(size):
+    labels = label_map(47, 61)
+    seen = processing.nearest_resize(torch.from_numpy(labels), size)
+    assert np.array_equal(seen, Image.fromarray(labels).resize(size[::-1], Image.Resampling.NEAREST))
+    exact = F.interpolate(torch.from_numpy(labels)[None, None].float(), size, mode="nearest-exact")[0, 0]
+    assert torch.equal(seen.float(), exact)
+
+
+def test_batch_is_padded_right_and_bottom(backend):
+    images, maps = [picture(60, 90), picture(90, 60)], [label_map(60, 90), label_map(90, 60)]
+    processor = backend(size=KEEP_RATIO, size_divisor=32)
+    batch = processor(images, maps, return_tensors="pt")
+    assert batch["pixel_values"].shape == (2, 3, 96, 96) and batch["labels"].shape == (2, 96, 96)
+    for index, (height, width) in enumerate([(48, 72), (72, 48)]):
+        alone = backend(size=KEEP_RATIO)(images[index], maps[index], return_tensors="pt")
+        assert alone["pixel_values"].shape[-2:] == (height, width)
+        assert torch.equal(batch["pixel_values"][index, :, :height, :width], alone["pixel_values"][0])
+        assert torch.equal(batch["labels"][index, :height, :width], alone["labels"][0])
+        for name, fill in (("pixel_values", 0), ("labels", 255)):
+            assert (batch[name][index, ..., height:, :] == fill).all()
+            assert (batch[name][index, ..., width:] == fill).all()
+
+
+def test_no_padding_on_request(backend):
+    batch = backend(size=KEEP_RATIO, do_pad=False)([picture(60, 90), picture(90, 60)])
+    assert [tuple(image.shape) for image in batch["pixel_values"]] == [(3, 48, 72), (3, 72, 48)]
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int32, np.uint16, np.int64])
+def test_reduced_labels(backend, dtype):
+    labels = np.array([[0, 1, 2], [150, 254, 255]], dtype)
+    processor = backend(do_resize=False, do_reduce_labels=True)
+    reduced = processor(picture(2, 3), labels, return_tensors="pt")["labels"]
+    assert reduced.dtype == torch.int64 and reduced.tolist() == [[[255, 0, 1], [149, 253, 255]]]
+
+
+def test_palette_masks_keep_their_index(backend):
+    labels = label_map(16, 24)
+    mask = Image.fromarray(labels, mode="L").convert("P")
+    mask.putpalette([(17 * index) % 256 for index in range(768)])
+    encoded = backend(do_resize=False)(picture(16, 24), mask, return_tensors="pt")
+    assert np.array_equal(encoded["labels"][0], labels)
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "RGBA", "LA", "1"])
+def test_pil_modes_become_rgb(backend, mode):
+    image = Image.fromarray(picture(40, 30)).convert(mode)
+    seen = backend(do_resize=False)(image, return_tensors="pt")["pixel_values"]
+    wanted = backend(do_resize=False)(image.convert("RGB"), return_tensors="pt")["pixel_values"]
+    assert torch.equal(seen, wanted)
+
+
+@pytest.mark.parametrize("channels", [1, 2, 4, 6])
+@pytest.mark.parametrize("layout", ["numpy first", "numpy last", "torch first"])
+def test_any_number_of_channels(backend, channels, layout):
+    processor = backend(size=KEEP_RATIO, image_mean=[0.4] * channels, image_std=[0.2] * channels)
+    image = picture(96, 144, channels)
+    given = image if layout == "numpy last" else image.transpose(2, 0, 1)
+    seen = processor(torch.from_numpy(given) if "torch" in layout else given, return_tensors="pt")["pixel_values"]
+    # Each channel alone through the same processor with three channels.
+    wanted = [
+        backend(size=KEEP_RATIO, image_mean=[0.4] * 3, image_std=[0.2] * 3)(
+            image[..., channel : channel + 1].repeat(3, -1), return_tensors="pt"
+        )["pixel_values"][0, 0]
+        for channel in range(channels)
+    ]
+    assert seen.shape == (1, channels, 48, 72)
+    torch.testing.assert_close(seen[0], torch.stack(wanted))
+
+
+def test_float_images_are_not_rounded(backend):
+    image = np.random.rand(3, 60, 80).astype(np.float32)
+    processor = backend(size={"height": 30, "width": 40}, do_rescale=False, do_normalize=False)
+    seen = processor(image, return_tensors="pt")["pixel_values"]
+    wanted = F.interpolate(torch.from_numpy(image)[None], (30, 40), mode="bilinear", antialias=True)
+    torch.testing.assert_close(seen, wanted, rtol=0, atol=1e-6)  # float32 rounding
+
+
+def test_input_kinds_agree(backend):
+    image = picture(50, 70)
+    kinds = [Image.fromarray(image), image, image.transpose(2, 0, 1), torch.from_numpy(image).permute(2, 0, 1)]
+    first, *others = (backend(size=KEEP_RATIO)(kind, return_tensors="pt")["pixel_values"] for kind in kinds)
+    assert all(torch.equal(first, other) for other in others)
+
+
+@pytest.mark.parametrize(
+    "images, maps, cure",
+    [
+        (picture(20, 30), label_map(20, 31), "one map of label ids"),
+        ([picture(20, 30)] * 2, [label_map(20, 30)], "one map of label ids"),
+        (picture(20, 30), Image.fromarray(picture(20, 30)), "one map of label ids"),  # colours instead of ids
+        (picture(20, 30, 6), None, "set image_mean"),
+    ],
+    ids=["other size", "other number", "RGB mask", "channels"],
+)
+def test_bad_input_is_refused_with_the_cure(backend, images, maps, cure):
+    with pytest.raises(ValueError, match=cure):
+        backend()(images, maps, input_data_format="channels_last", return_tensors="pt")
+
+
+# Post-processing
+
+
+def reference_map(logits, padded, own, target):
+    """Label map by sampling the bilinear surface of the logits at the centre of each target pixel, straight away."""
+    h, w = logits.shape[-2:]
+    rows = (torch.arange(target[0], dtype=torch.float64) + 0.5) * own[0] / target[0] / padded[0]
+    columns = (torch.arange(target[1], dtype=torch.float64) + 0.5) * own[1] / target[1] / padded[1]
+    grid = torch.stack(torch.meshgrid(columns * 2 - 1, rows * 2 - 1, indexing="xy"), -1)[None]
+    sampled = F.grid_sample(logits[None].double(), grid, mode="bilinear", padding_mode="border", align_corners=False)
+    return (sampled[0, 0] > 0).long() if len(logits) == 1 else sampled[0].argmax(0)
+
+
+def agreement(first, second):
+    return (first == second).double().mean().item()
+
+
+@pytest.mark.parametrize("labels", [1, 7])
+def test_post_processing_matches_interpolate(backend, labels):
+    outputs, sizes = output(3, labels, 12, 16), [(48, 64), (48, 64), (45, 60)]
+    maps = backend().post_process_semantic_segmentation(outputs, sizes)
+    for logits, size, seen in zip(outputs.logits, sizes, maps, strict=True):
+        assert seen.dtype == torch.int64 and seen.shape == size
+        wanted = F.interpolate(logits[None], size, mode="bilinear", align_corners=False)
+        wanted = (wanted[0, 0] > 0).long() if labels == 1 else wanted[0].argmax(0)
+        assert agreement(seen, wanted) > 0.999  # ties at rounding
+
+
+@pytest.mark.parametrize(
+    "settings, sizes, own, padded",
+    [
+        ({"do_resize": False}, [(40, 64), (64, 33)], [(40, 64), (64, 33)], (64, 64)),
+        ({"do_resize": False, "size_divisor": 16}, [(50, 61)], [(50, 61)], (64, 64)),
+        ({"size": KEEP_RATIO}, [(60, 90), (90, 60)], [(48, 72), (72, 48)], (72, 72)),
+        ({"size": KEEP_RATIO, "size_divisor": 32}, [(61, 97), (200, 123)], [(48, 76), (78, 48)], (96, 96)),
+        ({"size": {"height": 30, "width": 50}, "size_divisor": 16}, [(17, 23)], [(30, 50)], (32, 64)),
+    ],
+)
+@pytest.mark.parametrize("labels", [1, 5])
+def test_padding_is_removed_exactly(backend, settings, sizes, own, padded, labels):
+    processor = backend(**settings)
+    assert processor([picture(*size) for size in sizes], return_tensors="pt")["pixel_values"].shape[-2:] == padded
+    outputs = output(len(sizes), labels, padded[0] // 4, padded[1] // 4)
+    for result, logits, size, part in zip(
+        processor.post_process_semantic_segmentation(outputs, sizes, return_segmentation_scores=True),
+        outputs.logits,
+        sizes,
+        own,
+        strict=True,
+    ):
+        wanted = reference_map(logits, padded, part, size)
+        assert agreement(result.segmentation, wanted) > 0.999  # ties at rounding
+        assert result.segmentation_scores.shape == (labels, *size)
+        scored = (result.segmentation_scores[0] > 0).long() if labels == 1 else result.segmentation_scores.argmax(0)
+        assert agreement(scored, wanted) > 0.999
+
+
+def test_post_processing_does_not_depend_on_the_batch(backend):
+    """The same logits over the image's own pixels, alone and with a taller and wider image in the batch."""
+    processor = backend(do_resize=False)
+    logits = torch.randn(1, 4, 10, 16)
+    (alone,) = processor.post_process_semantic_segmentation(SimpleNamespace(logits=logits), [(40, 64)])
+    in_batch = F.pad(logits, (0, 4, 0, 10), mode="replicate").repeat(2, 1, 1, 1)
+    first, _ = processor.post_process_semantic_segmentation(SimpleNamespace(logits=in_batch), [(40, 64), (80, 80)])
+    assert torch.equal(first, alone)
+
+
+def test_post_processing_without_target_sizes(backend):
+    outputs = output(2, 5, 9, 13)
+    maps = backend().post_process_semantic_segmentation(outputs)
+    assert torch.equal(torch.stack(maps), outputs.logits.argmax(1))
+
+
+def test_target_sizes_as_tensor_and_wrong_number(backend):
+    outputs = output(2, 5, 9, 13)
+    maps = backend().post_process_semantic_segmentation(outputs, torch.tensor([[20, 30], [40, 30]]))
+    assert [tuple(label_map.shape) for label_map in maps] == [(20, 30), (40, 30)]
+    with pytest.raises(ValueError, match="1 target sizes for 2 images"):
+        backend().post_process_semantic_segmentation(outputs, [(20, 30)])
+
+
+# Saving and loading
+
+
+@pytest.mark.parametrize("theirs", [SegformerImageProcessor, SegformerImageProcessorPil])
+def test_loads_what_transformers_segformer_saved(backend, theirs, tmp_path):
+    theirs(size={"height": 40, "width": 56}, do_reduce_labels=True, image_mean=[0.1, 0.2, 0.3]).save_pretrained(
+        tmp_path
+    )
+    processor = backend.from_pretrained(tmp_path)
+    assert dict(processor.size) == {"height": 40, "width": 56} and processor.do_reduce_labels
+    image, labels = picture(90, 70), label_map(90, 70)
+    wanted = theirs.from_pretrained(tmp_path)(image, labels, return_tensors="pt")
+    seen = processor(image, labels, return_tensors="pt")
+    torch.testing.assert_close(seen["pixel_values"], wanted["pixel_values"], rtol=0, atol=0.019)  # one grey level
+    assert torch.equal(seen["labels"], wanted["labels"])
+
+
+def test_loads_the_oldest_checkpoints(backend, tmp_path):
+    """nvidia/segformer-* have the size as a number, and `reduce_labels`."""
+    old = {"feature_extractor_type": "SegformerFeatureExtractor", "size": 512, "reduce_labels": True, "resample": 2}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(old))
+    processor = backend.from_pretrained(tmp_path)
+    assert dict(processor.size) == {"height": 512, "width": 512} and processor.do_reduce_labels
+    assert "reduce_labels" not in processor.to_dict()
+
+
+@pytest.mark.parametrize(
+    "name, mean, size_divisor",
+    [
+        ("SegFormer", [0.485, 0.456, 0.406], None),
+        ("SETR", [0.485, 0.456, 0.406], 16),
+        ("Segmenter", [0.5, 0.5, 0.5], 16),
+        ("OCRNet", [0.485, 0.456, 0.406], None),
+    ],
+)
+@pytest.mark.parametrize("suffix", ["", "Pil"])
+def test_defaults_of_each_architecture(name, mean, size_divisor, suffix):
+    processor = getattr(processing, f"{name}ImageProcessor{suffix}")()
+    assert list(processor.image_mean) == mean and processor.size_divisor == size_divisor
+    assert dict(processor.size) == {"shortest_edge": 512, "longest_edge": 2048}
+
+
+def test_auto_map_names_both_backends(backend):
+    processor = backend()
+    processor.auto_map = {"AutoImageProcessor": f"image_processing_segtx.{backend.__name__}"}
+    wanted = {
+        "torchvision": "image_processing_segtx.SegFormerImageProcessor",
+        "pil": "image_processing_segtx.SegFormerImageProcessorPil",
+    }
+    assert processor.to_dict()["auto_map"] == {"AutoImageProcessor": wanted}
+    processor.auto_map = {"AutoImageProcessor": wanted}  # as it comes back from such a file
+    assert processor.to_dict()["auto_map"] == {"AutoImageProcessor": wanted}
