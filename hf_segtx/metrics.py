@@ -44,15 +44,6 @@ Returns:
     dict of `mean_iou`, `mean_accuracy`, `overall_accuracy`, `mean_dice` (float, [0, 1]), `per_category_iou`,
     `per_category_accuracy`, `per_category_dice` (float64 array (K,), nan for a class that does not occur) and
     `confusion_matrix` (int64 array (K, K) of pixels, rows truth, columns prediction)
-
-Example:
-
-    >>> import numpy as np
-    >>> from hf_segtx.metrics import MeanIoU
-    >>> metric = MeanIoU(num_labels=3)
-    >>> metric.add(prediction=np.array([[0, 1], [1, 1]]), reference=np.array([[0, 0], [1, 255]]))
-    >>> metric.compute()["per_category_iou"]
-    array([0.5, 0.5, nan])
 """
 
 _CITATION = """
@@ -93,6 +84,12 @@ class MeanIoU(evaluate.Metric):
 
     Raises:
         ValueError: if `num_labels` is not positive.
+
+    Example:
+        >>> metric = MeanIoU(num_labels=3)
+        >>> metric.add(prediction=np.array([[0, 1], [1, 1]]), reference=np.array([[0, 0], [1, 255]]))
+        >>> metric.compute()["per_category_iou"]
+        array([0.5, 0.5, nan])
     """
 
     def __init__(
