@@ -1,0 +1,825 @@
+"""Trains a semantic segmentation model, on one CPU or many GPUs.
+
+    accelerate launch examples/train.py                    # no arguments: a small SegFormer on embedded scenes
+    python examples/train.py --train_dir data/train --validation_dir data/val --architecture segformer --size b0
+    accelerate launch examples/train.py --recipe examples/recipes/segformer_b0_ade20k.args --learning_rate 3e-5
+    python examples/train.py --recipe outputs/run/train.args --resume_from_checkpoint latest
+    python examples/train.py --help
+
+What comes out, in `--output_dir`:
+
+    config.json model.safetensors preprocessor_config.json    the final model, for `from_pretrained` and `pipeline`
+    README.md all_results.json predictions.png                its card, scores with their protocol, and a picture
+    train.args                                                the arguments of the run, a recipe of its own
+    step_N/                                                   checkpoints: a loadable model and `training_state/`
+    last -> step_N  best -> step_M                            links to the newest and to the best checkpoint
+
+The final model has the weights of the last step, as papers report; `--load_best_model_at_end` takes those of the best
+evaluation instead. A checkpoint is written under another name and renamed when it is whole, so `step_N` is never torn.
+A run that was killed and resumed takes the same steps as one that was not: weights, optimizer, schedule, scaler and the
+states of all random generators are restored, the position in the data follows from the step, and what happens to an
+image from (seed, epoch, index). On the CPU the weights come out bit-identical.
+
+Steps, epochs and batches: a step is one update of the weights with
+`per_device_train_batch_size * gradient_accumulation_steps * processes` images. The loss of a step is the mean over all
+valid pixels of these images, so neither accumulation nor the number of processes changes it (batch norms see the
+micro-batch of their process only; `--sync_bn`). The images are an endless stream, a new permutation an epoch; a batch
+that reaches the end of an epoch goes on with the next one.
+"""
+
+import json
+import math
+import os
+import platform
+import re
+import shlex
+import shutil
+import sys
+import time
+from contextlib import nullcontext
+from dataclasses import MISSING, dataclass, field, fields
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+import torch
+import transformers
+from accelerate import Accelerator
+from accelerate.state import PartialState
+from accelerate.tracking import get_available_trackers
+from accelerate.utils import GradientAccumulationPlugin, broadcast, broadcast_object_list, set_seed
+from hf_segtx.visualization import comparison
+from tqdm.auto import tqdm
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModelForSemanticSegmentation,
+    HfArgumentParser,
+    get_scheduler,
+)
+
+import hf_segtx
+from hf_segtx.data import load_data, training_dataloader, training_transform
+from hf_segtx.hub import check_token, push, write_card
+from hf_segtx.inference import as_json, class_table, evaluate, predict, protocol
+from hf_segtx.models.segmentation_base import segmentation_loss
+from hf_segtx.optim import parameter_groups, polynomial_schedule
+
+
+DEFAULT_OUTPUT_DIR = "outputs/segformer_scenes"
+MODEL_CARDS = Path(__file__).resolve().parent.parent / "model_cards"
+ARCHITECTURES = {row[0].model_type.removeprefix("segtx_"): row for row in hf_segtx.ARCHITECTURES}
+
+
+# ------------------------------------------------------------------------------------------------------- arguments
+
+
+def flag(default, help: str):
+    """A dataclass field with a help text for the command line."""
+    if isinstance(default, list):
+        return field(default_factory=lambda: list(default), metadata={"help": help})
+    return field(default=default, metadata={"help": help})
+
+
+@dataclass
+class Arguments:
+    """Everything that can be set; `--recipe FILE` reads flags from a file first, and the command line overrides it."""
+
+    # Model
+    model_name_or_path: str | None = flag(None, "Folder or Hub name of a model to start from; else random weights.")
+    model_revision: str = flag("main", "Branch, tag or commit of --model_name_or_path.")
+    architecture: Literal[tuple(ARCHITECTURES)] | None = flag(None, "Default: segformer, or the model's.")
+    size: str | None = flag(None, "Published size of the architecture, such as b0.")
+    backbone_weights: str | None = flag(None, "Folder, file or Hub name of pre-trained weights for the backbone only.")
+    config_overrides: str | None = flag(None, "Fields of the configuration, as JSON: '{\"drop_path_rate\": 0.0}'.")
+    config_name: str | None = flag(None, "Folder or Hub name of a configuration, if not that of the model.")
+    image_processor_name: str | None = flag(None, "Folder or Hub name of an image processor, if not the model's.")
+    cache_dir: str | None = flag(None, "Where downloads are kept.")
+    token: str | None = flag(None, "Hub token for downloads and uploads; default: that of `hf auth login`.")
+    trust_remote_code: bool = flag(False, "Run the code that comes with a model on the Hub.")
+
+    # Data; without any of these the embedded scenes are used
+    dataset_name: str | None = flag(None, "Data set on the Hub, or a folder that `datasets` can load.")
+    dataset_config_name: str | None = flag(None, "Configuration of that data set.")
+    train_dir: str | None = flag(None, "Folder with images/, masks/ and classes.json (here or one folder up).")
+    validation_dir: str | None = flag(None, "The same for validation.")
+    train_split: str = flag("train", "Split of --dataset_name to train on.")
+    validation_split: str | None = flag(None, "Split to validate on; default: validation, val or valid if there.")
+    train_val_split: float = flag(0.15, "Share of the training images that validate if there is no validation set.")
+    image_column_name: str | None = flag(None, "Column of the images, if it cannot be guessed.")
+    label_column_name: str | None = flag(None, "Column of the masks, if it cannot be guessed.")
+    classes_file: str | None = flag(None, "classes.json or id2label.json, if not beside the data.")
+    do_reduce_labels: bool = flag(False, "Mask value 0 is void and k is class k - 1 (ADE20K as distributed).")
+    max_train_samples: int | None = flag(None, "Use only so many training images, evenly spread.")
+    max_eval_samples: int | None = flag(None, "Use only so many validation images, evenly spread.")
+    image_size: list[int] = flag(
+        [], "Shortest and longest edge (pixels) that images are resized to, ratio kept, in training (before "
+        "--scale_range), evaluation and in the saved processor. Default: the model's processor, else own size.",
+    )  # fmt: skip
+    crop_size: list[int] = flag([512], "Height and width of training crops in pixels; one number is a square.")
+    scale_range: list[float] = flag([0.5, 2.0], "Range of the random resizing before the crop.")
+    dataloader_num_workers: int | None = flag(None, "Processes that read images; default 0 on a CPU, up to 8 on a GPU.")
+
+    # Optimization
+    per_device_train_batch_size: int = flag(8, "Images in a micro-batch of a process.")
+    per_device_eval_batch_size: int = flag(8, "Images that a process reads at a time in evaluation.")
+    gradient_accumulation_steps: int = flag(1, "Micro-batches a step.")
+    num_train_epochs: float = flag(1.0, "Passes over the data, if --max_train_steps is not given.")
+    max_train_steps: int | None = flag(None, "Optimizer steps.")
+    optimizer: Literal["adamw", "sgd"] = flag("adamw", "Optimizer.")
+    learning_rate: float = flag(6e-5, "Learning rate of the backbone.")
+    head_lr_multiplier: float = flag(1.0, "The heads' learning rate over the backbone's (papers: 10).")
+    weight_decay: float = flag(0.01, "Weight decay; norms and position tables have none.")
+    adam_beta1: float = flag(0.9, "AdamW's beta 1.")
+    adam_beta2: float = flag(0.999, "AdamW's beta 2.")
+    adam_epsilon: float = flag(1e-8, "AdamW's epsilon.")
+    momentum: float = flag(0.9, "SGD's momentum.")
+    max_grad_norm: float | None = flag(None, "Clip the gradient to this norm.")
+    lr_scheduler_type: str = flag("polynomial", "polynomial, or a name that transformers.get_scheduler knows.")
+    poly_power: float = flag(1.0, "Power of the polynomial decay.")
+    min_learning_rate: float = flag(0.0, "Where the polynomial decay ends.")
+    num_warmup_steps: int = flag(0, "Steps of linear warm-up.")
+    warmup_start_factor: float = flag(1e-6, "Share of the learning rate at the first step of the warm-up.")
+    class_weights: list[float] = flag([], "A weight a class in the mean of the loss.")
+    label_smoothing: float = flag(0.0, "Share of the target that is spread over all classes.")
+    seed: int = flag(0, "Seed of weights, order of the images, augmentation and dropout.")
+    mixed_precision: Literal["no", "fp16", "bf16"] | None = flag(None, "Default: what accelerate launch says.")
+    gradient_checkpointing: bool = flag(False, "Recompute activations in the backward pass, to save memory.")
+    sync_bn: bool = flag(False, "Batch norm statistics over all processes (GPUs only).")
+    compile: bool = flag(False, "Compile the training step with torch.compile.")
+
+    # Evaluation, checkpoints, output
+    output_dir: str | None = flag(None, f"Where everything goes; default {DEFAULT_OUTPUT_DIR}, numbered if taken.")
+    overwrite_output_dir: bool = flag(False, "Delete the earlier run in --output_dir.")
+    evaluation_steps: int | None = flag(None, "Evaluate every so many steps; default: five times in the run.")
+    checkpointing_steps: str | None = flag(None, "Save every so many steps, or 'epoch'; default: --evaluation_steps.")
+    save_total_limit: int = flag(1, "Checkpoints to keep, besides the best one.")
+    resume_from_checkpoint: str | None = flag(None, "A checkpoint folder, or 'latest' for the newest in --output_dir.")
+    load_best_model_at_end: bool = flag(False, "The final model is the best evaluation's, not the last step's.")
+    logging_steps: int = flag(10, "Steps between updates of the progress bar and entries of the trackers.")
+    with_tracking: bool = flag(False, "Report to trackers.")
+    report_to: str = flag("all", "tensorboard, trackio, wandb, ..., or all that are installed.")
+    push_to_hub: bool = flag(False, "Upload the final model.")
+    hub_model_id: str | None = flag(None, "Repository to upload to; default: the name of --output_dir.")
+    hub_token: str | None = flag(None, "The same as --token.")
+
+
+# What the command line starts from when it says nothing about data and model; a recipe like those in recipes/.
+SCENES_RECIPE = """
+--size b0 --crop_size 128 --scale_range 0.75 1.5 --max_train_steps 300 --evaluation_steps 100
+--per_device_train_batch_size 8 --learning_rate 1e-3 --num_warmup_steps 20
+"""
+
+
+def parse_arguments(command_line: list[str]) -> Arguments:
+    """Arguments from `--recipe` files (flags, quoted as in a shell, # comments), then from the command line itself."""
+    words = []
+    rest = list(command_line)
+    if not any(word.startswith(("--recipe", "--train_dir", "--dataset_name", "--model_name_or_path")) for word in rest):
+        words = shlex.split(SCENES_RECIPE)
+    while "--recipe" in rest:
+        position = rest.index("--recipe")
+        if position + 1 == len(rest):
+            raise ValueError("--recipe needs a file; see examples/recipes")
+        path = Path(rest[position + 1])
+        if not path.is_file():
+            raise ValueError(f"there is no recipe {path}; see examples/recipes")
+        words += shlex.split(path.read_text(), comments=True)
+        del rest[position : position + 2]
+    parser = HfArgumentParser(Arguments, prog="train.py", allow_abbrev=False)
+    return parser.parse_args_into_dataclasses(words + rest)[0]
+
+
+def as_recipe(arguments: Arguments) -> str:
+    """The arguments that differ from their defaults, a flag a line; `parse_arguments` reads them back. No tokens."""
+    lines = []
+    for option in fields(arguments):
+        value = getattr(arguments, option.name)
+        default = option.default_factory() if option.default is MISSING else option.default
+        if value == default or option.name in ("token", "hub_token", "overwrite_output_dir", "resume_from_checkpoint"):
+            continue
+        values = value if isinstance(value, list) else [value]
+        lines.append(shlex.join([f"--{option.name}", *map(str, values)]))
+    return "\n".join(lines) + "\n"
+
+
+# ------------------------------------------------------------------------------------------- folders and checkpoints
+
+
+class UserError(Exception):
+    """What whoever started the run can cure: shown as a message, without a traceback."""
+
+
+def find_checkpoints(output_dir: Path) -> list[Path]:
+    """The `step_N` folders, oldest first. They are whole: their names come from a rename after the last byte."""
+    return sorted(
+        (path for path in output_dir.glob("step_*") if re.fullmatch(r"step_\d+", path.name)),
+        key=lambda path: int(path.name.removeprefix("step_")),
+    )
+
+
+def claim_output_dir(arguments: Arguments) -> Path:
+    """Decides where the output goes and makes sure that it can be written and holds no other run.
+
+    Raises:
+        ValueError, OSError: if the folder is not empty or cannot be written.
+    """
+    resume = arguments.resume_from_checkpoint
+    if arguments.output_dir:
+        folder = Path(arguments.output_dir)
+    elif resume not in (None, "latest"):
+        folder = Path(resume).resolve().parent
+    else:
+        folder = Path(DEFAULT_OUTPUT_DIR)
+        numbered = [folder] + [Path(f"{folder}_{number}") for number in range(2, 1000)]
+        taken = [path for path in numbered if path.is_dir() and any(path.iterdir())]
+        if resume is None:
+            folder = next(path for path in numbered if path not in taken)
+        elif taken:
+            folder = max(taken, key=lambda path: path.stat().st_mtime)
+    if folder.is_dir() and any(folder.iterdir()) and resume is None:
+        if not arguments.overwrite_output_dir:
+            raise ValueError(
+                f"output_dir {folder} is not empty. To go on with the run in it, add --resume_from_checkpoint latest; "
+                "to delete that run, add --overwrite_output_dir; or choose another --output_dir"
+            )
+        # Only what this script writes: the folder may hold other things, or be the wrong one.
+        for path in [*find_checkpoints(folder), *folder.glob(".partial-*")]:
+            shutil.rmtree(path)
+        for name in ("last", "best", "train.args", "all_results.json", "model.safetensors", "predictions.png"):
+            (folder / name).unlink(missing_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / ".partial-test").write_text("")
+        (folder / ".partial-test").unlink()
+    except OSError as error:
+        raise ValueError(f"cannot write to output_dir {folder} ({error}); choose another --output_dir") from error
+    for path in folder.glob(".partial-*"):  # left by a run that was killed while it wrote
+        shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+    return folder
+
+
+def checkpoint_to_resume(resume: str | None, output_dir: Path) -> Path | None:
+    """The folder that `--resume_from_checkpoint` means; None to start at step 0.
+
+    Raises:
+        ValueError: if there is none, or it lacks something.
+    """
+    if resume is None:
+        return None
+    if resume == "latest":
+        if checkpoints := find_checkpoints(output_dir):
+            return checkpoints[-1]
+        if (output_dir / "train.args").is_file():  # stopped before its first checkpoint: the same run from its start
+            return None
+        raise ValueError(f"there is no run to resume in {output_dir}; give its --output_dir, or a checkpoint folder")
+    folder = Path(resume)
+    for part in ("config.json", "preprocessor_config.json", "trainer_state.json", "training_state"):
+        if not (folder / part).exists():
+            raise ValueError(
+                f"{folder} is not a checkpoint of this script: it has no {part}. Give a step_N folder, 'last', or "
+                "'latest'; to start a new run from the weights of a model, use --model_name_or_path"
+            )
+    return folder.resolve()
+
+
+def save_checkpoint(accelerator: Accelerator, model, processor, state: dict, output_dir: Path) -> Path:
+    """Writes `step_N`: model and processor for `from_pretrained`, and what training needs to go on.
+
+    Written beside and renamed, so that an interruption, a full disk or a kill leaves the earlier checkpoints whole.
+    """
+    folder = output_dir / f"step_{state['step']}"
+    partial_folder = output_dir / f".partial-{folder.name}"
+    try:
+        accelerator.save_state(partial_folder / "training_state")  # every process its random generators
+        accelerator.wait_for_everyone()
+        if accelerator.is_main_process:
+            accelerator.unwrap_model(model).save_pretrained(partial_folder)
+            processor.save_pretrained(partial_folder)
+            (partial_folder / "trainer_state.json").write_text(json.dumps(state, indent=2) + "\n")
+            if folder.exists():  # resumed from an earlier step by name: the same checkpoint once more
+                os.replace(folder, output_dir / f".partial-old-{folder.name}")
+            os.replace(partial_folder, folder)
+    except BaseException as error:
+        shutil.rmtree(partial_folder, ignore_errors=True)
+        if isinstance(error, Exception):
+            whole = find_checkpoints(output_dir)
+            cure = "make room" + (f" and go on from {whole[-1]} with --resume_from_checkpoint latest" if whole else "")
+            raise UserError(f"could not write the checkpoint {folder} ({error}); {cure}") from error
+        raise
+    accelerator.wait_for_everyone()
+    return folder
+
+
+def point(link: Path, folder: Path) -> None:
+    """Makes `link` a relative symbolic link to a folder beside it, in one step."""
+    temporary = link.with_name(f".partial-{link.name}")
+    temporary.symlink_to(folder.name, target_is_directory=True)
+    os.replace(temporary, link)
+
+
+def prune_checkpoints(output_dir: Path, limit: int) -> None:
+    """Deletes all but the newest `limit` checkpoints and the best one."""
+    best = (output_dir / "best").resolve()
+    for folder in find_checkpoints(output_dir)[: -max(1, limit)]:
+        if folder.resolve() != best:
+            os.replace(folder, output_dir / f".partial-old-{folder.name}")  # so that `latest` never sees half of it
+    for folder in output_dir.glob(".partial-old-*"):
+        shutil.rmtree(folder)
+
+
+# ------------------------------------------------------------------------------------------------------------- model
+
+
+def build_model(arguments: Arguments, labels):
+    """The model to train and its image processor: from a checkpoint, or an architecture with random weights.
+
+    Raises:
+        ValueError, OSError: if names, folders, sizes or numbers of classes are wrong.
+    """
+    hub = {"cache_dir": arguments.cache_dir, "token": arguments.token or arguments.hub_token}
+    remote = {**hub, "trust_remote_code": arguments.trust_remote_code}
+    settings = json.loads(arguments.config_overrides or "{}")
+    settings |= {"id2label": labels.id2label, "label2id": labels.label2id}  # their number is num_labels
+    settings["semantic_loss_ignore_index"] = labels.ignore_index
+    name, architecture = arguments.model_name_or_path, arguments.architecture
+    if name is None:
+        config_class, _, model_class, processor_class, _ = ARCHITECTURES[architecture or "segformer"]
+        if arguments.config_name:
+            config = config_class.from_pretrained(arguments.config_name, **hub, **settings)
+        else:
+            config = config_class.from_size(arguments.size, **settings) if arguments.size else config_class(**settings)
+        model, processor = model_class(config), processor_class()
+    else:
+        if arguments.size:
+            raise ValueError(f"--size {arguments.size}: the model of --model_name_or_path has its own size; drop one")
+        hub["revision"] = remote["revision"] = arguments.model_revision
+        if architecture is None:
+            model_type = AutoConfig.from_pretrained(name, **remote).model_type
+            # transformers' SegFormer checkpoints load into ours: the same numbers, faster.
+            architecture = {f"segtx_{key}": key for key in ARCHITECTURES}.get(model_type) or (
+                "segformer" if model_type == "segformer" else None
+            )
+        # A head for other classes than the checkpoint's starts anew.
+        if architecture is None:
+            load, load_processor, options = AutoModelForSemanticSegmentation, AutoImageProcessor, remote
+        else:
+            _, _, load, load_processor, _ = ARCHITECTURES[architecture]
+            options = hub
+        model = load.from_pretrained(name, ignore_mismatched_sizes=True, **options, **settings)
+        processor = load_processor.from_pretrained(arguments.image_processor_name or name, **options)
+    if name is None and arguments.image_processor_name:
+        processor = processor_class.from_pretrained(arguments.image_processor_name, **hub)
+    elif name is None:
+        processor.do_resize = False  # images at their own size, unless told otherwise
+    if arguments.image_size:
+        if len(arguments.image_size) > 2:
+            raise ValueError(f"--image_size takes the shortest and the longest edge, not {arguments.image_size}")
+        processor.do_resize = True
+        processor.size = dict(zip(("shortest_edge", "longest_edge"), arguments.image_size))
+    processor.do_reduce_labels = False  # the data set's label contract has done it
+    if arguments.backbone_weights:
+        from hf_segtx.weights import load_backbone
+
+        load_backbone(model, arguments.backbone_weights)
+    return model, processor
+
+
+def base_size(processor) -> tuple[int, int] | None:
+    """What scale 1 of the augmentation means: (shortest, longest) edge in pixels; None is each image's own size."""
+    if not processor.do_resize:
+        return None
+    size = dict(processor.size)
+    edges = [size.get("height"), size.get("width")]
+    if None in edges:
+        edges = [size["shortest_edge"], size.get("longest_edge") or sys.maxsize]
+    return min(edges), max(edges)
+
+
+def build_optimizer(arguments: Arguments, model) -> torch.optim.Optimizer:
+    groups = parameter_groups(model, arguments.learning_rate, arguments.weight_decay, arguments.head_lr_multiplier)
+    if arguments.optimizer == "sgd":
+        return torch.optim.SGD(groups, lr=arguments.learning_rate, momentum=arguments.momentum)
+    betas = (arguments.adam_beta1, arguments.adam_beta2)
+    return torch.optim.AdamW(groups, lr=arguments.learning_rate, betas=betas, eps=arguments.adam_epsilon)
+
+
+# --------------------------------------------------------------------------------------------------------- training
+
+
+def check_arguments(arguments: Arguments) -> None:
+    """Raises ValueError for what is wrong with the arguments by themselves."""
+    counts = "per_device_train_batch_size per_device_eval_batch_size gradient_accumulation_steps logging_steps"
+    for name in counts.split():
+        if getattr(arguments, name) < 1:
+            raise ValueError(f"--{name} is {getattr(arguments, name)}; it must be at least 1")
+    every = arguments.checkpointing_steps
+    if every is not None and every != "epoch" and not (every.isdigit() and int(every) > 0):
+        raise ValueError(f"--checkpointing_steps is {every!r}; give a number of steps, or 'epoch'")
+    if len(arguments.crop_size) > 2 or min(arguments.crop_size) < 1:
+        raise ValueError(f"--crop_size is {arguments.crop_size}; give height and width in pixels, or one number")
+    if len(arguments.scale_range) != 2 or not 0 < arguments.scale_range[0] <= arguments.scale_range[1]:
+        raise ValueError(f"--scale_range is {arguments.scale_range}; give smallest and largest factor, e.g. 0.5 2")
+    if arguments.overwrite_output_dir and arguments.resume_from_checkpoint:
+        raise ValueError("--overwrite_output_dir would delete what --resume_from_checkpoint needs; give one of them")
+    if arguments.sync_bn and not torch.cuda.is_available():
+        raise ValueError("--sync_bn needs GPUs; torch has no synchronised batch norm on the CPU")
+    if arguments.with_tracking:
+        installed = sorted(str(tracker) for tracker in get_available_trackers())
+        if not installed or arguments.report_to not in ("all", *installed):
+            raise ValueError(
+                f"--report_to {arguments.report_to} is not installed (installed: {', '.join(installed) or 'none'}); "
+                f"`pip install {'tensorboard' if arguments.report_to == 'all' else arguments.report_to}`"
+            )
+
+
+def read_data(arguments: Arguments, check: bool):
+    """Training data, validation data and labels; the weights of the classes must fit to them.
+
+    Raises:
+        ValueError, OSError: as `load_data`, and if there is nothing to train on.
+    """
+    if arguments.validation_dir and not arguments.train_dir:
+        raise ValueError(f"--validation_dir {arguments.validation_dir} without --train_dir; give both")
+    names = (
+        "dataset_name dataset_config_name train_dir validation_dir train_split validation_split train_val_split seed "
+        "image_column_name label_column_name classes_file do_reduce_labels max_train_samples max_eval_samples cache_dir"
+    )
+    settings = {name: getattr(arguments, name) for name in names.split()}
+    token = arguments.token or arguments.hub_token
+    train_dataset, validation_dataset, labels = load_data(**settings, token=token, check=check)
+    if arguments.class_weights and len(arguments.class_weights) != labels.num_ids:
+        raise ValueError(f"{len(arguments.class_weights)} --class_weights for {labels.num_ids} classes; give one each")
+    return train_dataset, validation_dataset, labels
+
+
+def is_launched() -> bool:
+    """Whether `accelerate launch` started this process."""
+    return "ACCELERATE_MIXED_PRECISION" in os.environ
+
+
+def use_all_cores(accelerator: Accelerator) -> None:
+    """On a CPU `accelerate launch` sets OMP_NUM_THREADS to 1 unless told otherwise; share the cores instead."""
+    if accelerator.device.type == "cpu" and is_launched() and os.environ.get("OMP_NUM_THREADS") == "1":
+        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // accelerator.num_processes))
+
+
+def machine(accelerator: Accelerator) -> str:
+    """The hardware in words, for the results."""
+    if accelerator.device.type == "cuda":
+        return f"{accelerator.num_processes} x {torch.cuda.get_device_name()}"
+    return f"{accelerator.num_processes} process(es) of {torch.get_num_threads()} CPU threads ({platform.machine()})"
+
+
+def loss_shares(micro_batches: list[dict], ignore_index: int, class_weights, accelerator: Accelerator) -> torch.Tensor:
+    """Factors by which micro-batches' mean losses add up to the mean over all valid pixels of a step.
+
+    A micro-batch with few valid pixels must not count as much as a full one. Pixels count with their class weights, as
+    in the mean of the weighted loss. The number of processes is there because gradients are averaged over them.
+    """
+    valid = [batch["labels"][batch["labels"] != ignore_index] for batch in micro_batches]
+    if class_weights is None:
+        pixels = torch.tensor([float(ids.numel()) for ids in valid], device=accelerator.device)
+    else:
+        pixels = torch.stack([class_weights[ids].sum() for ids in valid])
+    total = accelerator.reduce(pixels.sum(), "sum")
+    return pixels * accelerator.num_processes / total.clamp(min=torch.finfo(total.dtype).tiny)
+
+
+def save_final(model, processor, output_dir: Path) -> None:
+    """Model and processor in `output_dir` itself; file by file renamed when all are written."""
+    partial_folder = output_dir / ".partial-final"
+    model.save_pretrained(partial_folder)
+    processor.save_pretrained(partial_folder)
+    for file in partial_folder.iterdir():
+        os.replace(file, output_dir / file.name)
+    partial_folder.rmdir()
+
+
+def main(arguments: Arguments, build_model=build_model) -> dict:
+    """Trains, evaluates and saves; returns what `all_results.json` holds.
+
+    Args:
+        build_model: (arguments, labels) -> (model, image processor); another one trains another model in this loop.
+
+    Raises:
+        UserError: before training, for what is wrong with arguments, folders or data; in it, if the loss is not finite.
+    """
+    process = PartialState()
+
+    def everywhere(function, *inputs, only_main: bool = False):
+        """The function's result; what goes wrong in the main process is a UserError in all of them, so none waits."""
+        result = error = None
+        if process.is_main_process or not only_main:
+            try:
+                result = function(*inputs)
+            except (ValueError, OSError) as caught:
+                error = caught
+        box = [str(error) if error else None, result if only_main else None]
+        broadcast_object_list(box)
+        if box[0] or error:
+            raise UserError(box[0] or str(error)) from error
+        return box[1] if only_main else result
+
+    in_main_process = partial(everywhere, only_main=True)
+
+    # ---- checks that need neither data nor model, then the data, then the model
+    everywhere(check_arguments, arguments)
+    token = arguments.hub_token or arguments.token
+    if arguments.push_to_hub:
+        in_main_process(check_token, token)
+    output_dir = in_main_process(claim_output_dir, arguments)
+    arguments.output_dir = str(output_dir)
+    checkpoint = in_main_process(checkpoint_to_resume, arguments.resume_from_checkpoint, output_dir)
+    accelerator = Accelerator(
+        mixed_precision=arguments.mixed_precision,
+        # Accumulation is written out below; here it would divide the loss once more if the launcher's setting said so.
+        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
+        log_with=arguments.report_to if arguments.with_tracking else None,
+        project_dir=output_dir,
+    )
+    use_all_cores(accelerator)
+    num_workers = arguments.dataloader_num_workers
+    if num_workers is None:
+        num_workers = 0 if accelerator.device.type == "cpu" else min(8, os.cpu_count() // accelerator.num_processes)
+    train_dataset, validation_dataset, labels = everywhere(read_data, arguments, process.is_main_process)
+    set_seed(arguments.seed)
+    model, processor = everywhere(build_model, arguments, labels)
+    transformers.utils.logging.disable_progress_bar()  # of the files that every checkpoint writes
+    names = list(labels.names) if labels.num_labels > 1 else ["background", *labels.names]  # one class: a sigmoid
+
+    # ---- model, optimizer, schedule
+    images_per_step = (
+        arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps * accelerator.num_processes
+    )
+    steps_per_epoch = math.ceil(len(train_dataset) / images_per_step)
+    total_steps = arguments.max_train_steps or math.ceil(arguments.num_train_epochs * steps_per_epoch)
+    evaluation_steps = arguments.evaluation_steps or math.ceil(total_steps / 5)
+    checkpointing_steps = evaluation_steps
+    if arguments.checkpointing_steps:
+        every = arguments.checkpointing_steps
+        checkpointing_steps = steps_per_epoch if every == "epoch" else int(every)
+    if checkpoint is not None:
+        model.load_state_dict(type(model).from_pretrained(checkpoint).state_dict())
+    class_weights = None
+    if arguments.class_weights:
+        class_weights = torch.tensor(arguments.class_weights, device=accelerator.device)
+    if class_weights is not None or arguments.label_smoothing:
+        model.loss_function = partial(
+            segmentation_loss, class_weights=class_weights, label_smoothing=arguments.label_smoothing
+        )
+    if arguments.gradient_checkpointing:
+        model.gradient_checkpointing_enable()
+    if arguments.sync_bn:
+        model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    optimizer = build_optimizer(arguments, model)
+    if arguments.lr_scheduler_type == "polynomial":
+        schedule = polynomial_schedule(
+            optimizer,
+            arguments.num_warmup_steps,
+            total_steps,
+            arguments.poly_power,
+            arguments.min_learning_rate,
+            arguments.warmup_start_factor,
+        )
+    else:
+        schedule = get_scheduler(arguments.lr_scheduler_type, optimizer, arguments.num_warmup_steps, total_steps)
+    if arguments.compile:
+        model.compile()
+    model, optimizer = accelerator.prepare(model, optimizer)  # not the schedule: it would step once a process
+    bare_model = accelerator.unwrap_model(model)
+    # Weights are saved by `save_pretrained`, once.
+    accelerator.register_save_state_pre_hook(lambda models, weights, folder: weights.clear())
+    accelerator.register_load_state_pre_hook(lambda models, folder: models.clear())
+    set_seed(arguments.seed, device_specific=True)  # dropout differs between processes, the initial weights do not
+
+    # ---- where to start
+    state = {
+        "step": 0,
+        "seconds": 0.0,  # of training, without evaluations and checkpoints
+        "best_mean_iou": None,
+        "best_step": None,
+        "evaluations": [],
+        "plan": {
+            "images_per_step": images_per_step,
+            "train_images": len(train_dataset),
+            "total_steps": total_steps,
+            "processes": accelerator.num_processes,
+            "seed": arguments.seed,
+        },
+    }
+    if checkpoint is not None:
+        saved = json.loads((checkpoint / "trainer_state.json").read_text())
+        for key, value in state["plan"].items():
+            if saved["plan"][key] != value:
+                raise UserError(
+                    f"{checkpoint} was written with {key} {saved['plan'][key]}, this run has {value}; resume with the "
+                    f"same arguments (--recipe {output_dir / 'train.args'}), or start anew from its weights with "
+                    f"--model_name_or_path {checkpoint}"
+                )
+        state = saved
+        schedule.load_state_dict(state.pop("schedule"))
+    crop_height, crop_width = arguments.crop_size[0], arguments.crop_size[-1]
+    batches = iter(
+        training_dataloader(
+            train_dataset,
+            training_transform(
+                processor,
+                (crop_height, crop_width),
+                scale_range=tuple(arguments.scale_range),
+                base_size=base_size(processor),
+                ignore_index=labels.ignore_index,
+            ),
+            arguments.per_device_train_batch_size,
+            seed=arguments.seed,
+            start_step=state["step"] * arguments.gradient_accumulation_steps,
+            num_workers=num_workers,
+            process_index=accelerator.process_index,
+            num_processes=accelerator.num_processes,
+            device=accelerator.device,
+        )
+    )
+    if checkpoint is not None:
+        accelerator.load_state(checkpoint / "training_state")  # random generators too: nothing may draw from here on
+    if accelerator.is_main_process:
+        (output_dir / "train.args").write_text(as_recipe(arguments))
+        print(
+            f"{type(bare_model).__name__}, {sum(p.numel() for p in bare_model.parameters()) / 1e6:.2f} M parameters; "
+            f"{len(train_dataset)} training and {len(validation_dataset)} validation images, {len(names)} classes\n"
+            f"steps {state['step']} to {total_steps} of {images_per_step} images on {accelerator.num_processes} x "
+            f"{accelerator.device.type}, precision {accelerator.mixed_precision}; output in {output_dir}"
+        )
+    if arguments.with_tracking:
+        config = {key: str(value) for key, value in vars(arguments).items() if "token" not in key}
+        accelerator.init_trackers("hf_segtx", config)
+
+    # ---- the loop
+    def score() -> dict:
+        """Evaluates in all processes; the main process prints the table."""
+        for buffer in bare_model.buffers():  # each process has batch norm statistics of its own
+            broadcast(buffer)
+        # A compiled model would be compiled anew for every image size.
+        with torch.compiler.set_stance("force_eager") if arguments.compile else nullcontext():
+            scores = evaluate(
+                bare_model,
+                processor,
+                validation_dataset,
+                batch_size=arguments.per_device_eval_batch_size,
+                num_workers=num_workers,
+                progress=True,
+            )
+        if accelerator.is_main_process:
+            bar.write(f"\nstep {state['step']} of {total_steps}\n{class_table(scores, names)}")
+        return scores
+
+    bar = tqdm(
+        total=total_steps,
+        initial=state["step"],
+        unit="step",
+        disable=not accelerator.is_main_process,
+        mininterval=0.1 if sys.stderr.isatty() else 10,  # a log file gets a line every ten seconds
+    )
+    model.train()
+    loss_sum, interval_steps, interval_start = torch.zeros((), device=accelerator.device), 0, time.perf_counter()
+    scores = None
+    while state["step"] < total_steps:
+        # ---- one training step ----------------------------------------------------------------------------------
+        micro_batches = [next(batches) for _ in range(arguments.gradient_accumulation_steps)]
+        shares = loss_shares(micro_batches, labels.ignore_index, class_weights, accelerator)
+        for batch, share in zip(micro_batches, shares, strict=True):
+            is_last = batch is micro_batches[-1]
+            with nullcontext() if is_last else accelerator.no_sync(model):
+                loss = model(**batch).loss * share
+                accelerator.backward(loss)
+            loss_sum += loss.detach()
+        if arguments.max_grad_norm:
+            accelerator.clip_grad_norm_(model.parameters(), arguments.max_grad_norm)
+        learning_rate = schedule.get_last_lr()[0]
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+        # ---------------------------------------------------------------------------------------------------------
+        state["step"] += 1
+        interval_steps += 1
+        is_end = state["step"] == total_steps
+
+        if state["step"] % arguments.logging_steps == 0 or is_end:
+            mean_loss = accelerator.reduce(loss_sum, "mean").item() / interval_steps
+            if not math.isfinite(mean_loss):
+                raise UserError(
+                    f"the loss is {mean_loss} at step {state['step']}; lower --learning_rate, lengthen "
+                    "--num_warmup_steps, clip with --max_grad_norm 1, or use bf16 instead of fp16"
+                )
+            seconds = time.perf_counter() - interval_start
+            values = {
+                "loss": mean_loss,
+                "learning_rate": learning_rate,
+                "images_per_second": interval_steps * images_per_step / seconds,
+            }
+            speed = f"{values['images_per_second']:.1f}"
+            bar.set_postfix({"loss": f"{mean_loss:.4f}", "rate": f"{values['learning_rate']:.2e}", "images/s": speed})
+            accelerator.log(values, step=state["step"])
+            state["seconds"] += seconds
+            loss_sum, interval_steps, interval_start = torch.zeros_like(loss_sum), 0, time.perf_counter()
+        bar.update()
+
+        is_best = False
+        if state["step"] % evaluation_steps == 0 or is_end:
+            pause = time.perf_counter()
+            scores = score()
+            means = {key: float(scores[key]) for key in ("mean_iou", "mean_accuracy", "overall_accuracy")}
+            state["evaluations"].append({"step": state["step"], **means})
+            accelerator.log(means, step=state["step"])
+            is_best = state["best_mean_iou"] is None or means["mean_iou"] > state["best_mean_iou"]
+            if is_best:
+                state["best_mean_iou"], state["best_step"] = means["mean_iou"], state["step"]
+            interval_start += time.perf_counter() - pause
+        if is_best or is_end or state["step"] % checkpointing_steps == 0:
+            pause = time.perf_counter()
+            saved = {**state, "schedule": schedule.state_dict()}
+            folder = save_checkpoint(accelerator, model, processor, saved, output_dir)
+            if accelerator.is_main_process:
+                point(output_dir / "last", folder)
+                if is_best:
+                    point(output_dir / "best", folder)
+                prune_checkpoints(output_dir, arguments.save_total_limit)
+            interval_start += time.perf_counter() - pause
+    bar.close()
+
+    # ---- the final model, its scores, card and picture
+    final_step = total_steps
+    if arguments.load_best_model_at_end and state["best_step"] != total_steps:
+        final_step = state["best_step"]
+        bare_model.load_state_dict(type(bare_model).from_pretrained(output_dir / "best").state_dict())
+        scores = None
+    scores = scores or score()
+    results = {
+        **as_json(scores, names),
+        "protocol": protocol(processor, labels.ignore_index),
+        "step": final_step,
+        "best_mean_iou": state["best_mean_iou"],
+        "best_step": state["best_step"],
+        "evaluations": state["evaluations"],
+        "training_seconds": round(state["seconds"], 1),
+        "training_images_per_second": round(total_steps * images_per_step / state["seconds"], 2),
+        "machine": machine(accelerator),
+        "versions": {module.__name__: module.__version__ for module in (hf_segtx, torch, transformers)},
+        "arguments": as_recipe(arguments).splitlines(),
+    }
+    if accelerator.is_main_process:
+        save_final(bare_model, processor, output_dir)
+        (output_dir / "all_results.json").write_text(json.dumps(results, indent=2) + "\n")
+        shown = [validation_dataset[index] for index in range(min(4, len(validation_dataset)))]
+        images, truths = [item["image"] for item in shown], [item["label"] for item in shown]
+        label_maps = [label_map.cpu().numpy() for label_map in predict(bare_model.eval(), processor, images)]
+        comparison(images, truths, label_maps, names, labels.palette).save(output_dir / "predictions.png")
+        name = arguments.hub_model_id or output_dir.resolve().name
+        data = arguments.dataset_name or arguments.train_dir or "the scenes that hf_segtx draws"
+        write_card(
+            output_dir,
+            MODEL_CARDS / f"{bare_model.config.model_type.removeprefix('segtx_')}.md",
+            results,
+            name=name,
+            data=data,
+            start=arguments.model_name_or_path or arguments.backbone_weights,
+            training=f"{final_step} steps of {images_per_step} images on {results['machine']}; the arguments of "
+            f"`examples/train.py`:\n\n```\n{as_recipe(arguments)}```",
+        )
+        print(
+            f"mean IoU {100 * results['mean_iou']:.2f} % after step {final_step} "
+            f"({results['training_seconds']:.0f} s of training)\n"
+            f"model and scores: {output_dir}\npicture (image, truth, prediction): {output_dir / 'predictions.png'}"
+        )
+        if arguments.push_to_hub:
+            print(f"uploaded to {push(output_dir, name, token)}")
+    accelerator.end_training()
+    return results
+
+
+def run(command_line: list[str]) -> int:
+    """The command line: messages instead of tracebacks for what the user can cure; returns the exit status."""
+    arguments = None
+    try:
+        try:
+            arguments = parse_arguments(command_line)
+        except ValueError as error:
+            raise UserError(str(error)) from error
+        main(arguments)
+    except UserError as error:
+        if int(os.environ.get("RANK", 0)) == 0:
+            print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        if int(os.environ.get("RANK", 0)) == 0:
+            launcher = "accelerate launch" if is_launched() else "python"
+            print(
+                f"\nstopped; to go on from the last checkpoint:\n"
+                f"{launcher} {sys.argv[0]} --recipe {arguments.output_dir}/train.args --resume_from_checkpoint latest",
+                file=sys.stderr,
+            )
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run(sys.argv[1:]))

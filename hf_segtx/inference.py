@@ -1,0 +1,145 @@
+"""Prediction and evaluation: image processor -> model -> post-processing, exactly what users of the pipeline get.
+
+`predict` serves a list of images, `evaluate` a whole data set; `examples/train.py` and `examples/evaluate.py` both
+measure with `evaluate`, so that the number printed while training is the number of the saved checkpoint.
+"""
+
+import time
+from collections.abc import Sequence
+
+import torch
+from torch import distributed, nn
+from torch.utils.data import Dataset
+from tqdm.auto import tqdm
+
+from .data import evaluation_dataloader
+from .metrics import MeanIoU
+
+
+def image_size(image) -> tuple[int, int]:
+    """(height, width) in pixels of a PIL image, or of a (C, H, W) tensor or array."""
+    return tuple(image.shape[-2:]) if hasattr(image, "shape") else (image.height, image.width)
+
+
+@torch.no_grad()
+def predict(model: nn.Module, processor, images: Sequence) -> list[torch.Tensor]:
+    """Label maps of images of any sizes, each at its image's own size.
+
+    Images of equal size go through the model together, so hand over no more than fit into memory. The model should be
+    in evaluation mode.
+
+    Shape:
+        images: PIL images, or uint8 tensors or arrays (C, H, W)
+        returns: a map (H, W) int64 an image, in the images' order, on the model's device
+    """
+    device = next(model.parameters()).device
+    label_maps: list = [None] * len(images)
+    sizes = [image_size(image) for image in images]
+    for size in dict.fromkeys(sizes):
+        members = [position for position, other in enumerate(sizes) if other == size]
+        inputs = processor(images=[images[position] for position in members], return_tensors="pt").to(device)
+        outputs = model(**inputs)
+        maps = processor.post_process_semantic_segmentation(outputs, target_sizes=[size] * len(members))
+        for position, label_map in zip(members, maps, strict=True):
+            label_maps[position] = label_map
+    return label_maps
+
+
+def evaluate(
+    model: nn.Module,
+    processor,
+    dataset: Dataset,
+    *,
+    batch_size: int = 1,
+    num_workers: int = 0,
+    progress: bool = True,
+) -> dict:
+    """Scores a model on a data set at the images' own size.
+
+    Under `torch.distributed` each process takes every n-th image, none twice, and the confusion matrices are summed:
+    every process returns the same result, that of one process. Call it in all of them, with the model itself and not
+    its DistributedDataParallel wrapper, whose forward waits for the other processes. Uses no global random numbers.
+
+    Args:
+        dataset: items {"image": PIL image or uint8 (C, H, W), "label": (H, W) train ids}.
+        batch_size: images read at a time in each process; those of equal size go through the model together.
+        num_workers: processes that read images, in each process.
+        progress: show a progress bar in the first process.
+
+    Returns:
+        what `MeanIoU.compute` returns, plus "images" (number of them), "seconds" and "images_per_second" (wall clock).
+    """
+    is_parallel = distributed.is_available() and distributed.is_initialized()
+    rank, processes = (distributed.get_rank(), distributed.get_world_size()) if is_parallel else (0, 1)
+    classes = max(2, model.config.num_labels)  # one logit is a sigmoid: two classes
+    metric = MeanIoU(num_labels=classes, ignore_index=getattr(model.config, "semantic_loss_ignore_index", 255))
+    loader = evaluation_dataloader(
+        dataset, batch_size, num_workers=num_workers, process_index=rank, num_processes=processes
+    )
+    device = next(model.parameters()).device
+    was_training = model.training
+    model.eval()
+    start = time.perf_counter()
+    hidden = not progress or rank > 0
+    with tqdm(total=len(dataset), desc="evaluation", unit="image", disable=hidden, leave=False) as bar:
+        for batch in loader:
+            predictions = predict(model, processor, batch["images"])
+            metric.add_batch(predictions=predictions, references=[label.to(device) for label in batch["labels"]])
+            bar.update(min(len(predictions) * processes, bar.total - bar.n))
+    results = metric.compute()
+    seconds = time.perf_counter() - start
+    model.train(was_training)
+    return {**results, "images": len(dataset), "seconds": seconds, "images_per_second": len(dataset) / seconds}
+
+
+def class_table(results: dict, names: Sequence[str]) -> str:
+    """The scores of `evaluate` as text: a line a class with IoU and accuracy in %, then the means.
+
+    A class that occurs neither in the labels nor in the predictions has no IoU ("-") and does not count in the mean.
+    """
+
+    def percent(value) -> str:
+        return "-" if value != value else f"{100 * float(value):.2f}"  # nan is not equal to itself
+
+    width = max([len(name) for name in names] + [len("overall accuracy")])
+    rows = [f"{'class':<{width}}  {'IoU %':>7}  {'acc %':>7}"]
+    for name, iou, accuracy in zip(names, results["per_category_iou"], results["per_category_accuracy"], strict=True):
+        rows.append(f"{name:<{width}}  {percent(iou):>7}  {percent(accuracy):>7}")
+    rows.append(f"{'mean':<{width}}  {percent(results['mean_iou']):>7}  {percent(results['mean_accuracy']):>7}")
+    rows.append(f"{'overall accuracy':<{width}}  {'':>7}  {percent(results['overall_accuracy']):>7}")
+    return "\n".join(rows)
+
+
+def as_json(results: dict, names: Sequence[str]) -> dict:
+    """The scores of `evaluate` in JSON's types: the means, "classes" by name, number of images and speed.
+
+    Scores lie in [0, 1]; those of a class that does not occur are None. The confusion matrix is left out.
+    """
+
+    def number(value) -> float | None:
+        return None if value != value else float(value)
+
+    keys = ("mean_iou", "mean_accuracy", "overall_accuracy", "mean_dice", "seconds", "images_per_second")
+    classes = {
+        name: {key: number(results[f"per_category_{key}"][index]) for key in ("iou", "accuracy", "dice")}
+        for index, name in enumerate(names)
+    }
+    return {**{key: number(results[key]) for key in keys}, "images": results["images"], "classes": classes}
+
+
+def protocol(processor, ignore_index: int = 255) -> str:
+    """How `evaluate` measures with this processor, in a sentence; stands beside every number."""
+    size = dict(processor.size) if processor.do_resize else {}
+    size = {key: value for key, value in size.items() if value is not None}
+    if not processor.do_resize:
+        shown = "shown to the model at their own size"
+    elif "height" in size:
+        shown = f"squashed to {size['height']}x{size['width']} pixels"
+    else:
+        longest = f", longest at most {size['longest_edge']}" if "longest_edge" in size else ""
+        shown = f"resized with their ratio kept (shortest edge at most {size['shortest_edge']} pixels{longest})"
+    return (
+        f"single scale, whole images, no flip; images {shown}; logits upsampled bilinearly and scored at the labels' "
+        f"own size; one confusion matrix over all images, pixels of value {ignore_index} left out; mean over the "
+        "classes that occur."
+    )
