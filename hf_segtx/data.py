@@ -189,8 +189,6 @@ def folder_records(folder: str | Path) -> list[tuple[str, str]]:
         ValueError: if a folder is missing or empty, or files have no partner (the first five are named).
     """
     folder = Path(folder)
-    if not folder.is_dir():
-        raise ValueError(f"{folder}: there is no such folder")
     images = _files_by_stem(_subfolder(folder, IMAGE_FOLDERS))
     masks = _files_by_stem(_subfolder(folder, MASK_FOLDERS))
     for found, others, missing in ((images, masks, "mask"), (masks, images, "image")):
@@ -278,22 +276,26 @@ def load_tables(
     """The splits of a data set as a `datasets.DatasetDict`.
 
     Args:
-        name: of a Hub data set; or a local folder (parquet, arrow, imagefolder with masks, `save_to_disk`) or file.
+        name: of a Hub data set; or a local folder (parquet, imagefolder with masks, arrow of `save_to_disk`) or file.
     """
     import datasets
 
-    path = Path(name)
-    if path.is_dir() and any((path / file).exists() for file in ("dataset_dict.json", "state.json")):
-        tables = datasets.load_from_disk(name)
-    elif path.is_file():
-        kind = {".jsonl": "json", ".arrow": "arrow", ".parquet": "parquet"}.get(path.suffix.lower())
-        if kind is None:
-            raise ValueError(f"{name}: a data set file ends in .parquet, .arrow or .jsonl; give a folder for images")
-        tables = datasets.load_dataset(kind, data_files=name, cache_dir=cache_dir)
-    else:
-        if path.is_dir() and any((path / folder).is_dir() for folder in IMAGE_FOLDERS):
-            raise ValueError(f"{name}: a folder with images/ and masks/ is given with --train_dir, not --dataset_name")
-        tables = datasets.load_dataset(name, config_name, cache_dir=cache_dir, token=token, revision=revision)
+    path = Path(name).resolve()
+    kind = {".arrow": "arrow", ".parquet": "parquet"}.get(path.suffix.lower())
+    if path.is_file() and kind is None:
+        raise ValueError(f"{name}: a data set file ends in .parquet or .arrow; images come in a folder")
+    if any((path / folder).is_dir() for folder in IMAGE_FOLDERS) and not list(path.glob("metadata.*")):
+        raise ValueError(f"{name}: a folder with images/ and masks/ is given with --train_dir, not --dataset_name")
+    try:
+        if any((path / file).exists() for file in ("dataset_dict.json", "state.json")):
+            tables = datasets.load_from_disk(str(path))
+        elif path.is_file():
+            tables = datasets.load_dataset(kind, data_files=str(path), cache_dir=cache_dir)
+        else:
+            source = str(path) if path.exists() else name
+            tables = datasets.load_dataset(source, config_name, cache_dir=cache_dir, token=token, revision=revision)
+    except Exception as error:  # of datasets, huggingface_hub, pyarrow and the network
+        raise ValueError(f"the data set {name} cannot be loaded ({type(error).__name__}: {error})") from error
     return tables if isinstance(tables, dict) else datasets.DatasetDict({"train": tables})
 
 
@@ -431,6 +433,8 @@ def load_data(
 def _folder_labels(train_dir: str | None, validation_dir: str | None, do_reduce_labels: bool) -> Labels:
     """The contract of the training folder (or the only one); a different one of the other folder is an error."""
     folders = [folder for folder in (train_dir, validation_dir) if folder]
+    if missing := [folder for folder in folders if not Path(folder).is_dir()]:
+        raise ValueError(f"{missing[0]}: there is no such folder")
     files = [file for file in map(contract_file, folders) if file]
     if not files:
         return Labels.from_folder(folders[0])  # raises, naming what is missing
@@ -515,7 +519,7 @@ def check_data(dataset: SegmentationDataset, *, split: str = "training", max_sam
     if counts.sum() == 0:
         raise ValueError(f"every pixel of {checked} is ignored; check ignore_index and ids in the class names file")
     if absent := [name for name, count in zip(labels.names, counts[-labels.num_labels :], strict=True) if count == 0]:
-        names = ", ".join(absent[:20]) + (", ..." if len(absent) > 20 else "")
+        names = "; ".join(absent[:20]) + ("; ..." if len(absent) > 20 else "")
         logger.warning("%d of %d classes are in none of %s: %s", len(absent), labels.num_labels, checked, names)
 
 

@@ -1,0 +1,158 @@
+"""The label contract against what its file says, pixel by pixel."""
+
+import json
+
+import numpy as np
+import pytest
+
+from hf_segtx.labels import Labels
+
+
+ROAD = {"id": 0, "name": "road", "color": [10, 20, 30]}
+CAR = {"id": 7, "name": "car", "color": [200, 0, 0]}
+VOID = {"id": 3, "name": "void", "color": [0, 0, 0], "ignore": True}
+
+
+def written(folder, content, name="classes.json"):
+    (folder / name).write_text(json.dumps(content))
+    return folder
+
+
+def labels_of(folder, content):
+    return Labels.from_folder(written(folder, content))
+
+
+def test_matches_classes_json(tmp_path):
+    labels = labels_of(tmp_path, {"classes": [CAR, VOID, ROAD]})
+    assert labels.names == ("road", "car")  # train ids follow the raw ids
+    assert labels.palette == ((10, 20, 30), (200, 0, 0))
+    assert labels.id2label == {0: "road", 1: "car"} and labels.label2id == {"road": 0, "car": 1}
+    assert labels.map(np.array([[0, 7, 3, 255]], np.uint8)).tolist() == [[0, 1, 255, 255]]
+
+
+@pytest.mark.parametrize("void", [{"ignore_index": 3}, {"void_label": {"id": 3, "name": "void"}}])
+def test_void_can_be_named_outside_the_list(tmp_path, void):
+    labels = labels_of(tmp_path, {"num_classes": 2, "classes": [ROAD, {"id": 3, "name": "void"}, CAR], **void})
+    assert labels.map(np.array([[0, 3, 7]])).tolist() == [[0, 255, 1]]
+
+
+def test_folder_uses_its_own_file_before_its_parents(tmp_path):
+    inner = tmp_path / "train"
+    inner.mkdir()
+    written(tmp_path, {"0": "sky", "1": "sea"}, "id2label.json")
+    assert Labels.from_folder(inner).names == ("sky", "sea")
+    assert Labels.from_folder(written(inner, ["land", "ice"], "id2label.json")).names == ("land", "ice")
+
+
+@pytest.mark.parametrize("background", [[], ["background"]])
+def test_reduced_labels_match_formula(background):
+    names = [f"class {number}" for number in range(1, 6)]
+    labels = Labels.from_id2label([*background, *names], do_reduce_labels=True)
+    mask = np.random.default_rng(0).choice([0, 1, 2, 3, 4, 5, 255], (9, 11)).astype(np.uint8)
+    expected = np.where((mask == 0) | (mask == 255), 255, mask.astype(int) - 1)
+    assert labels.num_labels == 5
+    assert np.array_equal(labels.map(mask), expected)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.uint16, np.int32, np.int64, bool])
+def test_identity_in_every_integer_type(dtype):
+    mask = np.array([[0, 1], [1, 0]]).astype(dtype)
+    mapped = Labels(("a", "b")).map(mask)
+    assert mapped.dtype == np.uint8 and np.array_equal(mapped, mask)
+
+
+def test_16_bit_ids(tmp_path):
+    labels = labels_of(tmp_path, {"classes": [ROAD, {"id": 40000, "name": "car"}]})
+    assert labels.map(np.array([[0, 40000, 255]], np.uint16)).tolist() == [[0, 1, 255]]
+
+
+def test_more_than_255_classes_make_255_a_class():
+    labels = Labels.from_id2label([f"class {number}" for number in range(300)])
+    mapped = labels.map(np.array([[255, 299]], np.uint16))
+    assert labels.ignore_index == -100 and mapped.dtype == np.int16 and mapped.tolist() == [[255, 299]]
+
+
+def test_single_class_has_a_background(tmp_path):
+    assert labels_of(tmp_path, {"classes": [CAR]}).map(np.array([[0, 7, 255]])).tolist() == [[0, 1, 255]]
+    assert Labels(("crack",)).map(np.array([[0, 1]])).tolist() == [[0, 1]]
+    assert Labels(("crack",)).with_255_as_class().map(np.array([[0, 255]])).tolist() == [[0, 1]]
+
+
+@pytest.mark.parametrize(
+    ("mask", "value"),
+    [(np.array([[0, 9, 9]], np.uint8), "9"), (np.array([[0, -1]]), "-1"), (np.array([[70000]]), "70000")],
+)
+def test_unknown_id_is_named_with_file_and_bound(tmp_path, mask, value):
+    labels = labels_of(tmp_path, {"classes": [ROAD, CAR, VOID]})
+    message = rf"masks/a\.png: .* {value}, but the 2 classes are 0 \.\. 7 and ignored is 3, 255"
+    with pytest.raises(ValueError, match=message):
+        labels.map(mask, "masks/a.png")
+
+
+def test_unknown_id_hints():
+    with pytest.raises(ValueError, match="do_reduce_labels"):
+        Labels(("a", "b")).map(np.array([[0, 1, 2]]))
+    with pytest.raises(ValueError, match="PNG"):
+        Labels(("a", "b")).map(np.array([[0, 1, 3]]), "a.jpg")
+    with pytest.raises(ValueError, match="float32"):
+        Labels(("a", "b")).map(np.zeros((2, 2), np.float32))
+
+
+def test_colors_match_lookup_of_each_pixel(tmp_path):
+    labels = labels_of(tmp_path, {"classes": [ROAD, CAR, VOID]})
+    expected = np.random.default_rng(0).choice([0, 1, 255], (5, 6))
+    colors = {0: (10, 20, 30), 1: (200, 0, 0), 255: (0, 0, 0)}
+    mask = np.array([[colors[value] for value in row] for row in expected.tolist()], np.uint8)
+    assert np.array_equal(labels.map(mask), expected)
+    mask[2, 3] = 1, 2, 3
+    with pytest.raises(ValueError, match=r"b\.png: 1 of 30 pixels have 1 colours .*\(1, 2, 3\)"):
+        labels.map(mask, "b.png")
+
+
+def test_rgb_without_colors():
+    labels = Labels(("a", "b"))
+    ids = np.array([[0, 1], [255, 1]], np.uint8)
+    assert np.array_equal(labels.map(np.stack([ids] * 3, axis=-1)), ids)  # ids written three times
+    with pytest.raises(ValueError, match=r'c\.png: an RGB mask with 2 colours .*"color" in classes\.json'):
+        labels.map(np.array([[[9, 0, 0], [0, 0, 0]]], np.uint8), "c.png")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"classes": [ROAD, {"id": 0, "name": "car"}]}, "id 0 is there more than once"),
+        ({"classes": [ROAD, {"id": 1, "name": "road"}]}, "'road' is there more than once"),
+        ({"classes": [ROAD, {"id": -1, "name": "car"}]}, "-1 is outside"),
+        ({"classes": [ROAD, {"name": "car"}]}, "'id' is missing"),
+        ({"classes": [ROAD, {"id": 1, "name": "car", "color": [1, 2, 300]}]}, "300"),
+        ({"num_classes": 3, "classes": [ROAD, CAR]}, "num_classes is 3, but 2"),
+        ({"classes": []}, "at least one"),
+        ({"0": "road", "2": "car"}, r"\[1\] are missing"),
+        (["road", ""], "non-empty"),
+        (5, "int"),
+    ],
+)
+def test_wrong_contract_is_refused_with_its_file(tmp_path, content, message):
+    with pytest.raises(ValueError, match=rf"classes\.json: .*{message}"):
+        labels_of(tmp_path, content)
+
+
+def test_missing_and_broken_files_are_named(tmp_path):
+    with pytest.raises(ValueError, match=r"classes\.json .* id2label\.json"):
+        Labels.from_folder(tmp_path)
+    (tmp_path / "classes.json").write_text("{")
+    with pytest.raises(ValueError, match=r"classes\.json: Expecting"):
+        Labels.from_folder(tmp_path)
+
+
+def test_ignore_index_must_not_be_a_class():
+    with pytest.raises(ValueError, match="ignore_index 1 is the class 'b'"):
+        Labels(("a", "b"), ignore_index=1)
+
+
+def test_names_of_a_checkpoint_must_agree():
+    Labels(("a", "b")).check_names({"0": "a", "1": "b"}, "the checkpoint")
+    with pytest.raises(ValueError, match="class 1 is 'b' in the data .* 'c' in the checkpoint"):
+        Labels(("a", "b")).check_names({0: "a", 1: "c"}, "the checkpoint")
+    with pytest.raises(ValueError, match=r"class 2 is None .* \(3 classes\)"):
+        Labels(("a", "b")).check_names({0: "a", 1: "b", 2: "c"}, "the checkpoint")
