@@ -111,7 +111,7 @@ def test_gradient_checkpointing_gives_the_same_gradients(name):
     for checkpointing in (False, True):
         model = build(name, training=True)
         if checkpointing:
-            model.gradient_checkpointing_enable()
+            model.activation_checkpointing_enable()
         torch.manual_seed(3)  # the same dropout
         model(images(SIDE, SIDE), labels=labels(SIDE, SIDE)).loss.backward()
         gradients.append({n: p.grad for n, p in model.named_parameters()})
@@ -190,13 +190,14 @@ def test_loss_function_can_be_replaced(name):
 @pytest.mark.slow
 @pytest.mark.parametrize("training", [False, True], ids=["inference", "training"])
 def test_compiles_without_graph_breaks(name, training):
+    """Traces forward and backward as torch.compile does, without the minutes of its C++ compiler."""
     torch._dynamo.reset()
     model = build(name, training=training, drop_path_rate=0.0, classifier_dropout_prob=0.0)
-    compiled = torch.compile(model, fullgraph=True)
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     x, y = images(SIDE, SIDE), labels(SIDE, SIDE)
     with torch.set_grad_enabled(training):
         expected, output = model(x, labels=y), compiled(x, labels=y)
-    # inductor fuses and reorders sums: float32 rounding
+    # the traced graph decomposes some layers: float32 rounding
     torch.testing.assert_close(output.logits, expected.logits, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(output.loss, expected.loss, rtol=1e-4, atol=1e-5)
     if training:
