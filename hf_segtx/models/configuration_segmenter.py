@@ -1,0 +1,137 @@
+"""Configuration of Segmenter (Strudel et al., ICCV 2021, arXiv 2105.05633)."""
+
+from huggingface_hub.dataclasses import strict
+from transformers import PreTrainedConfig
+
+
+# Table 1 of the paper. DeiT-B has the shape of ViT-B and the distillation token of its pre-training.
+SIZES = {
+    "tiny": {"hidden_size": 192, "num_hidden_layers": 12, "num_attention_heads": 3},
+    "small": {"hidden_size": 384, "num_hidden_layers": 12, "num_attention_heads": 6},
+    "base": {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12},
+    "large": {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16},
+    "deit_base": {
+        "hidden_size": 768,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 12,
+        "use_distillation_token": True,
+    },
+}
+DECODE_HEADS = ("linear", "mask")
+
+
+@strict
+class SegmenterConfig(PreTrainedConfig):
+    """Configuration of [`SegmenterModel`] and [`SegmenterForSemanticSegmentation`]; the defaults are Seg-S-Mask/16.
+
+    Where the authors' code and mmsegmentation's compute different functions there is a field; its default is the
+    authors' (rstrudel/segmenter), mmsegmentation's value is given in brackets. Fields that are None are filled in.
+
+    Args:
+        image_size: side or (height, width) in pixels that the position table is made for.
+        patch_size: side of a patch in pixels, 8, 16 or 32 in the paper.
+        num_channels: channels of the image.
+        hidden_size, num_hidden_layers, num_attention_heads, mlp_ratio, hidden_act: of the Vision Transformer.
+        hidden_dropout_prob, attention_probs_dropout_prob: dropout after positions and projections, and on attention
+            weights (Table 2).
+        drop_path_rate: stochastic depth of the last block; grows linearly from 0 (Table 2).
+        layer_norm_eps: of every LayerNorm of the Vision Transformer (mmsegmentation: 1e-6).
+        position_resize_mode: "bilinear" (mmsegmentation: "bicubic"), for images of other sizes than `image_size`.
+        use_distillation_token: DeiT's second token beside the class token.
+        decode_head: "linear", a classifier on the patches (Section 3.2), or "mask", the mask transformer (Section 3.3).
+        decoder_hidden_size, decoder_num_attention_heads: of the mask transformer. None: `hidden_size`, and one head for
+            every 64 of `decoder_hidden_size`.
+        decoder_num_hidden_layers: blocks of the mask transformer, "M" (2; 1 for the authors' model of Cityscapes).
+        decoder_dropout_prob: its dropout, in the places of both `hidden_dropout_prob` and
+            `attention_probs_dropout_prob` (mmsegmentation: 0).
+        decoder_drop_path_rate: its stochastic depth (mmsegmentation: 0.1).
+        decoder_layer_norm_eps: of every LayerNorm of the mask transformer.
+        semantic_loss_ignore_index: label that counts in no loss.
+
+    Example:
+        >>> SegmenterConfig.from_size("base", patch_size=8, decode_head="linear", num_labels=19).hidden_size
+        768
+    """
+
+    model_type = "segtx_segmenter"
+
+    image_size: int | list[int] | tuple[int, ...] = 512
+    patch_size: int = 16
+    num_channels: int = 3
+    hidden_size: int = 384
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 6
+    mlp_ratio: float | int = 4
+    hidden_act: str = "gelu"
+    hidden_dropout_prob: float | int = 0.0
+    attention_probs_dropout_prob: float | int = 0.0
+    drop_path_rate: float | int = 0.1
+    initializer_range: float | int = 0.02
+    layer_norm_eps: float | int = 1e-5
+    position_resize_mode: str = "bilinear"
+    use_distillation_token: bool = False
+    decode_head: str = "mask"
+    decoder_hidden_size: int | None = None
+    decoder_num_attention_heads: int | None = None
+    decoder_num_hidden_layers: int = 2
+    decoder_dropout_prob: float | int = 0.1
+    decoder_drop_path_rate: float | int = 0.0
+    decoder_layer_norm_eps: float | int = 1e-5
+    semantic_loss_ignore_index: int = 255
+
+    def __post_init__(self, **kwargs):
+        if self.decoder_hidden_size is None:
+            self.decoder_hidden_size = self.hidden_size
+        if self.decoder_num_attention_heads is None:
+            self.decoder_num_attention_heads = max(self.decoder_hidden_size // 64, 1)
+        super().__post_init__(**kwargs)
+
+    @classmethod
+    def from_size(cls, size: str, **overrides) -> "SegmenterConfig":
+        """The configuration of a published size ("tiny", "small", "base", "large", "deit_base"), any field overridden.
+
+        Raises:
+            ValueError: if the size is unknown.
+        """
+        if size not in SIZES:
+            raise ValueError(f"unknown Segmenter size {size!r}; choose one of {', '.join(SIZES)}")
+        return cls(**{**SIZES[size], **overrides})
+
+    def validate_architecture(self):
+        """Cross-field checks; run at construction and before saving."""
+        for name in (
+            "patch_size",
+            "num_channels",
+            "hidden_size",
+            "num_hidden_layers",
+            "num_attention_heads",
+            "decoder_hidden_size",
+            "decoder_num_attention_heads",
+            "decoder_num_hidden_layers",
+        ):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        for heads, width in (
+            ("num_attention_heads", "hidden_size"),
+            ("decoder_num_attention_heads", "decoder_hidden_size"),
+        ):
+            if getattr(self, width) % getattr(self, heads):
+                raise ValueError(
+                    f"{heads} {getattr(self, heads)} does not divide {width} {getattr(self, width)}; choose a divisor"
+                )
+        for name in (
+            "hidden_dropout_prob",
+            "attention_probs_dropout_prob",
+            "drop_path_rate",
+            "decoder_dropout_prob",
+            "decoder_drop_path_rate",
+        ):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 0 and less than 1")
+        sides = [self.image_size] if isinstance(self.image_size, int) else list(self.image_size)
+        if len(sides) > 2 or min(sides, default=0) < 1:
+            raise ValueError(f"image_size is {self.image_size}; give one side or [height, width] in pixels")
+        if self.position_resize_mode not in ("bilinear", "bicubic"):
+            raise ValueError(f"position_resize_mode is {self.position_resize_mode!r}; choose 'bilinear' or 'bicubic'")
+        if self.decode_head not in DECODE_HEADS:
+            raise ValueError(f"decode_head is {self.decode_head!r}; choose one of {', '.join(DECODE_HEADS)}")
