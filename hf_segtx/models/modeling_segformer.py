@@ -308,15 +308,16 @@ class SegFormerPreTrainedModel(SegmentationPreTrainedModel):
         """The authors': truncated normal in linear layers, fan-out normal in convolutions, norms 1 and biases 0."""
         if isinstance(module, nn.Conv2d):
             fan_out = module.kernel_size[0] * module.kernel_size[1] * module.out_channels // module.groups
-            init.normal_(module.weight, mean=0.0, std=math.sqrt(2.0 / fan_out))
+            is_classifier = module.kernel_size == (1, 1) and module.bias is not None  # the only such convolution
+            # With fan-out in the classifier, too, the first loss would be 8 instead of log(K).
+            std = self.config.initializer_range if is_classifier else math.sqrt(2.0 / fan_out)
+            init.normal_(module.weight, mean=0.0, std=std)
             if module.bias is not None:
                 init.zeros_(module.bias)
         elif isinstance(module, nn.Linear):
             init.trunc_normal_(module.weight, mean=0.0, std=self.config.initializer_range)
             if module.bias is not None:
                 init.zeros_(module.bias)
-        elif isinstance(module, SegFormerDecodeHead):  # fan-out here would make the first loss 8 instead of log(K)
-            init.normal_(module.classifier.weight, mean=0.0, std=self.config.initializer_range)
         elif isinstance(module, SegFormerPatchEmbedding) and module.pos_embed is not None:
             init.trunc_normal_(module.pos_embed, mean=0.0, std=self.config.initializer_range)
         else:
