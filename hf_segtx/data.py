@@ -248,7 +248,7 @@ def find_columns(table, image_column: str | None = None, label_column: str | Non
         named = [name for name in IMAGE_COLUMNS if name in candidates]
         image_column = (named or candidates)[0] if named or len(candidates) == 1 else None
     if image_column is None or label_column is None:
-        missing = "image" if image_column is None else "mask"
+        missing = "mask" if label_column is None else "image"
         raise ValueError(
             f"no certain {missing} column among {columns}; give --image_column_name and --label_column_name "
             "(both of type Image; masks hold class ids)"

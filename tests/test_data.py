@@ -1,0 +1,553 @@
+"""Reading, checks, augmentation and loaders, on small files that the tests write."""
+
+import colorsys
+import json
+import logging
+import struct
+import zlib
+from itertools import islice
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchvision import tv_tensors
+from torchvision.transforms.v2 import functional as F
+
+from hf_segtx.data import (
+    PhotometricDistortion,
+    RandomScaledCrop,
+    SegmentationDataset,
+    ShuffledBatches,
+    check_data,
+    evaluation_dataloader,
+    find_columns,
+    folder_records,
+    load_data,
+    read_image,
+    read_mask,
+    training_dataloader,
+    training_transform,
+)
+from hf_segtx.labels import Labels
+from hf_segtx.models.image_processing_segtx import SegFormerImageProcessor
+
+
+CLASSES = [
+    {"id": 0, "name": "road", "color": [10, 20, 30]},
+    {"id": 1, "name": "car", "color": [200, 0, 0]},
+    {"id": 2, "name": "tree", "color": [0, 200, 0]},
+    {"id": 9, "name": "void", "color": [0, 0, 0], "ignore": True},
+]
+PROCESSOR = SimpleNamespace(image_mean=[0.485, 0.456, 0.406], image_std=[0.229, 0.224, 0.225], rescale_factor=1 / 255)
+
+
+def write_sample(folder, stem, image, mask, suffixes=(".png", ".png")):
+    """Writes arrays or PIL images as `folder`/images/`stem` and /masks/`stem`."""
+    for kind, picture, suffix in zip(("images", "masks"), (image, mask), suffixes, strict=True):
+        file = folder / kind / f"{stem}{suffix}"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        (picture if isinstance(picture, Image.Image) else Image.fromarray(picture)).save(file)
+
+
+def write_folder(folder, count=6, size=(24, 32), classes=CLASSES, ids=(0, 1, 2, 9)):
+    """A data folder with random images and masks of `ids`."""
+    random = np.random.default_rng(0)
+    for number in range(count):
+        image = random.integers(0, 256, (*size, 3)).astype(np.uint8)
+        write_sample(folder, f"{number:03}", image, random.choice(ids, size).astype(np.uint8))
+    if classes:
+        (folder / "classes.json").write_text(json.dumps({"classes": classes}))
+    return folder
+
+
+# --- Reading ----------------------------------------------------------------------------------------------------------
+
+
+def test_folder_items_match_what_was_written(tmp_path):
+    write_folder(tmp_path)
+    train, validation, labels = load_data(train_dir=str(tmp_path), validation_dir=str(tmp_path))
+    item = validation[3]
+    assert labels.names == ("road", "car", "tree") and len(train) == len(validation) == 6
+    assert item["name"].endswith("masks/003.png")
+    assert np.array_equal(item["image"], Image.open(tmp_path / "images/003.png"))
+    raw = np.array(Image.open(tmp_path / "masks/003.png"))
+    assert item["label"].dtype == np.uint8 and np.array_equal(item["label"], np.where(raw == 9, 255, raw))
+
+
+def test_nested_folders_and_suffixes_match_by_stem(tmp_path):
+    write_sample(tmp_path, "town/a", np.zeros((4, 4, 3), np.uint8), np.zeros((4, 4), np.uint8), (".jpg", ".tif"))
+    write_sample(tmp_path, "village/a", np.zeros((4, 4, 3), np.uint8), np.zeros((4, 4), np.uint8), (".webp", ".bmp"))
+    names = [[path.rsplit("/", 3)[1:] for path in pair] for pair in folder_records(tmp_path)]
+    assert names == [
+        [["images", "town", "a.jpg"], ["masks", "town", "a.tif"]],
+        [["images", "village", "a.webp"], ["masks", "village", "a.bmp"]],
+    ]
+
+
+def palette_mask(ids):
+    mask = Image.fromarray(ids.astype(np.uint8)).convert("P")
+    mask.putdata(ids.ravel().tolist())
+    mask.putpalette(np.random.default_rng(0).integers(0, 256, 768).astype(np.uint8).tobytes())
+    return mask
+
+
+@pytest.mark.parametrize(
+    ("encode", "suffix", "highest"),
+    [
+        (palette_mask, "png", 255),
+        (lambda ids: Image.fromarray(ids.astype(np.uint8)), "bmp", 255),
+        (lambda ids: Image.fromarray(ids.astype(bool)), "png", 1),
+        (lambda ids: Image.fromarray(ids.astype(np.uint16)), "png", 65535),
+        (lambda ids: Image.fromarray(ids.astype(np.uint16)), "tif", 65535),
+        (lambda ids: Image.fromarray(ids.astype(np.int32)), "tif", 10**6),
+        (lambda ids: Image.fromarray(ids.astype(np.float32)), "tif", 1000),
+        (lambda ids: Image.fromarray(ids.astype(np.uint8)).convert("LA"), "png", 255),
+    ],
+    ids=["palette", "grey", "1-bit", "16-bit png", "16-bit tif", "32-bit", "whole floats", "grey with alpha"],
+)
+def test_masks_keep_the_ids_that_were_written(tmp_path, encode, suffix, highest):
+    ids = np.random.default_rng(0).integers(0, highest + 1, (7, 9))
+    encode(ids).save(tmp_path / f"mask.{suffix}")
+    assert np.array_equal(read_mask(tmp_path / f"mask.{suffix}"), ids)
+
+
+@pytest.mark.parametrize("bits", [2, 4])
+def test_grey_masks_of_few_bits_keep_their_ids(tmp_path, bits):
+    """PIL writes no such files, so this one is put together by hand (PNG specification, section 11.2)."""
+
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", 8 // bits, 1, bits, 0, 0, 0, 0))
+    data = chunk(b"IDAT", zlib.compress(bytes([0, 0b00011011])))
+    (tmp_path / "mask.png").write_bytes(b"\x89PNG\r\n\x1a\n" + header + data + chunk(b"IEND", b""))
+    assert read_mask(tmp_path / "mask.png").tolist() == [[0, 1, 2, 3] if bits == 2 else [1, 11]]
+
+
+def test_images_become_rgb(tmp_path):
+    grey = np.arange(12, dtype=np.uint8).reshape(3, 4) * 20
+    pictures = {"grey.png": grey, "deep.png": grey.astype(np.uint16) * 256 + 7}
+    for name, array in pictures.items():
+        Image.fromarray(array).save(tmp_path / name)
+        assert np.array_equal(read_image(tmp_path / name), np.stack([grey] * 3, axis=-1))
+    assert np.array_equal(read_image(tmp_path / "grey.png", num_channels=1), grey)
+    rotated = Image.fromarray(grey)
+    exif = rotated.getexif()
+    exif[0x0112] = 6  # "turn by 90 degrees to see it upright"
+    rotated.save(tmp_path / "turned.png", exif=exif)
+    assert np.array_equal(read_image(tmp_path / "turned.png", num_channels=1), np.rot90(grey, -1))
+
+
+def test_rgb_masks_go_through_the_colors(tmp_path):
+    write_folder(tmp_path, count=2)
+    by_id = {entry["id"]: entry["color"] for entry in CLASSES}
+    ids = np.random.default_rng(1).choice(list(by_id), (24, 32))
+    colors = np.array([[by_id[value] for value in row] for row in ids.tolist()], np.uint8)
+    Image.fromarray(colors).save(tmp_path / "masks/000.png")
+    train, _, _ = load_data(train_dir=str(tmp_path), validation_dir=str(tmp_path))
+    assert np.array_equal(train[0]["label"], np.where(ids == 9, 255, ids))
+
+
+def test_held_out_part_is_the_same_for_every_seed(tmp_path):
+    write_folder(tmp_path, count=10)
+    splits = [load_data(train_dir=str(tmp_path), train_val_split=0.3, seed=seed)[:2] for seed in (0, 1)]
+    names = [[[item["name"] for item in part] for part in split] for split in splits]
+    assert names[0] == names[1]
+    assert [len(part) for part in names[0]] == [7, 3] and not set(names[0][0]) & set(names[0][1])
+
+
+def test_sample_limits_spread_over_the_data(tmp_path):
+    write_folder(tmp_path, count=9)
+    train, validation, _ = load_data(
+        train_dir=str(tmp_path), validation_dir=str(tmp_path), max_train_samples=3, max_eval_samples=50
+    )
+    assert [item["name"][-7:-4] for item in train] == ["000", "004", "008"] and len(validation) == 9
+
+
+def test_evaluation_alone_needs_no_training_data(tmp_path):
+    train, validation, _ = load_data(validation_dir=str(write_folder(tmp_path)))
+    assert train is None and len(validation) == 6
+
+
+# --- Data sets of Hugging Face ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def tables(tmp_path_factory):
+    """One small data set as parquet with embedded files, as `save_to_disk` writes it, and as an image folder."""
+    import datasets
+    from datasets.table import embed_table_storage
+
+    root = tmp_path_factory.mktemp("tables")
+    source = write_folder(root / "imagefolder" / "train")
+    (source / "classes.json").rename(root / "classes.json")
+    records = folder_records(source)
+    lines = [{"file_name": f"images/{i[-7:]}", "mask_file_name": f"masks/{m[-7:]}"} for i, m in records]
+    (source / "metadata.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    features = datasets.Features({"pixel_values": datasets.Image(), "ground_truth": datasets.Image()})
+    table = datasets.Dataset.from_list(
+        [{"pixel_values": image, "ground_truth": mask} for image, mask in records], features=features
+    )
+    table = table.with_format("arrow").map(embed_table_storage, batched=True).with_format(None)
+    (root / "parquet").mkdir()
+    table.to_parquet(root / "parquet" / "train.parquet")
+    datasets.DatasetDict({"train": table, "validation": table}).save_to_disk(root / "saved")
+    return root
+
+
+@pytest.mark.parametrize("name", ["parquet", "parquet/train.parquet", "imagefolder", "saved"])
+def test_tables_match_the_folder_they_were_made_from(tables, tmp_path, name):
+    expected = SegmentationDataset(folder_records(tables / "imagefolder/train"), Labels.from_folder(tables))
+    train, validation, labels = load_data(
+        dataset_name=str(tables / name),
+        classes_file=str(tables / "classes.json") if name.endswith(".parquet") else None,
+        train_val_split=0.5,
+        cache_dir=str(tmp_path),
+    )
+    assert labels == expected.labels
+    assert len(train) + len(validation) == (12 if name == "saved" else 6)
+    for dataset in (train, validation):
+        for item, row in zip(dataset, dataset.indices, strict=True):
+            assert np.array_equal(item["image"], expected[row]["image"])
+            assert np.array_equal(item["label"], expected[row]["label"])
+
+
+def test_wrong_tables_are_explained(tables, tmp_path):
+    name, cache = str(tables / "saved"), {"cache_dir": str(tmp_path)}
+    with pytest.raises(ValueError, match=r"no split 'test'; the splits are \['train', 'validation'\]"):
+        load_data(dataset_name=name, validation_split="test", **cache)
+    with pytest.raises(ValueError, match="no column 'mask'; the columns are pixel_values: Image; ground_truth: Image"):
+        load_data(dataset_name=name, label_column_name="mask", **cache)
+    with pytest.raises(ValueError, match="given with --train_dir"):
+        (tmp_path / "plain" / "images").mkdir(parents=True)
+        load_data(dataset_name=str(tmp_path / "plain"), **cache)
+    (tmp_path / "broken.parquet").write_bytes(b"not parquet")
+    with pytest.raises(ValueError, match=r"broken\.parquet cannot be loaded"):
+        load_data(dataset_name=str(tmp_path / "broken.parquet"), **cache)
+
+
+@pytest.mark.parametrize(
+    ("columns", "expected"),
+    [
+        ({"image": "RGB", "annotation": "L"}, ("image", "annotation")),
+        ({"segmentation_mask": "RGB", "pixel_values": "RGB"}, ("pixel_values", "segmentation_mask")),
+        ({"picture": "RGB", "classes": "P"}, ("picture", "classes")),
+        ({"image": "RGB", "label": "L", "instance_mask": "I;16"}, ("image", "label")),
+        ({"a": "RGB", "b": "RGB"}, None),
+        ({"image": "RGB"}, None),
+    ],
+)
+def test_columns_are_found_by_name_then_by_mode(columns, expected):
+    import datasets
+
+    row = {name: Image.new(mode, (4, 4)) for name, mode in columns.items()}
+    features = datasets.Features({name: datasets.Image() for name in columns} | {"id": datasets.Value("int64")})
+    table = datasets.Dataset.from_list([{**row, "id": 1}], features=features)
+    if expected is not None:
+        assert find_columns(table) == expected
+    else:
+        with pytest.raises(ValueError, match="mask column among .*id: Value; give --image_column_name"):
+            find_columns(table)
+
+
+def test_masks_as_lists_with_class_names_in_the_type():
+    import datasets
+
+    features = datasets.Features(
+        {"image": datasets.Image(), "label": datasets.List(datasets.List(datasets.ClassLabel(names=["sky", "sea"])))}
+    )
+    row = {"image": Image.new("RGB", (2, 1)), "label": [[0, 1]]}
+    from hf_segtx.data import TableRecords, _table_labels
+
+    table = datasets.Dataset.from_list([row], features=features)
+    labels = _table_labels("offline/no_such_data_set", table, "label", False, None, None)
+    item = SegmentationDataset(TableRecords(table, *find_columns(table)), labels)[0]
+    assert labels.names == ("sky", "sea") and item["label"].tolist() == [[0, 1]]
+
+
+# --- Bad input --------------------------------------------------------------------------------------------------------
+
+
+def test_bad_files_are_collected_in_one_error(tmp_path):
+    write_folder(tmp_path, count=8)
+    (tmp_path / "images/000.png").write_bytes(b"")
+    good = (tmp_path / "images/001.png").read_bytes()
+    (tmp_path / "images/001.png").write_bytes(good[: len(good) // 2])
+    Image.new("L", (5, 6)).save(tmp_path / "masks/002.png")
+    Image.new("L", (32, 24), 7).save(tmp_path / "masks/003.png")
+    Image.new("RGB", (32, 24), (1, 2, 3)).save(tmp_path / "masks/004.png")
+    with pytest.raises(ValueError) as raised:
+        load_data(train_dir=str(tmp_path), validation_dir=str(tmp_path))
+    lines = str(raised.value).splitlines()
+    assert lines[0] == "5 of 8 checked training samples are bad:"
+    for line, parts in zip(
+        lines[1:],
+        [
+            ("images/000.png", "cannot be decoded", "replace it"),
+            ("images/001.png", "cannot be decoded", "truncated"),
+            ("masks/002.png", "the mask is 5x6 pixels", "images/002.png 32x24", "export it again"),
+            ("masks/003.png", "768 of 768 pixels have value 7", "classes are 0 .. 2", "correct the mask"),
+            ("masks/004.png", "(1, 2, 3)", "correct the colours in classes.json"),
+        ],
+        strict=True,
+    ):
+        assert all(part in line for part in parts), line
+
+
+def test_at_most_ten_bad_files_are_listed(tmp_path):
+    write_folder(tmp_path, count=13, ids=(5,))
+    with pytest.raises(ValueError, match="13 of 13 checked") as raised:
+        check_data(SegmentationDataset(folder_records(tmp_path), Labels.from_folder(tmp_path)))
+    assert len(str(raised.value).splitlines()) == 12 and str(raised.value).endswith("... and 3 more")
+
+
+def test_missing_partners_are_named(tmp_path):
+    write_folder(tmp_path)
+    (tmp_path / "masks/002.png").unlink()
+    with pytest.raises(ValueError, match=r"1 of 6 files have no mask: .*images/002\.png; .*masks/000\.png"):
+        folder_records(tmp_path)
+    (tmp_path / "images/002.png").unlink()
+    (tmp_path / "images/001.png").unlink()
+    with pytest.raises(ValueError, match=r"1 of 5 files have no image: .*masks/001\.png"):
+        folder_records(tmp_path)
+
+
+def test_wrong_folders_are_named(tmp_path):
+    with pytest.raises(ValueError, match="nowhere: there is no such folder"):
+        load_data(train_dir=str(tmp_path / "nowhere"))
+    with pytest.raises(ValueError, match="there is no folder images"):
+        folder_records(tmp_path)
+    (tmp_path / "images").mkdir()
+    (tmp_path / "masks").mkdir()
+    with pytest.raises(ValueError, match="images: no image files in it"):
+        folder_records(tmp_path)
+    write_sample(tmp_path, "a", np.zeros((4, 4, 3), np.uint8), np.zeros((4, 4), np.uint8))
+    Image.new("RGB", (4, 4)).save(tmp_path / "images/a.bmp")
+    with pytest.raises(ValueError, match=r"a\.bmp and .*a\.png differ in the suffix only"):
+        folder_records(tmp_path)
+    with pytest.raises(ValueError, match=r"write one of them"):
+        load_data(train_dir=str(tmp_path))
+
+
+def test_folders_must_have_the_same_classes(tmp_path):
+    write_folder(tmp_path / "a")
+    write_folder(tmp_path / "b", classes=[*CLASSES[:2], {"id": 2, "name": "bush"}, CLASSES[3]])
+    with pytest.raises(ValueError, match=r"class 2 is 'tree' in the data .* 'bush' in .*b.classes\.json"):
+        load_data(train_dir=str(tmp_path / "a"), validation_dir=str(tmp_path / "b"))
+
+
+def test_masks_of_0_and_255_are_explained(tmp_path, caplog):
+    write_folder(tmp_path / "many", ids=(0, 255))
+    with pytest.raises(ValueError, match="hold 0 and 255 only, but there are 3 classes"):
+        load_data(train_dir=str(tmp_path / "many"))
+    for names in (["ground", "crack"], ["crack"]):
+        folder = write_folder(tmp_path / str(len(names)), ids=(0, 255), classes=None)
+        (folder / "id2label.json").write_text(json.dumps(names))
+        with caplog.at_level(logging.INFO):
+            train, _, labels = load_data(train_dir=str(folder))
+        assert "255 is taken as the class 'crack'" in caplog.text
+        assert np.array_equal(train[0]["label"], read_mask(train.records[train.indices[0]][1]) // 255)
+        assert labels.map(np.array([[255]])).item() == 1
+        caplog.clear()
+
+
+def test_all_ignored_is_refused(tmp_path):
+    write_folder(tmp_path, ids=(9,))
+    with pytest.raises(ValueError, match="every pixel of all 6 training masks is ignored"):
+        load_data(train_dir=str(tmp_path), validation_dir=str(tmp_path))
+
+
+def test_absent_classes_are_named(tmp_path, caplog):
+    write_folder(tmp_path / "train")
+    write_folder(tmp_path / "val", ids=(0, 2))
+    load_data(train_dir=str(tmp_path / "train"), validation_dir=str(tmp_path / "val"))
+    assert [record.getMessage() for record in caplog.records] == [
+        "1 of 3 classes are in none of all 6 validation masks: car"
+    ]
+
+
+# --- Augmentation -----------------------------------------------------------------------------------------------------
+
+
+def blocks(height=96, width=128, side=16):
+    """An image of coloured blocks and the label map that says which: red 255 and 0 for labels 1 and 0."""
+    rows, columns = np.indices((height, width)) // side
+    label = ((rows * 7 + columns * 3) % 5 % 2).astype(np.uint8)
+    return tv_tensors.Image(torch.from_numpy(label * 255).expand(3, -1, -1)), tv_tensors.Mask(torch.from_numpy(label))
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_image_and_mask_stay_aligned(seed):
+    torch.manual_seed(seed)
+    image, mask = blocks()
+    transform = training_transform(PROCESSOR, (60, 80), (0.4, 2.0), photometric_distortion=False)
+    sample = transform.augment({"pixel_values": image, "labels": mask})
+    pixels, labels = sample["pixel_values"], sample["labels"]
+    valid = labels != 255
+    assert pixels.shape == (3, 60, 80) and labels.shape == (60, 80)
+
+    def wrong(shift, axis):
+        return ((pixels[0] > 127).roll(shift, axis) != labels)[valid].float().mean()
+
+    # Where blocks meet, bilinear and nearest round differently; still, every shift by a pixel must fit much worse.
+    shifted = min(wrong(shift, axis) for shift in (-1, 1) for axis in (0, 1))
+    assert wrong(0, 0) < 0.6 * shifted
+    assert (pixels[:, ~valid] == torch.tensor([124, 116, 104])[:, None]).all()  # padding: the mean colour, rounded
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16])
+def test_scaled_crop_matches_resizing_the_whole_image(dtype):
+    image = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (3, 48, 64)).astype(np.uint8))
+    image = F.gaussian_blur(image, [5, 5])
+    mask = torch.arange(48 * 64).view(48, 64).remainder(200).to(dtype)
+    crop = RandomScaledCrop((40, 40), scale_range=(2, 2))
+    params = crop.make_params([image, mask])
+    assert params["size"] == [40, 40] and params["height"] == params["width"] == 20
+    whole = F.resize(image, [96, 128], antialias=True)
+    rows, columns = (slice(2 * params[side], 2 * params[side] + 40) for side in ("top", "left"))
+    pixels = crop.transform(tv_tensors.Image(image), params)
+    difference = (pixels.int() - whole[:, rows, columns].int()).abs()
+    assert difference[:, 1:-1, 1:-1].max() <= 1  # rounding; the rim has no neighbours outside of the crop
+    expected = mask.repeat_interleave(2, 0).repeat_interleave(2, 1)[rows, columns]
+    assert torch.equal(crop.transform(tv_tensors.Mask(mask), params), expected)
+
+
+def test_crop_of_a_small_image_takes_all_of_it():
+    crop = RandomScaledCrop((40, 40), scale_range=(0.5, 0.5))
+    params = crop.make_params([torch.zeros(3, 30, 100), torch.zeros(30, 100, dtype=torch.uint8)])
+    assert params["size"] == [15, 40] and (params["height"], params["width"]) == (30, 80)
+
+
+def test_base_size_keeps_the_ratio():
+    crop = RandomScaledCrop((1000, 1000), scale_range=(1, 1), base_size=(512, 2048))
+    for size, expected in (((100, 200), [512, 1000]), ((300, 150), [1000, 512]), ((100, 1000), [205, 1000])):
+        assert crop.make_params([torch.zeros(3, *size), torch.zeros(size, dtype=torch.uint8)])["size"] == expected
+
+
+def test_no_class_fills_more_than_three_quarters_of_a_crop():
+    mask = torch.zeros(64, 64, dtype=torch.uint8)
+    mask[:, 32:] = 1
+    mask[:8] = 255
+    image = torch.zeros(3, 64, 64)
+
+    def shares(crop):
+        for _ in range(200):
+            labels = crop.transform(tv_tensors.Mask(mask), crop.make_params([image, mask]))
+            yield float(torch.bincount(labels[labels != 255], minlength=2).max() / (labels != 255).sum())
+
+    # 28 of 41 positions break the rule, so that all ten tries do in 2 % of the cases: 4 of 200.
+    # 0.8: counted on every second column of 24, the share may be 19/24.
+    assert sum(share > 0.8 for share in shares(RandomScaledCrop((24, 24), (1, 1), max_share=1.0))) > 100
+    assert sum(share > 0.8 for share in shares(RandomScaledCrop((24, 24), (1, 1)))) < 10
+
+
+def test_photometric_distortion_matches_colorsys():
+    """Against the standard library's YIQ, pixel by pixel, with the drawn numbers."""
+    image = torch.from_numpy(np.random.default_rng(0).integers(60, 190, (3, 4, 5)).astype(np.uint8))
+    distortion = PhotometricDistortion()
+    for seed in range(20):
+        torch.manual_seed(seed)
+        chances, values = torch.rand(2, 4).tolist()
+        brightness, contrast, saturation, hue = (
+            2 * value - 1 if chance < 0.5 else 0 for chance, value in zip(chances, values, strict=True)
+        )
+        torch.manual_seed(seed)
+        out = distortion(tv_tensors.Image(image))
+        turn = np.exp(1j * np.radians(36 * hue)) * (1 + 0.5 * saturation)
+        for row, column in np.ndindex(4, 5):
+            luma, i, q = colorsys.rgb_to_yiq(*image[:, row, column].tolist())
+            chroma = complex(i, q) * turn
+            expected = np.array(yiq_to_rgb(luma, chroma.real, chroma.imag)) + 32 * brightness
+            expected = np.clip(expected * (1 + 0.5 * contrast), 0, 255)
+            # colorsys rounds its YIQ coefficients to two digits, 255 * 0.02 = 5 at most
+            assert np.abs(out[:, row, column].numpy() - expected).max() < 5
+
+
+def yiq_to_rgb(luma, i, q):
+    """colorsys.yiq_to_rgb without its limits to [0, 1]."""
+    inverse = np.linalg.inv(np.array([colorsys.rgb_to_yiq(*unit) for unit in np.eye(3)]).T)
+    return inverse @ [luma, i, q]
+
+
+def test_photometric_distortion_leaves_greys_grey_and_masks_alone():
+    torch.manual_seed(0)
+    image = tv_tensors.Image(torch.full((3, 4, 4), 100, dtype=torch.uint8))
+    mask = tv_tensors.Mask(torch.ones(4, 4, dtype=torch.uint8))
+    levels = set()
+    for _ in range(30):
+        pixels, labels = PhotometricDistortion()(image, mask)
+        assert (pixels.float() - pixels[:1].float()).abs().max() <= 1 and torch.equal(labels, mask)  # 1: rounding
+        levels.add(int(pixels[0, 0, 0]))
+    assert len(levels) > 10 and 34 <= min(levels) and max(levels) <= 198  # (100 -+ 32) * (1 -+ 0.5)
+
+
+@pytest.mark.parametrize("num_channels", [1, 3, 4])
+def test_normalization_equals_the_processors(num_channels):
+    mean, std = [0.4, 0.45, 0.5, 0.55][:num_channels], [0.2, 0.25, 0.3, 0.35][:num_channels]
+    processor = SegFormerImageProcessor(image_mean=mean, image_std=std, do_resize=False)
+    image = torch.randint(0, 256, (num_channels, 10, 12), dtype=torch.uint8)
+    mask = torch.zeros(10, 12, dtype=torch.uint8)
+    sample = {"pixel_values": tv_tensors.Image(image), "labels": tv_tensors.Mask(mask)}
+    transform = training_transform(processor, (10, 12), (1, 1), flip_probability=0, photometric_distortion=False)
+    expected = processor(image, input_data_format="channels_first", return_tensors="pt")["pixel_values"][0]
+    result = transform(sample)
+    assert torch.equal(result["pixel_values"], expected)
+    assert result["labels"].dtype == torch.int64
+    training_transform(processor, (10, 12))(sample)  # every channel count goes through the colours, too
+
+
+# --- Loading ----------------------------------------------------------------------------------------------------------
+
+
+def loader(dataset, **options):
+    return training_dataloader(dataset, training_transform(PROCESSOR, (16, 16)), 2, seed=3, **options)
+
+
+@pytest.fixture
+def dataset(tmp_path):
+    write_folder(tmp_path, count=5)
+    return SegmentationDataset(folder_records(tmp_path), Labels.from_folder(tmp_path))
+
+
+def assert_equal_batches(batches, expected):
+    for batch, other in zip(batches, expected, strict=True):
+        assert all(torch.equal(batch[key], other[key]) for key in ("pixel_values", "labels"))
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_resumed_batches_equal_uninterrupted_ones(dataset, num_workers):
+    uninterrupted = list(islice(loader(dataset), 7))
+    torch.manual_seed(123)  # the state of the process plays no part
+    assert_equal_batches(islice(loader(dataset, start_step=3, num_workers=num_workers), 4), uninterrupted[3:])
+
+
+def test_reading_leaves_the_random_state_of_the_process_alone(dataset):
+    state = torch.get_rng_state()
+    first, second = islice(loader(dataset), 2)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert not torch.equal(first["pixel_values"], second["pixel_values"])
+
+
+def test_two_processes_see_what_one_sees_with_twice_the_batch():
+    whole = list(islice(ShuffledBatches(11, 6, seed=1), 5))
+    parts = [islice(ShuffledBatches(11, 3, seed=1, process_index=p, num_processes=2), 5) for p in range(2)]
+    assert [first + second for first, second in zip(*parts, strict=True)] == whole
+
+
+def test_every_sample_comes_once_an_epoch_in_a_new_order():
+    stream = [pair for batch in islice(ShuffledBatches(7, 2, seed=5), 14) for pair in batch]
+    epochs = [[index for epoch, index in stream if epoch == number] for number in range(4)]
+    assert all(sorted(epoch) == list(range(7)) for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) == 4
+    assert stream != [pair for batch in islice(ShuffledBatches(7, 2, seed=6), 14) for pair in batch]
+
+
+def test_evaluation_covers_each_sample_once_at_its_own_size(dataset):
+    batches = [batch for p in range(2) for batch in evaluation_dataloader(dataset, 2, process_index=p, num_processes=2)]
+    names = [name for batch in batches for name in batch["names"]]
+    assert sorted(names) == [item["name"] for item in dataset]
+    first = dataset[0]
+    assert np.array_equal(batches[0]["images"][0].permute(1, 2, 0), first["image"])
+    assert np.array_equal(batches[0]["labels"][0], first["label"])
