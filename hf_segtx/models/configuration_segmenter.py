@@ -128,8 +128,8 @@ class SegmenterConfig(PreTrainedConfig):
         ):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 0 and less than 1")
-        sides = [self.image_size] if isinstance(self.image_size, int) else list(self.image_size)
-        if len(sides) > 2 or min(sides, default=0) < 1:
+        sides = [self.image_size] * 2 if isinstance(self.image_size, int) else list(self.image_size)
+        if len(sides) != 2 or min(sides) < 1:
             raise ValueError(f"image_size is {self.image_size}; give one side or [height, width] in pixels")
         if self.position_resize_mode not in ("bilinear", "bicubic"):
             raise ValueError(f"position_resize_mode is {self.position_resize_mode!r}; choose 'bilinear' or 'bicubic'")
