@@ -1,0 +1,578 @@
+"""Weights from elsewhere: whole checkpoints of other code bases, and pre-trained backbones.
+
+`load_original` turns a checkpoint of the authors' code or of mmsegmentation into a model of this package. A source is
+one row of `SOURCES`: keys by which it is known, keys that are left out, a table of renamings, and a function that reads
+the configuration off the shapes. `load_backbone` puts ImageNet weights into the backbone of a model.
+
+Files: safetensors, torch pickles (read with `weights_only=True`, so a file cannot run code) and, for ViT, JAX `.npz`.
+"""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+import yaml
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError
+from safetensors.torch import load_file
+from transformers import PreTrainedModel
+from transformers.utils import logging
+
+from .models.configuration_segformer import SegFormerConfig
+from .models.configuration_segmenter import SegmenterConfig
+from .models.configuration_setr import SETRConfig
+from .models.modeling_segformer import TRANSFORMERS_NAMES, SegFormerForSemanticSegmentation
+from .models.modeling_segmenter import SegmenterForSemanticSegmentation
+from .models.modeling_setr import SETRForSemanticSegmentation
+
+
+logger = logging.get_logger(__name__)
+
+StateDict = dict[str, torch.Tensor]
+Names = dict[str, str | Callable[[re.Match], str]]  # regular expression -> replacement; all apply, in this order
+
+
+def read_state_dict(path: str | Path) -> StateDict:
+    """The tensors of a file, by name; of a pickle with more in it, those under "state_dict" or "model".
+
+    Raises:
+        ValueError: if a pickle holds no state dict.
+    """
+    path = Path(path)
+    if path.suffix == ".safetensors":
+        return load_file(path)
+    if path.suffix == ".npz":
+        with np.load(path) as arrays:
+            return {name: torch.from_numpy(arrays[name]) for name in arrays.files}
+    content = torch.load(path, map_location="cpu", weights_only=True)
+    for name in ("state_dict", "model"):
+        if isinstance(content, dict) and isinstance(content.get(name), dict):
+            content = content[name]
+    if not isinstance(content, dict) or not any(isinstance(value, torch.Tensor) for value in content.values()):
+        raise ValueError(f"{path} holds no state dict but a {type(content).__name__}; give a file of named tensors")
+    return {name: value for name, value in content.items() if isinstance(value, torch.Tensor)}
+
+
+def renamed(state: StateDict, names: Names) -> StateDict:
+    """The same tensors under other names; two that would get the same name raise."""
+    result = {}
+    for name, tensor in state.items():
+        for pattern, replacement in names.items():
+            name = re.sub(pattern, replacement, name)
+        if name in result:
+            raise ValueError(f"two tensors of the checkpoint would both be called {name}; it is not of a known source")
+        result[name] = tensor
+    return result
+
+
+def count(state: StateDict, pattern: str) -> int:
+    """How many different numbers stand in the place of the group of `pattern`: of blocks, heads, convolutions."""
+    return len({match[1] for match in map(re.compile(pattern).match, state) if match})
+
+
+# ------------------------------------------------------------------------------ whole checkpoints of other code bases
+
+
+class Source(NamedTuple):
+    """A code base whose checkpoints are understood.
+
+    Attributes:
+        marks: regular expressions; a checkpoint is of this source if each is found in one of its keys.
+        left_out: matches keys of weights that take no part in the prediction.
+        names: renamings to ours.
+        read: takes the remaining tensors under our names, repairs them in place where layouts differ, and returns the
+            fields of the configuration.
+    """
+
+    marks: tuple[str, ...]
+    left_out: str
+    names: Names
+    config_class: type
+    model_class: type[PreTrainedModel]
+    read: Callable[[StateDict], dict]
+
+
+def vision_transformer_fields(state: StateDict) -> dict:
+    """Sizes of a SETR's or Segmenter's ViT. Heads are 64 wide and the native image is square, as published."""
+    patch_weight, table = state["backbone.vit.patch_embed.proj.weight"], state["backbone.vit.pos_embed"]
+    width, patch_size = patch_weight.shape[0], patch_weight.shape[-1]
+    prefix = 1 + ("backbone.vit.dist_token" in state)
+    return {
+        "patch_size": patch_size,
+        "num_channels": patch_weight.shape[1],
+        "image_size": patch_size * round((table.shape[1] - prefix) ** 0.5),
+        "hidden_size": width,
+        "num_hidden_layers": count(state, r"backbone\.vit\.blocks\.(\d+)\."),
+        "num_attention_heads": max(width // 64, 1),
+        "mlp_ratio": state["backbone.vit.blocks.0.mlp.fc1.weight"].shape[0] / width,
+        "use_distillation_token": prefix == 2,
+    }
+
+
+def setr_fields(state: StateDict) -> dict:
+    """Fields of SETR that all sources share."""
+    classifier = state["decode_head.classifier.weight"]
+    auxiliary_heads = count(state, r"auxiliary_heads\.(\d+)\.")
+    fields = {
+        **vision_transformer_fields(state),
+        "num_labels": classifier.shape[0],
+        "auxiliary_levels": list(range(auxiliary_heads)),
+    }
+    if "neck.norms.0.weight" in state:
+        fields["decode_head"] = "mla"
+        fields["decoder_hidden_size"] = state["neck.convs.0.conv.weight"].shape[0]
+        fields["mla_hidden_size"] = state["decode_head.convs.0.0.conv.weight"].shape[0]
+        fields["mla_classifier_kernel_size"] = classifier.shape[-1]
+        fields["auxiliary_bias"] = "auxiliary_heads.0.bias" in state
+    else:
+        fields["decode_head"] = "naive" if state["decode_head.convs.0.conv.weight"].shape[-1] == 1 else "pup"
+        fields["decoder_hidden_size"] = classifier.shape[1]
+        fields["decoder_conv_bias"] = "decode_head.convs.0.conv.bias" in state
+    return fields
+
+
+def setr_upsampling_authors(state: StateDict) -> dict:
+    # All convolutions have numbers; the last of a head, without a norm, is the classifier.
+    for name in list(state):
+        match = re.fullmatch(r"(.+)\.convs\.(\d)\.conv\.(weight|bias)", name)
+        if match and f"{match[1]}.convs.{match[2]}.norm.weight" not in state:
+            state[f"{match[1]}.classifier.{match[3]}"] = state.pop(name)
+    fields = setr_fields(state)
+    if fields["decode_head"] == "pup":
+        # x2 after each convolution; the last one's is left to the final resize. Auxiliary heads: x4 after the only one.
+        fields["decoder_upsampling"] = [2] * (count(state, r"decode_head\.convs\.(\d)\.") - 1) + [1]
+        fields["auxiliary_upsampling"] = [4]
+    return fields
+
+
+def setr_upsampling_mmsegmentation(state: StateDict) -> dict:
+    add_patch_bias(state)
+    fields = setr_fields(state)
+    # x4 after each convolution of heads of one or two, x2 of four; what reaches the size of the image is left to the
+    # final resize.
+    factors = {1: [4], 2: [4, 1], 4: [2, 2, 2, 1]}
+    for field, head in (("decoder_upsampling", "decode_head"), ("auxiliary_upsampling", r"auxiliary_heads\.0")):
+        convolutions = count(state, head + r"\.convs\.(\d)\.")
+        if convolutions:
+            fields[field] = factors[convolutions]
+    return fields
+
+
+def setr_mla_mmsegmentation(state: StateDict) -> dict:
+    add_patch_bias(state)
+    fields = setr_fields(state)
+    fields["mla_align_corners"] = False
+    fields["auxiliary_levels"].reverse()  # the source counts levels from the deepest
+    parts = state["decode_head.classifier.weight"].split(fields["mla_hidden_size"], dim=1)
+    state["decode_head.classifier.weight"] = torch.cat(parts[::-1], dim=1)
+    return fields
+
+
+def add_patch_bias(state: StateDict):
+    """The ViT of mmsegmentation 1.2.2 has no bias in its patch embedding unless it is asked for."""
+    width = state["backbone.vit.patch_embed.proj.weight"].shape[0]
+    state.setdefault("backbone.vit.patch_embed.proj.bias", torch.zeros(width))
+
+
+def segmenter_fields(state: StateDict) -> dict:
+    """Sizes of Segmenter. Heads of the mask transformer are 64 wide, as published."""
+    fields = {**vision_transformer_fields(state), "decode_head": "linear"}
+    if "decode_head.class_embeddings" in state:
+        _, num_labels, width = state["decode_head.class_embeddings"].shape
+        return {
+            **fields,
+            "num_labels": num_labels,
+            "decode_head": "mask",
+            "decoder_hidden_size": width,
+            "decoder_num_hidden_layers": count(state, r"decode_head\.blocks\.(\d+)\."),
+        }
+    return {**fields, "num_labels": state["decode_head.classifier.weight"].shape[0]}
+
+
+def segmenter_authors(state: StateDict) -> dict:
+    for part in ("patch", "class"):  # these matrices stand on the right of the product
+        name = f"decode_head.{part}_projection.weight"
+        if name in state:
+            state[name] = state[name].T.contiguous()
+    return segmenter_fields(state)
+
+
+def segmenter_mmsegmentation(state: StateDict) -> dict:
+    add_patch_bias(state)
+    if "decode_head.classifier.weight" in state:  # a 1x1 convolution that is a linear layer here
+        state["decode_head.classifier.weight"] = state["decode_head.classifier.weight"].flatten(1)
+    return {
+        **segmenter_fields(state),
+        "layer_norm_eps": 1e-6,
+        "position_resize_mode": "bicubic",
+        "decoder_dropout_prob": 0.0,
+        "decoder_drop_path_rate": 0.1,
+    }
+
+
+def segmenter_variant(path: Path) -> dict:
+    """What the authors' variant.yml, beside their checkpoint.pth, says of the network and the weights do not.
+
+    Raises:
+        ValueError: if it does not describe a Segmenter.
+    """
+
+    class Loader(yaml.SafeLoader):
+        """The authors write sizes as Python tuples."""
+
+    Loader.add_constructor("tag:yaml.org,2002:python/tuple", Loader.construct_yaml_seq)
+    try:
+        network = yaml.load(path.read_text(), Loader)["net_kwargs"]
+        fields = {
+            "image_size": network["image_size"],
+            "num_attention_heads": network["n_heads"],
+            "hidden_dropout_prob": network["dropout"],
+            "attention_probs_dropout_prob": network["dropout"],
+            "drop_path_rate": network["drop_path_rate"],
+        }
+        for field, name in (("decoder_dropout_prob", "dropout"), ("decoder_drop_path_rate", "drop_path_rate")):
+            if name in network["decoder"]:
+                fields[field] = network["decoder"][name]
+    except (KeyError, TypeError, yaml.YAMLError) as error:
+        raise ValueError(f"{path} does not describe a Segmenter (`net_kwargs`): {error}") from error
+    return fields
+
+
+def from_deepest(name: str) -> Callable[[re.Match], str]:
+    """`name` with {} as a level counted from the shallowest of four, where the checkpoint counts from the deepest."""
+    return lambda match: name.format(3 - int(match[1]))
+
+
+def from_p2(name: str) -> Callable[[re.Match], str]:
+    """`name` with {} as a level counted from 0, where the checkpoint calls the shallowest 2."""
+    return lambda match: name.format(int(match[1]) - 2)
+
+
+MMSEGMENTATION_VIT = {
+    r"^backbone\.layers\.": "backbone.blocks.",
+    r"^backbone\.": "backbone.vit.",
+    r"patch_embed\.projection": "patch_embed.proj",
+    r"\.ln(\d)\.": r".norm\1.",
+    r"attn\.attn\.in_proj_(weight|bias)": r"attn.qkv.\1",
+    r"attn\.attn\.out_proj": "attn.proj",
+    r"ffn\.layers\.0\.0": "mlp.fc1",
+    r"ffn\.layers\.1": "mlp.fc2",
+}
+
+SOURCES = {
+    "SETR-Naive or -PUP of the authors (fudan-zvg/SETR)": Source(
+        marks=(r"^backbone\.blocks\.0\.attn\.qkv\.", r"^decode_head\.syncbn_fc_0\."),
+        left_out=r"\.conv_seg\.",
+        names={
+            r"^backbone\.": "backbone.vit.",
+            r"^auxiliary_head\.": "auxiliary_heads.",
+            r"\.conv_(\d)\.": r".convs.\1.conv.",
+            r"\.syncbn_fc_(\d)\.": r".convs.\1.norm.",
+        },
+        config_class=SETRConfig,
+        model_class=SETRForSemanticSegmentation,
+        read=setr_upsampling_authors,
+    ),
+    "SETR-MLA of the authors (fudan-zvg/SETR)": Source(
+        marks=(r"^backbone\.blocks\.0\.attn\.qkv\.", r"^decode_head\.mlahead\."),
+        left_out=r"\.conv_seg\.",
+        names={
+            r"^backbone\.norm_(\d)": r"neck.norms.\1",
+            r"^backbone\.mla\.mla_p(\d)_1x1\.": from_p2("neck.projections.{}."),
+            r"^backbone\.mla\.mla_p(\d)\.": from_p2("neck.convs.{}."),
+            r"^backbone\.": "backbone.vit.",
+            r"^decode_head\.mlahead\.head(\d)\.(?=[01]\.)": from_p2("decode_head.convs.{}.0."),
+            r"^decode_head\.mlahead\.head(\d)\.(?=[34]\.)": from_p2("decode_head.convs.{}.1."),
+            r"^(neck\.\w+\.\d|decode_head\.convs\.\d\.\d)\.[03]\.": r"\1.conv.",
+            r"^(neck\.\w+\.\d|decode_head\.convs\.\d\.\d)\.[14]\.": r"\1.norm.",
+            r"^decode_head\.cls\.": "decode_head.classifier.",
+            r"^auxiliary_head\.(\d)\.aux\.": r"auxiliary_heads.\1.",
+        },
+        config_class=SETRConfig,
+        model_class=SETRForSemanticSegmentation,
+        read=setr_fields,
+    ),
+    "SETR-Naive or -PUP of mmsegmentation": Source(
+        marks=(r"^backbone\.layers\.0\.attn\.attn\.", r"^decode_head\.up_convs\.", r"^decode_head\.norm\."),
+        left_out=r"^$",
+        names={
+            **MMSEGMENTATION_VIT,
+            r"^auxiliary_head\.": "auxiliary_heads.",
+            r"\.up_convs\.(\d)\.0\.": r".convs.\1.",
+            r"\.bn\.": ".norm.",
+            r"\.conv_seg\.": ".classifier.",
+        },
+        config_class=SETRConfig,
+        model_class=SETRForSemanticSegmentation,
+        read=setr_upsampling_mmsegmentation,
+    ),
+    "SETR-MLA of mmsegmentation": Source(
+        marks=(r"^backbone\.layers\.0\.attn\.attn\.", r"^decode_head\.up_convs\.", r"^neck\.mla\."),
+        left_out=r"^$",
+        names={
+            **MMSEGMENTATION_VIT,
+            r"^neck\.norm\.": "neck.norms.",
+            r"^neck\.mla\.channel_proj\.": "neck.projections.",
+            r"^neck\.mla\.feat_extract\.(\d)\.": from_deepest("neck.convs.{}."),
+            r"^decode_head\.up_convs\.(\d)\.": from_deepest("decode_head.convs.{}."),
+            r"\.bn\.": ".norm.",
+            r"^decode_head\.conv_seg\.": "decode_head.classifier.",
+            r"^auxiliary_head\.(\d)\.conv_seg\.": r"auxiliary_heads.\1.",
+        },
+        config_class=SETRConfig,
+        model_class=SETRForSemanticSegmentation,
+        read=setr_mla_mmsegmentation,
+    ),
+    "Segmenter of the authors (rstrudel/segmenter)": Source(
+        marks=(r"^encoder\.blocks\.0\.attn\.qkv\.", r"^decoder\.(head\.|cls_emb$)"),
+        left_out=r"^encoder\.head(_dist)?\.",
+        names={
+            r"^encoder\.": "backbone.vit.",
+            r"^decoder\.": "decode_head.",
+            r"\.head\.": ".classifier.",
+            r"\.cls_emb$": ".class_embeddings",
+            r"\.proj_dec\.": ".projection.",
+            r"\.decoder_norm\.": ".norm.",
+            r"\.proj_patch$": ".patch_projection.weight",
+            r"\.proj_classes$": ".class_projection.weight",
+        },
+        config_class=SegmenterConfig,
+        model_class=SegmenterForSemanticSegmentation,
+        read=segmenter_authors,
+    ),
+    "Segmenter of mmsegmentation": Source(
+        marks=(r"^backbone\.layers\.0\.attn\.attn\.", r"^backbone\.ln1\.", r"^decode_head\.(conv_seg\.|cls_emb$)"),
+        left_out=r"^$",
+        names={
+            r"^backbone\.ln1\.": "backbone.norm.",
+            r"^decode_head\.layers\.": "decode_head.blocks.",
+            **MMSEGMENTATION_VIT,
+            r"\.conv_seg\.": ".classifier.",
+            r"\.cls_emb$": ".class_embeddings",
+            r"\.dec_proj\.": ".projection.",
+            r"\.decoder_norm\.": ".norm.",
+            r"\.patch_proj\.": ".patch_projection.",
+            r"\.classes_proj\.": ".class_projection.",
+        },
+        config_class=SegmenterConfig,
+        model_class=SegmenterForSemanticSegmentation,
+        read=segmenter_mmsegmentation,
+    ),
+}
+
+
+def load_original(path_or_state_dict: str | Path | StateDict, **config_overrides) -> PreTrainedModel:
+    """The model of a checkpoint of the authors' code or of mmsegmentation, in evaluation mode.
+
+    Source, architecture and sizes are found in the checkpoint's keys and shapes. What cannot be seen there is taken as
+    published and can be given as an override: `num_attention_heads` (64 channels each), `feature_indices`, `image_size`
+    (square).
+
+    Args:
+        path_or_state_dict: a safetensors or pickle file, or named tensors; or the folder of a Segmenter of its authors,
+            checkpoint.pth and variant.yml (which is also read when the file is given).
+        **config_overrides: fields of the configuration.
+
+    Raises:
+        ValueError: if the source is unknown, or if a tensor is missing, left over or of the wrong shape.
+    """
+    given = path_or_state_dict
+    if not isinstance(given, dict):
+        given = Path(given) / "checkpoint.pth" if Path(given).is_dir() else Path(given)
+        if given.with_name("variant.yml").is_file():
+            config_overrides = {**segmenter_variant(given.with_name("variant.yml")), **config_overrides}
+    state = dict(given) if isinstance(given, dict) else read_state_dict(given)
+    where = "the state dict" if isinstance(given, dict) else str(given)
+    state = renamed(state, {r"^module\.": ""})  # of DataParallel
+    known = (n for n, s in SOURCES.items() if all(any(re.search(mark, key) for key in state) for mark in s.marks))
+    name = next(known, None)
+    if name is None:
+        raise ValueError(
+            f"{where} is of no known source ({'; '.join(SOURCES)}); its first unexpected keys: "
+            f"{', '.join(list(state)[:5])}"
+        )
+    source = SOURCES[name]
+    state = renamed({key: value for key, value in state.items() if not re.search(source.left_out, key)}, source.names)
+    try:
+        model = source.model_class(source.config_class(**{**source.read(state), **config_overrides}))
+        missing, unexpected = model.load_state_dict(state, strict=False)
+    except (KeyError, RuntimeError) as error:  # a tensor that sizes are read from; shapes that do not fit
+        raise ValueError(f"{where} looks like {name}, but does not fit: {error}") from error
+    if missing or unexpected:
+        raise ValueError(
+            f"{where} looks like {name}, but {len(unexpected)} tensors are unexpected ({', '.join(unexpected[:5])}) "
+            f"and {len(missing)} are missing ({', '.join(missing[:5])}), by their names here"
+        )
+    return model.eval()
+
+
+# ---------------------------------------------------------------------------------------------- pre-trained backbones
+
+# Names -> timm's, with queries, keys and values apart.
+TRANSFORMERS_VIT = {  # of files on the Hub, and of the modules of transformers 5
+    r"^(vit|deit)\.": "",
+    r"^embeddings\.": "",
+    r"^distillation_token": "dist_token",
+    r"^position_embeddings": "pos_embed",
+    r"^patch_embeddings\.projection": "patch_embed.proj",
+    r"^(encoder\.)?layers?\.": "blocks.",
+    r"attention\.(output\.dense|o_proj)": "attn.proj",
+    r"attention\.(attention\.)?(query|key|value|q|k|v)(_proj)?\.": r"attn.\2.",
+    r"intermediate\.dense": "mlp.fc1",
+    r"output\.dense": "mlp.fc2",
+    r"layernorm_before": "norm1",
+    r"layernorm_after": "norm2",
+    r"^layernorm\.": "norm.",
+}
+JAX_VIT = {
+    r"^cls$": "cls_token",
+    r"^Transformer/posembed_input/pos_embedding$": "pos_embed",
+    r"^embedding/": "patch_embed.proj/",
+    r"^Transformer/encoderblock_(\d+)/": r"blocks.\1.",
+    r"^Transformer/encoder_norm/": "norm/",
+    r"LayerNorm_0/": "norm1/",
+    r"LayerNorm_2/": "norm2/",
+    r"MultiHeadDotProductAttention_1/out/": "attn.proj/",
+    r"MultiHeadDotProductAttention_1/": "attn.",
+    r"MlpBlock_3/Dense_0/": "mlp.fc1/",
+    r"MlpBlock_3/Dense_1/": "mlp.fc2/",
+    r"^conv_root/": "patch_embed.backbone.stem.conv/",
+    r"^gn_root/": "patch_embed.backbone.stem.norm/",
+    r"^block(\d)/unit(\d+)/": lambda m: (
+        f"patch_embed.backbone.stages.{int(m[1]) - 1}.blocks.{int(m[2]) - 1}."
+    ),
+    r"(conv|gn)_proj/": r"downsample.\1/",
+    r"gn(\d?)/": r"norm\1/",
+    r"/(kernel|scale)$": ".weight",
+    r"/bias$": ".bias",
+}
+TIMM_STEM = {  # the ResNet of ViT-hybrid -> transformers' BiT
+    r"^patch_embed\.backbone\.stem\.conv\.": "patch_embed.backbone.bit.embedder.convolution.",
+    r"^patch_embed\.backbone\.stem\.norm\.": "patch_embed.backbone.bit.embedder.norm.",
+    r"^patch_embed\.backbone\.stages\.(\d)\.blocks\.": r"patch_embed.backbone.bit.encoder.stages.\1.layers.",
+}
+# Classifiers and what stands between the last norm and them.
+UNUSED_OF_BACKBONE = r"^(head|head_dist|pre_logits|fc_norm|pooler|classifier|cls_classifier|distillation_classifier)\W"
+
+
+def jax_layout(name: str, array: torch.Tensor) -> torch.Tensor:
+    """An array of a JAX checkpoint as PyTorch lays it out; `name` is the checkpoint's."""
+    if name.endswith("kernel"):
+        if array.ndim == 4:  # convolution (height, width, in, out)
+            return array.permute(3, 2, 0, 1)
+        if array.ndim == 3:  # (in, heads, d) of query, key, value, (heads, d, out) of the projection
+            array = array.flatten(0, 1) if "/out/" in name else array.flatten(1)
+        return array.T
+    return array if name == "cls" or name.endswith("pos_embedding") else array.flatten()
+
+
+def as_timm(state: StateDict) -> StateDict:
+    """A ViT's or DeiT's state dict with timm's names, whichever of the three formats it has."""
+    if any(name.startswith("Transformer/") for name in state):
+        state = {name: jax_layout(name, array) for name, array in state.items()}
+        state = renamed(state, JAX_VIT)
+    elif any(name.endswith("embeddings.cls_token") for name in state):
+        state = renamed(state, TRANSFORMERS_VIT)
+    for name in [name for name in state if re.search(r"\.attn\.(q|query)\.", name)]:
+        parts = [
+            re.sub(r"\.(q|query)\.", lambda m, part=part: f".{part if len(m[1]) > 1 else part[0]}.", name)
+            for part in ("query", "key", "value")
+        ]
+        state[re.sub(r"\.(q|query)\.", ".qkv.", name)] = torch.cat([state.pop(part) for part in parts])
+    return renamed(state, TIMM_STEM)
+
+
+def resized_patch_kernel(weight: torch.Tensor, size: int) -> torch.Tensor:
+    """Patch embedding for patches of another size: FlexiViT's pseudo-inverse resizing (arXiv 2212.08013, Section 3.4).
+
+    A resized patch gives, as nearly as can be, the token that the patch gave.
+
+    Shape:
+        weight: (C, channels, p, p)
+        returns: (C, channels, size, size)
+    """
+    side = weight.shape[-1]
+    pixels = torch.eye(side * side).view(-1, 1, side, side)
+    resize = F.interpolate(pixels, size=(size, size), mode="bicubic", antialias=True).flatten(1)  # (p p, size size)
+    return (weight.flatten(2) @ torch.linalg.pinv(resize.T)).unflatten(2, (size, size))
+
+
+def backbone_file(name_or_path: str | Path) -> Path:
+    """A file, the weights in a folder, or those of a repository of the Hub; a bare name is one of timm's."""
+    files = ("model.safetensors", "pytorch_model.bin")
+    path = Path(name_or_path)
+    if path.is_file():
+        return path
+    if path.is_dir():
+        for file in files:
+            if (path / file).is_file():
+                return path / file
+        raise ValueError(f"{path} has neither {' nor '.join(files)}; give the file itself")
+    repository = str(name_or_path) if "/" in str(name_or_path) else f"timm/{name_or_path}"
+    for file in files:
+        try:
+            return Path(hf_hub_download(repository, file))
+        except EntryNotFoundError as error:
+            reason = error
+    raise ValueError(
+        f"{name_or_path} is no file or folder, and {repository} on the Hub has neither {' nor '.join(files)}, or "
+        "cannot be reached"
+    ) from reason
+
+
+def load_backbone(model: PreTrainedModel, name_or_path: str | Path):
+    """Puts pre-trained weights of a ViT or DeiT into the backbone of `model`, in place.
+
+    Understood: timm (ViT, AugReg, DeiT, distilled DeiT, ViT-hybrid), transformers (ViT, DeiT), and the JAX `.npz` files
+    of ViT. Patch kernels and position tables are resized to the model's; a distillation token that the model does not
+    have and the classifier are left out, which is logged.
+
+    Args:
+        model: SETR, with or without its head.
+        name_or_path: a file; a folder with model.safetensors or pytorch_model.bin; a repository of the Hub
+            ("google/vit-large-patch16-224"); or a name of timm ("vit_large_patch16_384.augreg_in21k_ft_in1k").
+
+    Raises:
+        ValueError: if there are no such weights, or they do not fit the backbone.
+    """
+    file = backbone_file(name_or_path)
+    vit = model.base_model.vit
+    state = as_timm(read_state_dict(file))
+    if "pos_embed" not in state or "cls_token" not in state:
+        raise ValueError(
+            f"{file} is no ViT with class token and position table; its first keys: {', '.join(list(state)[:5])}"
+        )
+    state = {name: value.float() for name, value in state.items()}
+
+    unused = [name for name in state if re.search(UNUSED_OF_BACKBONE, name)]
+    if isinstance(vit.norm, torch.nn.Identity):
+        unused += [name for name in ("norm.weight", "norm.bias") if name in state]
+    prefix, patches = state["pos_embed"].tensor_split((1 + ("dist_token" in state),), dim=1)
+    if "dist_token" in state and vit.dist_token is None:
+        prefix = prefix[:, :1]
+        unused.append("dist_token")
+    for name in unused:
+        del state[name]
+    if unused:
+        logger.info(f"{file}: left out {', '.join(unused)}")
+
+    side = round(patches.shape[1] ** 0.5)
+    if side**2 != patches.shape[1]:
+        raise ValueError(f"{file} has a position table of {patches.shape[1]} patches, which is no square")
+    if (side, side) != vit.grid_size:
+        patches = patches.unflatten(1, (side, side)).permute(0, 3, 1, 2)  # (1, C, side, side)
+        patches = F.interpolate(patches, size=vit.grid_size, mode=vit.position_resize_mode, align_corners=False)
+        patches = patches.flatten(2).transpose(1, 2)
+    state["pos_embed"] = torch.cat((prefix, patches), dim=1)
+    kernel, own_kernel = (weights["patch_embed.proj.weight"].shape[-1] for weights in (state, vit.state_dict()))
+    if kernel != own_kernel:
+        state["patch_embed.proj.weight"] = resized_patch_kernel(state["patch_embed.proj.weight"], own_kernel)
+
+    try:
+        vit.load_state_dict(state)
+    except RuntimeError as error:
+        raise ValueError(f"{file} does not fit the backbone: {error}") from error
