@@ -196,14 +196,21 @@ def test_bad_input_is_refused_with_the_cure(backend, images, maps, cure):
 # Post-processing
 
 
-def reference_map(logits, padded, own, target):
-    """Label map by sampling the bilinear surface of the logits at the centre of each target pixel, straight away."""
-    h, w = logits.shape[-2:]
-    rows = (torch.arange(target[0], dtype=torch.float64) + 0.5) * own[0] / target[0] / padded[0]
-    columns = (torch.arange(target[1], dtype=torch.float64) + 0.5) * own[1] / target[1] / padded[1]
-    grid = torch.stack(torch.meshgrid(columns * 2 - 1, rows * 2 - 1, indexing="xy"), -1)[None]
-    sampled = F.grid_sample(logits[None].double(), grid, mode="bilinear", padding_mode="border", align_corners=False)
-    return (sampled[0, 0] > 0).long() if len(logits) == 1 else sampled[0].argmax(0)
+def reference_map(logits, padded, own, target, align_corners):
+    """Label map (H, W) by NumPy: interpolates rows, then columns, at the place of each target pixel."""
+    scores = logits.double().numpy()
+    for axis in (1, 2):
+        steps, whole, part, size = scores.shape[axis], padded[axis - 1], own[axis - 1], target[axis - 1]
+        if align_corners:
+            places = np.linspace(0, (part - 1) * (steps - 1) / (whole - 1), size)
+        else:
+            places = ((np.arange(size) + 0.5) * part / size * steps / whole - 0.5).clip(0, steps - 1)
+        below = np.floor(places).astype(int).clip(0, steps - 2)
+        shape = [1, 1, 1]
+        shape[axis] = size
+        share = (places - below).reshape(shape)
+        scores = scores.take(below, axis) * (1 - share) + scores.take(below + 1, axis) * share
+    return torch.from_numpy((scores[0] > 0).astype(int) if len(scores) == 1 else scores.argmax(0))
 
 
 def agreement(first, second):
@@ -229,11 +236,12 @@ def test_post_processing_matches_interpolate(backend, labels):
         ({"size": KEEP_RATIO}, [(60, 90), (90, 60)], [(48, 72), (72, 48)], (72, 72)),
         ({"size": KEEP_RATIO, "size_divisor": 32}, [(61, 97), (200, 123)], [(48, 76), (78, 48)], (96, 96)),
         ({"size": {"height": 30, "width": 50}, "size_divisor": 16}, [(17, 23)], [(30, 50)], (32, 64)),
+        ({"size": KEEP_RATIO}, [(61, 97), (61, 97)], [(48, 76), (48, 76)], (48, 76)),
     ],
 )
-@pytest.mark.parametrize("labels", [1, 5])
-def test_padding_is_removed_exactly(backend, settings, sizes, own, padded, labels):
-    processor = backend(**settings)
+@pytest.mark.parametrize("labels, align_corners", [(1, False), (5, False), (5, True)])
+def test_padding_is_removed_exactly(backend, settings, sizes, own, padded, labels, align_corners):
+    processor = backend(**settings, align_corners=align_corners)
     assert processor([picture(*size) for size in sizes], return_tensors="pt")["pixel_values"].shape[-2:] == padded
     outputs = output(len(sizes), labels, padded[0] // 4, padded[1] // 4)
     for result, logits, size, part in zip(
@@ -243,7 +251,7 @@ def test_padding_is_removed_exactly(backend, settings, sizes, own, padded, label
         own,
         strict=True,
     ):
-        wanted = reference_map(logits, padded, part, size)
+        wanted = reference_map(logits, padded, part, size, align_corners)
         assert agreement(result.segmentation, wanted) > 0.999  # ties at rounding
         assert result.segmentation_scores.shape == (labels, *size)
         scored = (result.segmentation_scores[0] > 0).long() if labels == 1 else result.segmentation_scores.argmax(0)

@@ -53,10 +53,12 @@ class SegtxImageProcessorKwargs(ImagesKwargs, total=False):
         do_reduce_labels: label 0 becomes 255 and label k becomes k - 1; 255 stays. For label maps whose 0 means
             "none of the classes" (ADE20K as distributed).
         size_divisor: pad height and width to multiples of this many pixels; None for no such padding.
+        align_corners: how post-processing upsamples the logits, as in `F.interpolate`; as the model was trained.
     """
 
     do_reduce_labels: bool
     size_divisor: int | None
+    align_corners: bool
 
 
 # transformers looks for the keyword arguments of a processor class under the name of the class.
@@ -109,7 +111,7 @@ def nearest_resize(label_map: torch.Tensor, size: tuple[int, int]) -> torch.Tens
 
 
 def unpadded_logits(
-    logits: torch.Tensor, target: tuple[int, int], own: tuple[int, int], padded: tuple[int, int]
+    logits: torch.Tensor, target: tuple[int, int], own: tuple[int, int], padded: tuple[int, int], align_corners: bool
 ) -> torch.Tensor:
     """Bilinear upsampling of the part of the logits that shows the image, without its padding.
 
@@ -117,26 +119,37 @@ def unpadded_logits(
         target: size of the result.
         own: size of the image that the model was given, at the top left of the padded one.
         padded: size of the model's input, which the logits cover.
+        align_corners: as in `F.interpolate`.
 
     Shape:
         logits: (B, K, h, w)
-        returns: (B, K, H, W) with (H, W) = target
+        returns: (B, K, H, W) with (H, W) = target, at least float32
     """
-    scale = [t * p / (o * edge) for t, o, p, edge in zip(target, own, padded, logits.shape[-2:], strict=True)]
-    # Sampling at the border already repeats the last row and column; one more keeps rounding from losing a pixel.
-    repeated = F.pad(logits, (0, 1, 0, 1), mode="replicate")
-    upsampled = F.interpolate(repeated, scale_factor=scale, mode="bilinear", align_corners=False)
-    return upsampled[..., : target[0], : target[1]]
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    if own == padded:
+        return F.interpolate(logits, target, mode="bilinear", align_corners=align_corners)
+    grid = []
+    for size, part, whole, steps in zip(target, own, padded, logits.shape[-2:], strict=True):
+        position = torch.arange(size, dtype=torch.float64)  # in pixels of the target, then in steps of the logits
+        if align_corners:
+            position = position * (part - 1) / max(size - 1, 1) * (steps - 1) / max(whole - 1, 1)
+        else:
+            position = (position + 0.5) * part / size * steps / whole - 0.5
+        grid.append((position * 2 + 1) / steps - 1)  # as grid_sample counts: the edges of the logits are -1 and 1
+    grid = torch.stack(torch.meshgrid(*grid, indexing="ij")[::-1], -1).to(logits)  # (H, W, 2)
+    grid = grid.expand(len(logits), -1, -1, -1)
+    return F.grid_sample(logits, grid, mode="bilinear", padding_mode="border", align_corners=False)
 
 
 def unpadded_argmax(
-    logits: torch.Tensor, target: tuple[int, int], own: tuple[int, int], padded: tuple[int, int]
+    logits: torch.Tensor, target: tuple[int, int], own: tuple[int, int], padded: tuple[int, int], align_corners: bool
 ) -> torch.Tensor:
     """Label maps (B, H, W) int64 of `unpadded_logits` (same arguments), without holding those where that can be."""
-    height, width = (t * p / o for t, o, p in zip(target, own, padded, strict=True))  # of the target with the padding
-    if height.is_integer() and width.is_integer():
-        return upsampled_argmax(logits, (int(height), int(width)))[:, : target[0], : target[1]]
-    scores = (unpadded_logits(image[None], target, own, padded) for image in logits)
+    if own == padded:
+        return upsampled_argmax(logits, target, align_corners=align_corners)
+    if own == target:
+        return upsampled_argmax(logits, padded, align_corners=align_corners)[:, : target[0], : target[1]]
+    scores = (unpadded_logits(image[None], target, own, padded, align_corners) for image in logits)
     return torch.cat([(score[:, 0] > 0).long() if score.shape[1] == 1 else score.argmax(1) for score in scores])
 
 
@@ -155,6 +168,7 @@ class SegmentationProcessing:
     do_pad = True
     do_reduce_labels = False
     size_divisor = None
+    align_corners = False
 
     def __init__(self, **kwargs: Unpack[SegtxImageProcessorKwargs]):
         if "reduce_labels" in kwargs:  # the name in checkpoints written by transformers before 4.30
@@ -299,9 +313,9 @@ class SegmentationProcessing:
         for target, own in dict(zip(targets, processed, strict=True)).items():  # images of one size in one call
             indices = [index for index, other in enumerate(targets) if other == target]
             group = logits if len(indices) == len(targets) else logits[indices]
-            label_maps = unpadded_argmax(group, target, own, padded)
+            label_maps = unpadded_argmax(group, target, own, padded, self.align_corners)
             if return_segmentation_scores:
-                scores = unpadded_logits(group, target, own, padded)
+                scores = unpadded_logits(group, target, own, padded, self.align_corners)
                 outputs_of_group = [
                     SemanticSegmentationPostProcessorOutput({"segmentation": label_map, "segmentation_scores": score})
                     for label_map, score in zip(label_maps, scores, strict=True)

@@ -16,7 +16,7 @@ hf = hf_tests.load()
 def make_processor_test(case):
     class Tester(hf.image_processing.ImageProcessingTester):
         def __init__(self, parent, **kwargs):
-            kwargs.setdefault("size", {"height": 20, "width": 18})
+            kwargs.setdefault("size", {"height": 32, "width": 16})  # multiples of every `size_divisor`: no padding
             kwargs.setdefault("num_labels", case.num_labels)
             super().__init__(parent, **kwargs)
 
