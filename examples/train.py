@@ -42,28 +42,26 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
+
+# This folder last: its evaluate.py would hide the library of that name.
+sys.path.sort(key=lambda folder: Path(folder).resolve() == Path(__file__).resolve().parent)
+
 import torch
 import transformers
 from accelerate import Accelerator
 from accelerate.state import PartialState
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import GradientAccumulationPlugin, broadcast, broadcast_object_list, set_seed
-from hf_segtx.visualization import comparison
 from tqdm.auto import tqdm
-from transformers import (
-    AutoConfig,
-    AutoImageProcessor,
-    AutoModelForSemanticSegmentation,
-    HfArgumentParser,
-    get_scheduler,
-)
+from transformers import HfArgumentParser, get_scheduler
 
 import hf_segtx
 from hf_segtx.data import load_data, training_dataloader, training_transform
 from hf_segtx.hub import check_token, push, write_card
-from hf_segtx.inference import as_json, class_table, evaluate, predict, protocol
+from hf_segtx.inference import as_json, class_table, evaluate, load_model, predict, protocol
 from hf_segtx.models.segmentation_base import segmentation_loss
 from hf_segtx.optim import parameter_groups, polynomial_schedule
+from hf_segtx.visualization import comparison
 
 
 DEFAULT_OUTPUT_DIR = "outputs/segformer_scenes"
@@ -88,7 +86,7 @@ class Arguments:
     # Model
     model_name_or_path: str | None = flag(None, "Folder or Hub name of a model to start from; else random weights.")
     model_revision: str = flag("main", "Branch, tag or commit of --model_name_or_path.")
-    architecture: Literal[tuple(ARCHITECTURES)] | None = flag(None, "Default: segformer, or the model's.")
+    architecture: Literal[tuple(ARCHITECTURES)] | None = flag(None, "Architecture; default segformer.")
     size: str | None = flag(None, "Published size of the architecture, such as b0.")
     backbone_weights: str | None = flag(None, "Folder, file or Hub name of pre-trained weights for the backbone only.")
     config_overrides: str | None = flag(None, "Fields of the configuration, as JSON: '{\"drop_path_rate\": 0.0}'.")
@@ -338,40 +336,33 @@ def build_model(arguments: Arguments, labels):
         ValueError, OSError: if names, folders, sizes or numbers of classes are wrong.
     """
     hub = {"cache_dir": arguments.cache_dir, "token": arguments.token or arguments.hub_token}
-    remote = {**hub, "trust_remote_code": arguments.trust_remote_code}
     settings = json.loads(arguments.config_overrides or "{}")
     settings |= {"id2label": labels.id2label, "label2id": labels.label2id}  # their number is num_labels
     settings["semantic_loss_ignore_index"] = labels.ignore_index
-    name, architecture = arguments.model_name_or_path, arguments.architecture
-    if name is None:
-        config_class, _, model_class, processor_class, _ = ARCHITECTURES[architecture or "segformer"]
+    if arguments.model_name_or_path:
+        if arguments.size or arguments.architecture:
+            raise ValueError("--model_name_or_path comes with an architecture and a size; leave the other two away")
+        model, processor = load_model(
+            arguments.model_name_or_path,
+            processor_name_or_path=arguments.image_processor_name,
+            allow_new_weights=True,  # a head for other classes
+            trust_remote_code=arguments.trust_remote_code,
+            config=settings,
+            revision=arguments.model_revision,
+            **hub,
+        )
+    else:
+        config_class, _, model_class, processor_class, _ = ARCHITECTURES[arguments.architecture or "segformer"]
         if arguments.config_name:
             config = config_class.from_pretrained(arguments.config_name, **hub, **settings)
         else:
             config = config_class.from_size(arguments.size, **settings) if arguments.size else config_class(**settings)
-        model, processor = model_class(config), processor_class()
-    else:
-        if arguments.size:
-            raise ValueError(f"--size {arguments.size}: the model of --model_name_or_path has its own size; drop one")
-        hub["revision"] = remote["revision"] = arguments.model_revision
-        if architecture is None:
-            model_type = AutoConfig.from_pretrained(name, **remote).model_type
-            # transformers' SegFormer checkpoints load into ours: the same numbers, faster.
-            architecture = {f"segtx_{key}": key for key in ARCHITECTURES}.get(model_type) or (
-                "segformer" if model_type == "segformer" else None
-            )
-        # A head for other classes than the checkpoint's starts anew.
-        if architecture is None:
-            load, load_processor, options = AutoModelForSemanticSegmentation, AutoImageProcessor, remote
+        model = model_class(config)
+        if arguments.image_processor_name:
+            processor = processor_class.from_pretrained(arguments.image_processor_name, **hub)
         else:
-            _, _, load, load_processor, _ = ARCHITECTURES[architecture]
-            options = hub
-        model = load.from_pretrained(name, ignore_mismatched_sizes=True, **options, **settings)
-        processor = load_processor.from_pretrained(arguments.image_processor_name or name, **options)
-    if name is None and arguments.image_processor_name:
-        processor = processor_class.from_pretrained(arguments.image_processor_name, **hub)
-    elif name is None:
-        processor.do_resize = False  # images at their own size, unless told otherwise
+            processor = processor_class(do_resize=False)  # images at their own size, unless told otherwise below
+    model.config.palette = [list(color) for color in class_colors(labels)]  # for pictures, as in `examples/predict.py`
     if arguments.image_size:
         if len(arguments.image_size) > 2:
             raise ValueError(f"--image_size takes the shortest and the longest edge, not {arguments.image_size}")
@@ -383,6 +374,15 @@ def build_model(arguments: Arguments, labels):
 
         load_backbone(model, arguments.backbone_weights)
     return model, processor
+
+
+def class_names(labels) -> list[str]:
+    """A name for each train id; a single class is learned with a sigmoid, against the background."""
+    return list(labels.names) if labels.num_labels > 1 else ["background", *labels.names]
+
+
+def class_colors(labels) -> list[tuple[int, int, int]]:
+    return list(labels.palette) if labels.num_labels > 1 else [(70, 70, 70), *labels.palette]
 
 
 def base_size(processor) -> tuple[int, int] | None:
@@ -505,7 +505,8 @@ def main(arguments: Arguments, build_model=build_model) -> dict:
     Raises:
         UserError: before training, for what is wrong with arguments, folders or data; in it, if the loss is not finite.
     """
-    process = PartialState()
+    on_cpu = not torch.accelerator.is_available()  # said aloud, else processes of torchrun do not find each other
+    process = PartialState(cpu=on_cpu)
 
     def everywhere(function, *inputs, only_main: bool = False):
         """The function's result; what goes wrong in the main process is a UserError in all of them, so none waits."""
@@ -532,6 +533,7 @@ def main(arguments: Arguments, build_model=build_model) -> dict:
     arguments.output_dir = str(output_dir)
     checkpoint = in_main_process(checkpoint_to_resume, arguments.resume_from_checkpoint, output_dir)
     accelerator = Accelerator(
+        cpu=on_cpu,
         mixed_precision=arguments.mixed_precision,
         # Accumulation is written out below; here it would divide the loss once more if the launcher's setting said so.
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
@@ -546,7 +548,7 @@ def main(arguments: Arguments, build_model=build_model) -> dict:
     set_seed(arguments.seed)
     model, processor = everywhere(build_model, arguments, labels)
     transformers.utils.logging.disable_progress_bar()  # of the files that every checkpoint writes
-    names = list(labels.names) if labels.num_labels > 1 else ["background", *labels.names]  # one class: a sigmoid
+    names = class_names(labels)
 
     # ---- model, optimizer, schedule
     images_per_step = (
@@ -772,7 +774,8 @@ def main(arguments: Arguments, build_model=build_model) -> dict:
         shown = [validation_dataset[index] for index in range(min(4, len(validation_dataset)))]
         images, truths = [item["image"] for item in shown], [item["label"] for item in shown]
         label_maps = [label_map.cpu().numpy() for label_map in predict(bare_model.eval(), processor, images)]
-        comparison(images, truths, label_maps, names, labels.palette).save(output_dir / "predictions.png")
+        picture = comparison(images, truths, label_maps, names, class_colors(labels), labels.ignore_index)
+        picture.save(output_dir / "predictions.png")
         name = arguments.hub_model_id or output_dir.resolve().name
         data = arguments.dataset_name or arguments.train_dir or "the scenes that hf_segtx draws"
         write_card(

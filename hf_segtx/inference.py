@@ -1,19 +1,65 @@
 """Prediction and evaluation: image processor -> model -> post-processing, exactly what users of the pipeline get.
 
-`predict` serves a list of images, `evaluate` a whole data set; `examples/train.py` and `examples/evaluate.py` both
-measure with `evaluate`, so that the number printed while training is the number of the saved checkpoint.
+`load_model` reads a checkpoint, `predict` serves a list of images, `evaluate` a whole data set. `examples/train.py` and
+`examples/evaluate.py` both measure with `evaluate`: the number printed while training is that of the saved checkpoint.
 """
 
 import time
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from torch import distributed, nn
 from torch.utils.data import Dataset
 from tqdm.auto import tqdm
+from transformers import AutoConfig, AutoImageProcessor, AutoModelForSemanticSegmentation
 
+from . import ARCHITECTURES
 from .data import evaluation_dataloader
 from .metrics import MeanIoU
+
+
+def load_model(
+    name_or_path: str | Path,
+    *,
+    processor_name_or_path: str | None = None,
+    allow_new_weights: bool = False,
+    trust_remote_code: bool = False,
+    config: dict | None = None,
+    **hub,
+):
+    """The model and the image processor of a checkpoint, on the CPU and in evaluation mode.
+
+    Checkpoints of transformers' SegFormer (`nvidia/segformer-...`) are read by ours, which computes the same faster.
+
+    Args:
+        name_or_path: folder, or name on the Hub.
+        processor_name_or_path: where the processor is, if not there.
+        allow_new_weights: let weights be random that the checkpoint lacks or has for another number of classes.
+        trust_remote_code: run code of the checkpoint, if its architecture is in no installed package.
+        config: fields of the configuration to override.
+        hub: `revision`, `cache_dir`, `token` of the download.
+
+    Raises:
+        ValueError: if a folder holds no model, or weights are missing and `allow_new_weights` is not set.
+        OSError: as transformers, if there is no such model.
+    """
+    if Path(name_or_path).is_dir() and not (Path(name_or_path) / "config.json").is_file():
+        raise ValueError(f"{name_or_path} is not the folder of a model: it has no config.json")
+    remote = {**hub, "trust_remote_code": trust_remote_code}
+    model_type = AutoConfig.from_pretrained(name_or_path, **remote).model_type
+    own = {row[0].model_type: row for row in ARCHITECTURES}.get(f"segtx_{model_type.removeprefix('segtx_')}")
+    load, load_processor, options = AutoModelForSemanticSegmentation, AutoImageProcessor, remote
+    if own is not None:
+        _, _, load, load_processor, _ = own
+        options = hub
+    model, report = load.from_pretrained(
+        name_or_path, output_loading_info=True, ignore_mismatched_sizes=allow_new_weights, **options, **(config or {})
+    )
+    if report["missing_keys"] and not allow_new_weights:
+        missing = sorted(report["missing_keys"])
+        raise ValueError(f"{name_or_path} lacks {len(missing)} weights, such as {missing[0]}; train it first")
+    return model, load_processor.from_pretrained(processor_name_or_path or name_or_path, **options)
 
 
 def image_size(image) -> tuple[int, int]:
