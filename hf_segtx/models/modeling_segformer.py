@@ -228,7 +228,8 @@ class SegFormerDecodeHead(nn.Module):
         # Columns: coarsest stage first, as in every published checkpoint.
         self.fuse = nn.Conv2d(width * len(widths), width, 1, bias=False)
         self.norm = nn.BatchNorm2d(width)
-        self.dropout = nn.Dropout(config.classifier_dropout_prob)
+        # Whole channels, as in the authors' code. Before the ReLU, with which it commutes, it needs no memory of its own.
+        self.dropout = nn.Dropout2d(config.classifier_dropout_prob, inplace=True)
         self.classifier = nn.Conv2d(width, config.num_labels, 1)
 
     def forward(self, feature_maps: tuple[torch.Tensor, ...]) -> torch.Tensor:
@@ -246,7 +247,7 @@ class SegFormerDecodeHead(nn.Module):
             if x.shape[2:] != size:
                 x = F.interpolate(x, size=size, mode="bilinear", align_corners=False)
             fused = x if fused is None else x.add_(fused)  # in place: these maps are the largest of the network
-        return self.classifier(self.dropout(F.relu(self.norm(fused), inplace=True)))  # (B, K, h_0, w_0)
+        return self.classifier(F.relu(self.dropout(self.norm(fused)), inplace=True))  # (B, K, h_0, w_0)
 
 
 # Names in transformers' SegFormer (those of its files, those of its modules) -> ours; applied in this order.
