@@ -213,7 +213,7 @@ class VisionTransformer(nn.Module):
 
         Resized tables are kept where no gradient is wanted, as long as the weights stay what they were.
         """
-        if tuple(size) == self.grid_size and not is_torchdynamo_exporting():  # exported, it must serve every size
+        if not is_torchdynamo_exporting() and tuple(size) == self.grid_size:  # an export must serve every size
             return self.pos_embed
         table = self.pos_embed
         if torch.compiler.is_compiling() or (torch.is_grad_enabled() and table.requires_grad):
