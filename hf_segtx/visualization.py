@@ -7,6 +7,7 @@ overlays.
 
 from collections.abc import Sequence
 from functools import cache
+from itertools import product
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -233,3 +234,219 @@ def _check_size(image: Image.Image, ids: np.ndarray, what: str) -> None:
 @cache
 def _font(size: int):
     return ImageFont.load_default(size)
+
+
+# ------------------------------------------------------------------- what a Vision Transformer looks at, what it learnt
+
+# Black through violet and orange to pale yellow, evenly brighter: a map of weights can be read in grey, too.
+HEAT = ((0, 0, 4), (59, 15, 112), (140, 41, 129), (222, 73, 104), (254, 159, 109), (252, 253, 191))
+
+
+def patch_attention(weights, patch: tuple[int, int], grid_size: tuple[int, int]) -> np.ndarray:
+    """What one patch attends to, in each head of a layer; Segmenter, Figure 6.
+
+    Args:
+        weights: (heads, P + N, P + N) attention weights of one image, P prefix tokens before N = h * w patches.
+        patch: (row, column) of the patch in the grid.
+        grid_size: (h, w) in patches.
+
+    Returns:
+        (heads, h, w) weights; what the prefix tokens get is missing from their sum.
+
+    Raises:
+        ValueError: if the patch lies outside the grid, or there are fewer tokens than patches.
+    """
+    weights, prefix = _as_weights(weights, grid_size)
+    row, column = patch
+    if not (0 <= row < grid_size[0] and 0 <= column < grid_size[1]):
+        raise ValueError(
+            f"patch ({row}, {column}) is outside the grid; rows go from 0 to {grid_size[0] - 1}, columns from 0 to "
+            f"{grid_size[1] - 1}"
+        )
+    return weights[:, prefix + row * grid_size[1] + column, prefix:].reshape(-1, *grid_size)
+
+
+def mean_attention_distance(weights, grid_size: tuple[int, int], patch_size: int) -> np.ndarray:
+    """How far each head of a layer looks; Segmenter, Figure 7, after ViT (arXiv 2010.11929), Figure 7.
+
+    The distance from a patch to each other, weighted by attention among patches (prefix tokens left out), mean over the
+    patches.
+
+    Args:
+        weights: (heads, P + N, P + N) attention weights of one image, P prefix tokens before N = h * w patches.
+        grid_size: (h, w) in patches.
+        patch_size: side of a patch in pixels.
+
+    Returns:
+        (heads,) in pixels.
+
+    Raises:
+        ValueError: if there are fewer tokens than patches.
+    """
+    weights, prefix = _as_weights(weights, grid_size)
+    places = np.stack(np.mgrid[: grid_size[0], : grid_size[1]], -1).reshape(-1, 2).astype(np.float32) * patch_size
+    distances = np.sqrt(np.square(places[:, None] - places).sum(-1))  # (N, N)
+    weights = weights[:, prefix:, prefix:]
+    return ((weights * distances).sum(-1) / weights.sum(-1)).mean(-1)
+
+
+def class_embedding_coordinates(embeddings) -> np.ndarray:
+    """Class embeddings in the plane in which they differ most, by singular value decomposition; Segmenter, Figure 8.
+
+    Their mean, which no class differs in, is taken out first.
+
+    Args:
+        embeddings: (K, C), of at least two classes.
+
+    Returns:
+        (K, 2); the sign of each axis is that which makes its largest value positive.
+
+    Raises:
+        ValueError: if there are fewer than two classes or channels.
+    """
+    embeddings = np.asarray(embeddings.detach().cpu() if hasattr(embeddings, "cpu") else embeddings, np.float64)
+    if embeddings.ndim != 2 or min(embeddings.shape) < 2:
+        raise ValueError(f"embeddings of shape {embeddings.shape}; give (K, C), of at least two classes and channels")
+    left, values, _ = np.linalg.svd(embeddings - embeddings.mean(0), full_matrices=False)
+    coordinates = left[:, :2] * values[:2]
+    largest = np.abs(coordinates).argmax(0)
+    return coordinates * np.where(coordinates[largest, [0, 1]] < 0, -1, 1)
+
+
+def attention_picture(
+    image, maps: Sequence, patch: tuple[int, int], layers: Sequence[int] | None = None, panel_width: int = 120
+) -> Image.Image:
+    """The image with the patch framed, then a row for each layer with the map of each head.
+
+    Each map is drawn from black (0) to pale yellow (its largest weight).
+
+    Args:
+        image: PIL image or (H, W, 3) uint8 array that the maps cover.
+        maps: (heads, h, w) of each layer, from `patch_attention`.
+        patch: (row, column) in the grid.
+        layers: the number of each layer, counted from 0; by default 0, 1, ...
+    """
+    image, layers = _as_image(image), list(range(len(maps)) if layers is None else layers)
+    grid_size = np.shape(maps[0])[1:]
+    panel = (panel_width, max(1, round(image.height * panel_width / image.width)))
+    large = (2 * panel_width, 2 * panel[1])
+    margin, title_height = round(5.5 * TEXT_SIZE), round(2.2 * TEXT_SIZE)
+    heads = max(len(layer) for layer in maps)
+    width = max(margin + heads * (panel[0] + GAP), margin + large[0] + GAP)
+    picture = Image.new("RGB", (width, large[1] + 2 * title_height + len(maps) * (panel[1] + GAP)), PAPER)
+    draw, font = ImageDraw.Draw(picture), _font(TEXT_SIZE)
+
+    sides = [size / count for size, count in zip(large, grid_size[::-1], strict=True)]
+    picture.paste(image.resize(large, Image.Resampling.LANCZOS), (margin, title_height // 2))
+    x, y = round(margin + patch[1] * sides[0]), round(title_height // 2 + patch[0] * sides[1])
+    box = (x - 2, y - 2, x + round(sides[0]) + 2, y + round(sides[1]) + 2)
+    draw.rectangle(box, outline=(230, 0, 0), width=2)
+    top = large[1] + 2 * title_height
+    for head in range(heads):
+        x = margin + head * (panel[0] + GAP) + panel[0] / 2
+        draw.text((x, top - title_height / 2), f"head {head}", fill=FAINT, font=font, anchor="mm")
+    for row, (layer, layer_maps) in enumerate(zip(layers, maps, strict=True)):
+        y = top + row * (panel[1] + GAP)
+        draw.text((GAP, y + panel[1] / 2), f"layer {layer}", fill=FAINT, font=font, anchor="lm")
+        for head, weights in enumerate(np.asarray(layer_maps)):
+            colors = Image.fromarray(_heat(weights / max(weights.max(), 1e-12)))
+            picture.paste(colors.resize(panel, Image.Resampling.NEAREST), (margin + head * (panel[0] + GAP), y))
+    return picture
+
+
+def distance_picture(distances, longest: float | None = None) -> Image.Image:
+    """Mean attention distances over depth, a dot a head.
+
+    Args:
+        distances: (layers, heads) in pixels, from `mean_attention_distance`.
+        longest: end of the distance axis in pixels; by default a little over the largest.
+    """
+    distances = np.asarray(distances)
+    end = float(longest or 1.05 * distances.max())
+    picture, draw, place = _axes(
+        (720, 480), (-0.5, len(distances) - 0.5), (0, end), "layer", "mean attention distance (pixels)", ticks=True
+    )
+    for layer, heads in enumerate(distances):
+        for distance in heads:
+            x, y = place(layer, float(distance))
+            draw.ellipse((x - 8, y - 8, x + 8, y + 8), fill=palette(1)[0], outline=PAPER, width=2)
+    return picture.resize((720, 480), Image.Resampling.LANCZOS)
+
+
+def embedding_picture(coordinates, names: Sequence[str], palette: Palette) -> Image.Image:
+    """Classes in the plane of `class_embedding_coordinates`, a dot and its name each.
+
+    A name that would cover others is set further off, with a line to its dot; where that fails it is left out.
+    """
+    coordinates = np.asarray(coordinates)
+    low, high = coordinates.min(0), coordinates.max(0)
+    room = 0.08 * np.maximum(high - low, 1e-12)
+    limits = np.stack([low - room, high + room], -1)
+    picture, draw, place = _axes((900, 700), limits[0], limits[1], "first direction", "second direction", ticks=False)
+    dots = [place(*point) for point in coordinates.tolist()]
+    taken = [(x - 10, y - 10, x + 10, y + 10) for x, y in dots]
+    font = _font(2 * TEXT_SIZE - 4)
+    for (x, y), color in zip(dots, palette, strict=False):
+        draw.ellipse((x - 10, y - 10, x + 10, y + 10), fill=tuple(color), outline=PAPER, width=2)
+    directions = ((1, 0, "lm"), (-1, 0, "rm"), (0, -1, "mb"), (0, 1, "mt"))
+    directions += ((1, -1, "lb"), (1, 1, "lt"), (-1, -1, "rb"), (-1, 1, "rt"))
+    for (x, y), name in zip(dots, names, strict=True):
+        for away, (right, down, anchor) in product((14, 40, 80, 120), directions):
+            at = (x + away * right, y + away * down)
+            box = draw.textbbox(at, name, font=font, anchor=anchor)
+            free = all(box[2] < b[0] or b[2] < box[0] or box[3] < b[1] or b[3] < box[1] for b in taken)
+            if free and box[0] >= 0 and box[2] <= picture.width:
+                if away > 14:
+                    draw.line((x, y, *at), fill=FAINT)
+                draw.text(at, name, fill=INK, font=font, anchor=anchor)
+                taken.append(box)
+                break
+    return picture.resize((900, 700), Image.Resampling.LANCZOS)
+
+
+def _as_weights(weights, grid_size: tuple[int, int]) -> tuple[np.ndarray, int]:
+    """Attention weights as a float32 array, and the number of prefix tokens."""
+    weights = np.asarray(weights.detach().float().cpu() if hasattr(weights, "cpu") else weights, np.float32)
+    prefix = weights.shape[-1] - grid_size[0] * grid_size[1]
+    if weights.ndim != 3 or prefix < 0:
+        raise ValueError(
+            f"attention weights of shape {weights.shape} for a grid of {grid_size[0]}x{grid_size[1]} patches; give "
+            "(heads, tokens, tokens) of one image"
+        )
+    return weights, prefix
+
+
+def _heat(values: np.ndarray) -> np.ndarray:
+    """[0, 1] (H, W) -> colours (H, W, 3) uint8."""
+    stops = np.linspace(0, 1, len(HEAT))
+    channels = [np.interp(values, stops, channel) for channel in zip(*HEAT, strict=True)]
+    return np.stack(channels, -1).round().astype(np.uint8)
+
+
+def _axes(size, x_limits, y_limits, x_title: str, y_title: str, ticks: bool):
+    """An empty plot of twice the size, for smooth dots; its draw object, and the function (x, y) -> pixels."""
+    width, height = 2 * size[0], 2 * size[1]
+    left, right, top, bottom = 130, width - 30, 30, height - 110
+    picture = Image.new("RGB", (width, height), PAPER)
+    draw, font = ImageDraw.Draw(picture), _font(2 * TEXT_SIZE)
+
+    def place(x: float, y: float) -> tuple[float, float]:
+        across, up = (x - x_limits[0]) / (x_limits[1] - x_limits[0]), (y - y_limits[0]) / (y_limits[1] - y_limits[0])
+        return left + across * (right - left), bottom - up * (bottom - top)
+
+    draw.rectangle((left, top, right, bottom), outline=FAINT, width=2)
+    draw.text(((left + right) / 2, height - 12), x_title, fill=INK, font=font, anchor="mb")
+    turned = Image.new("RGB", (round(font.getlength(y_title)), 3 * TEXT_SIZE), PAPER)
+    ImageDraw.Draw(turned).text((0, 0), y_title, fill=INK, font=font)
+    turned = turned.rotate(90, expand=True)
+    picture.paste(turned, (4, round((top + bottom - turned.height) / 2)))
+    if ticks:
+        for x in range(int(np.ceil(x_limits[0])), int(x_limits[1]) + 1):
+            draw.text((place(x, y_limits[0])[0], bottom + 10), str(x), fill=FAINT, font=font, anchor="mt")
+        step = 10.0 ** np.floor(np.log10(y_limits[1]))
+        step = next(s for s in (step / 5, step / 2, step, 2 * step) if y_limits[1] / s <= 8)
+        for y in np.arange(y_limits[0], y_limits[1], step):
+            level = place(x_limits[0], y)[1]
+            draw.text((left - 10, level), f"{y:g}", fill=FAINT, font=font, anchor="rm")
+            draw.line((left, level, right, level), fill=(225, 228, 232), width=1)
+    return picture, draw, place

@@ -1,0 +1,148 @@
+"""What a Vision Transformer looks at: sums over loops, plain geometry, and the pictures of the script."""
+
+import importlib.util
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from hf_segtx.models.configuration_segmenter import SegmenterConfig
+from hf_segtx.models.configuration_setr import SETRConfig
+from hf_segtx.models.image_processing_segtx import SegmenterImageProcessor
+from hf_segtx.models.modeling_segmenter import SegmenterForSemanticSegmentation
+from hf_segtx.models.modeling_setr import SETRForSemanticSegmentation
+from hf_segtx.visualization import (
+    attention_picture,
+    class_embedding_coordinates,
+    distance_picture,
+    embedding_picture,
+    mean_attention_distance,
+    palette,
+    patch_attention,
+)
+
+
+GRID, PATCH = (3, 4), 16
+
+
+def random_weights(heads=2, prefix=1):
+    tokens = prefix + GRID[0] * GRID[1]
+    return torch.randn(heads, tokens, tokens).softmax(-1)
+
+
+def test_patch_attention_is_the_row_of_the_patch():
+    weights = random_weights(prefix=2)
+    maps = patch_attention(weights, (1, 3), GRID)
+    assert maps.shape == (2, 3, 4)
+    for head in range(2):
+        for row in range(3):
+            for column in range(4):
+                assert maps[head, row, column] == weights[head, 2 + 1 * 4 + 3, 2 + row * 4 + column]
+    for patch in ((3, 0), (0, 4), (-1, 0)):
+        with pytest.raises(ValueError, match="is outside the grid; rows go from 0 to 2, columns from 0 to 3"):
+            patch_attention(weights, patch, GRID)
+    with pytest.raises(ValueError, match=r"attention weights of shape \(2, 14, 14\) for a grid of 8x8 patches"):
+        patch_attention(weights, (0, 0), (8, 8))
+
+
+@pytest.mark.parametrize("prefix", [0, 1, 2])
+def test_mean_attention_distance_matches_loops(prefix):
+    weights = random_weights(prefix=prefix)
+    expected = np.zeros(2)
+    places = [(row * PATCH, column * PATCH) for row in range(GRID[0]) for column in range(GRID[1])]
+    for head in range(2):
+        for i, (y, x) in enumerate(places):
+            seen = weights[head, prefix + i, prefix:].numpy()
+            distances = [((y - other_y) ** 2 + (x - other_x) ** 2) ** 0.5 for other_y, other_x in places]
+            expected[head] += np.average(distances, weights=seen) / len(places)
+    np.testing.assert_allclose(mean_attention_distance(weights, GRID, PATCH), expected, rtol=1e-5)  # float32
+    to_itself = torch.eye(prefix + 12)[None]
+    assert mean_attention_distance(to_itself, GRID, PATCH).tolist() == [0]
+
+
+def test_class_embedding_coordinates_are_the_plane_of_a_flat_cloud():
+    flat = np.random.randn(9, 2) * (3, 1)
+    rotation = np.linalg.qr(np.random.randn(6, 6))[0][:2]  # two orthonormal rows
+    coordinates = class_embedding_coordinates(torch.from_numpy(flat @ rotation + 5))
+    distances, expected = (
+        np.linalg.norm(points[:, None] - points, axis=-1) for points in (coordinates, flat)
+    )
+    np.testing.assert_allclose(distances, expected, atol=1e-9)  # a rotation and a shift: float64 rounding
+    assert coordinates[:, 0].std() > coordinates[:, 1].std()
+    assert (coordinates.max(0) == np.abs(coordinates).max(0)).all()
+    with pytest.raises(ValueError, match=r"shape \(1, 6\)"):
+        class_embedding_coordinates(np.zeros((1, 6)))
+
+
+def test_attention_picture_frames_the_patch_and_is_brightest_at_the_largest_weight():
+    image = Image.new("RGB", (64, 48), (0, 0, 255))
+    maps = np.zeros((1, 2, 3, 4))
+    maps[0, 1, 2, 3] = 0.5
+    picture = np.asarray(attention_picture(image, maps, (0, 0), layers=[7])).astype(int)
+    red = np.argwhere((picture == (230, 0, 0)).all(-1))
+    blue = np.argwhere((picture == (0, 0, 255)).all(-1))
+    np.testing.assert_allclose(red.min(0), blue.min(0), atol=5)  # pixels: the frame is around the first patch
+    assert (np.ptp(red, 0) < np.ptp(blue, 0) / 2).all()
+    bright = np.argwhere((picture == (252, 253, 191)).all(-1))
+    assert len(bright) == 30 * 30 and bright[:, 0].min() > blue[:, 0].max()  # a patch of a panel 120 wide, below
+
+
+def test_distance_picture_draws_a_dot_a_head_at_its_height():
+    picture = np.asarray(distance_picture([[10.0], [90.0]], longest=100))
+    dots = np.argwhere((picture == palette(1)[0]).all(-1))
+    left, right = dots[dots[:, 1] < 360], dots[dots[:, 1] >= 360]
+    top, bottom = 15, 480 - 55  # of the axes, in pixels
+    for found, distance in ((left, 10), (right, 90)):
+        assert found[:, 0].mean() == pytest.approx(bottom - distance / 100 * (bottom - top), abs=2)
+
+
+def test_embedding_picture_draws_every_class():
+    colors = palette(5)
+    points = np.array([[0, 0], [1, 0], [0, 1], [1, 1], [0.5, 0.5]])
+    picture = embedding_picture(points, list("abcde"), colors)
+    assert set(colors) <= {color for _, color in picture.getcolors(2**20)}
+
+
+def explain():
+    path = Path(__file__).parents[1] / "examples" / "explain.py"
+    spec = importlib.util.spec_from_file_location("explain", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+TINY = dict(hidden_size=32, num_hidden_layers=4, num_attention_heads=2, image_size=64, num_labels=5)
+MODELS = {
+    "segmenter mask": lambda: SegmenterForSemanticSegmentation(SegmenterConfig(**TINY)),
+    "segmenter linear deit": lambda: SegmenterForSemanticSegmentation(
+        SegmenterConfig(**TINY, decode_head="linear", use_distillation_token=True)
+    ),
+    "setr naive": lambda: SETRForSemanticSegmentation(SETRConfig(**TINY, decode_head="naive")),
+    "setr mla": lambda: SETRForSemanticSegmentation(SETRConfig(**TINY, decode_head="mla")),
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_script_writes_its_pictures(name, tmp_path, monkeypatch):
+    script, model = explain(), MODELS[name]().eval()
+    processor = SegmenterImageProcessor(size={"height": 50, "width": 70})
+    monkeypatch.setattr(script, "load_model", lambda *arguments, **options: (model, processor))
+    for file in ("street.png", "field.png"):
+        Image.fromarray(np.random.randint(0, 256, (60, 90, 3), dtype=np.uint8)).save(tmp_path / file)
+    files = [str(tmp_path / "street.png"), str(tmp_path / "field.png")]
+    output = tmp_path / "out"
+    command = ["model", *files, "--output_dir", str(output), "--patch", "3", "4"]
+    command += ["--layers", "0", "3", "--device", "cpu"]
+    script.main(script.parse_arguments(command))
+    assert {file.name for file in output.iterdir()} == {
+        "street_attention.png", "field_attention.png", "distances.png", "distances.csv",
+        "class_embeddings.png", "class_embeddings.csv",
+    }  # fmt: skip
+    table = np.loadtxt(output / "distances.csv", delimiter=",", skiprows=1)
+    assert table.shape == (4, 3)
+    # nearly even attention of a random network on 4x5 patches: about the mean distance of two patches
+    assert table[:, 1:] == pytest.approx(32, abs=10)
+    with pytest.raises(ValueError, match=r"layers \[4\]; there are 0 to 3"):
+        script.main(script.parse_arguments([*command[:-4], "4", "--device", "cpu"]))
