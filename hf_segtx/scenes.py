@@ -82,6 +82,11 @@ class SceneDataset:
             raise ValueError(f"size {tuple(size)} (height, width) must be 32 to {_SIDE} pixels each")
         self.length, self.seed, self.size = length, seed, tuple(size)
 
+    @property
+    def labels(self):
+        """`hf_segtx.labels.Labels` of the scenes."""
+        return labels()
+
     def __len__(self) -> int:
         return self.length
 

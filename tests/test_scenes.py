@@ -75,6 +75,7 @@ def test_wrong_arguments_are_named():
 
 def test_label_contract():
     labels = scenes.labels()
+    assert SceneDataset(1).labels == labels
     assert labels.names == CLASS_NAMES and labels.palette == PALETTE and labels.ignore_index == VOID
     label = SceneDataset(1)[0]["label"]
     assert np.array_equal(labels.map(label), label)  # scenes hold train ids already
