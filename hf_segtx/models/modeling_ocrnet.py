@@ -1,0 +1,461 @@
+"""OCRNet: every pixel is described by the object regions that it belongs to, on HRNet or a dilated ResNet.
+
+Paper: Yuan et al., "Segmentation Transformer: Object-Contextual Representations", ECCV 2020, arXiv 1909.11065. Authors'
+code: HRNet/HRNet-Semantic-Segmentation, branch HRNet-OCR, and openseg-group/openseg.pytorch.
+Differs from it in how things are computed, not in what: maps are channels-last, and what is linear between two
+upsamplings or weighted sums is applied where there are fewest positions; see [`OCRNetDecodeHead`].
+
+    image (B, 3, H, W) -- HRNet: branches at 1/4 .. 1/32, upsampled to 1/4 and concatenated --.
+                       -- ResNet: last two stages, dilated, at 1/8 ----------------------------|
+                                                                                               |
+      .----------------------------------------------------------------------------------------'
+      |-- soft object regions: conv, 1x1 conv ---------------- region logits (B, K, h, w) --.  loss of their own
+      |                                                                                     |
+      '-- pixel representations x: 3x3 conv (B, C, h, w) --.-- sum over space, Eq. 4 -------'
+                                                           |     region representations f (B, C, K)
+                                                           |-- pixel-region relation w, Eq. 5
+                                                           |-- object-contextual representations y, Eq. 3
+                                                           '-- augmented representations z = g([y, x]), Eq. 6
+                                                               classifier -- logits (B, K, h, w)
+
+Shapes: B images, K classes and regions, C channels, D = `decoder_key_size`; (H, W) the image, (h, w) = (H, W) / 4 for
+HRNet and / `output_stride` for ResNet.
+"""
+
+import copy
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+from transformers import AutoBackbone, GradientCheckpointingLayer
+from transformers import initialization as init
+from transformers.modeling_outputs import BaseModelOutput
+from transformers.models.auto.modeling_auto import MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES
+from transformers.utils.generic import can_return_tuple
+
+from .configuration_ocrnet import OCRNetConfig
+from .layers import ConvNormAct, map_to_tokens, tokens_to_map
+from .segmentation_base import SegmentationOutput, SegmentationPreTrainedModel
+
+
+@dataclass
+class OCRNetModelOutput(BaseModelOutput):
+    """Output of [`OCRNetModel`].
+
+    Args:
+        last_hidden_state: (B, C, h, w), the last (coarsest) map.
+        hidden_states: the feature maps, on request.
+        feature_maps: (B, C, h, w) of the branches of HRNet, fine to coarse, or of the stages of another backbone.
+    """
+
+    feature_maps: tuple[torch.Tensor, ...] | None = None
+
+
+@dataclass
+class OCRNetOutput(SegmentationOutput):
+    """Output of [`OCRNetForSemanticSegmentation`].
+
+    Args:
+        region_maps: (B, K, h, w), share of each pixel in each soft object region; each map sums to 1. On request.
+        pixel_region_relation: (B, K, h, w), relation of each pixel to each region (Eq. 5); sums to 1 over regions. On
+            request.
+        region_representations: (B, K, C), on request (Eq. 4).
+    """
+
+    region_maps: torch.Tensor | None = None
+    pixel_region_relation: torch.Tensor | None = None
+    region_representations: torch.Tensor | None = None
+
+
+def conv_norm(in_channels: int, out_channels: int, kernel_size: int, stride: int = 1, dilation: int = 1):
+    """[convolution with "same" padding and without bias, BatchNorm]"""
+    padding = kernel_size // 2 * dilation
+    return [
+        nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding, dilation, bias=False),
+        nn.BatchNorm2d(out_channels),
+    ]
+
+
+class BasicBlock(GradientCheckpointingLayer):
+    """Residual block of two 3x3 convolutions of the same width. (B, C, h, w) -> the same."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.conv1, self.bn1 = conv_norm(width, width, 3)
+        self.conv2, self.bn2 = conv_norm(width, width, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = F.relu(self.bn1(self.conv1(x)), inplace=True)
+        return F.relu(self.bn2(self.conv2(y)).add_(x), inplace=True)
+
+
+class Bottleneck(GradientCheckpointingLayer):
+    """Residual block 1x1, 3x3, 1x1; the stride is that of the 3x3 convolution. (B, C_in, H, W) -> (B, C, h, w)."""
+
+    def __init__(self, in_channels: int, width: int, out_channels: int, stride: int = 1, dilation: int = 1):
+        super().__init__()
+        self.conv1, self.bn1 = conv_norm(in_channels, width, 1)
+        self.conv2, self.bn2 = conv_norm(width, width, 3, stride, dilation)
+        self.conv3, self.bn3 = conv_norm(width, out_channels, 1)
+        self.downsample = None
+        if stride > 1 or in_channels != out_channels:
+            self.downsample = nn.Sequential(*conv_norm(in_channels, out_channels, 1, stride))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = F.relu(self.bn1(self.conv1(x)), inplace=True)
+        y = F.relu(self.bn2(self.conv2(y)), inplace=True)
+        shortcut = x if self.downsample is None else self.downsample(x)
+        return F.relu(self.bn3(self.conv3(y)).add_(shortcut), inplace=True)
+
+
+def upsample(feature_map: torch.Tensor, size: tuple[int, int], align_corners: bool) -> torch.Tensor:
+    """(B, C, h, w) -> (B, C, *size), bilinear."""
+    if feature_map.shape[2:] == size:
+        return feature_map
+    return F.interpolate(feature_map, size=size, mode="bilinear", align_corners=align_corners)
+
+
+class HighResolutionModule(nn.Module):
+    """Residual blocks on each branch of HRNet, then every branch gets the sum of all, brought to its resolution.
+
+    Shape:
+        feature_maps: (B, C_i, h_i, w_i) of each branch, fine to coarse, each half the size of the one before
+        returns: the same
+    """
+
+    def __init__(self, widths: list[int], depth: int, align_corners: bool):
+        super().__init__()
+        self.align_corners = align_corners
+        self.branches = nn.ModuleList(nn.Sequential(*(BasicBlock(n) for _ in range(depth))) for n in widths)
+        self.fuse_layers = nn.ModuleList(
+            nn.ModuleList(self.fuse_layer(widths, i, j) for j in range(len(widths))) for i in range(len(widths))
+        )
+
+    @staticmethod
+    def fuse_layer(widths: list[int], i: int, j: int) -> nn.Module:
+        """From branch j to the width of branch i; to a coarser branch also to its resolution, by strides of 2."""
+        if i == j:
+            return nn.Identity()
+        if i < j:
+            return nn.Sequential(*conv_norm(widths[j], widths[i], 1))
+        steps = [nn.Sequential(*conv_norm(widths[j], widths[j], 3, 2), nn.ReLU(inplace=True)) for _ in range(i - j - 1)]
+        return nn.Sequential(*steps, nn.Sequential(*conv_norm(widths[j], widths[i], 3, 2)))
+
+    def forward(self, feature_maps: list[torch.Tensor]) -> list[torch.Tensor]:
+        feature_maps = [branch(x) for branch, x in zip(self.branches, feature_maps)]
+        fused = []
+        for i, layers in enumerate(self.fuse_layers):
+            total, size = feature_maps[i], feature_maps[i].shape[2:]
+            for j, layer in enumerate(layers):
+                if j == i:
+                    continue
+                x = layer(feature_maps[j])
+                if j > i:
+                    if not self.align_corners:
+                        # As mmsegmentation: first by the power of 2, then, if sizes are odd, to the size.
+                        x = upsample(x, (x.shape[2] << (j - i), x.shape[3] << (j - i)), False)
+                    x = upsample(x, size, self.align_corners)
+                total = x.add_(total)
+            fused.append(F.relu(total, inplace=True))
+        return fused
+
+
+class HRNet(nn.Module):
+    """HRNetV2 (Wang et al., arXiv 1908.07919): the map at 1/4 is kept, coarser branches join it. Public weights' names.
+
+    Shape:
+        pixel_values: (B, num_channels, H, W)
+        returns: four maps (B, C_i, H / 4 / 2^i, W / 4 / 2^i), sizes rounded up
+    """
+
+    def __init__(self, config: OCRNetConfig):
+        super().__init__()
+        widths, stem = list(config.hidden_sizes), config.stem_hidden_sizes
+        self.channels = widths
+        self.conv1, self.bn1 = conv_norm(config.num_channels, stem[0], 3, 2)
+        self.conv2, self.bn2 = conv_norm(stem[0], stem[1], 3, 2)
+        width = config.layer1_hidden_size
+        self.layer1 = nn.Sequential(
+            *(Bottleneck(stem[1] if i == 0 else 4 * width, width, 4 * width) for i in range(config.depths[0]))
+        )
+
+        def transition(in_channels: int, out_channels: int, stride: int) -> nn.Sequential:
+            return nn.Sequential(*conv_norm(in_channels, out_channels, 3, stride), nn.ReLU(inplace=True))
+
+        def stage(number: int) -> nn.Sequential:
+            depth, modules = config.depths[number - 1], config.num_modules[number - 1]
+            return nn.Sequential(
+                *(HighResolutionModule(widths[:number], depth, config.align_corners) for _ in range(modules))
+            )
+
+        # A new branch starts from the coarsest; those that go on as they are stand here as identities.
+        self.transition1 = nn.ModuleList(
+            [transition(4 * width, widths[0], 1), nn.Sequential(transition(4 * width, widths[1], 2))]
+        )
+        self.stage2 = stage(2)
+        self.transition2 = nn.ModuleList(
+            [nn.Identity(), nn.Identity(), nn.Sequential(transition(widths[1], widths[2], 2))]
+        )
+        self.stage3 = stage(3)
+        self.transition3 = nn.ModuleList(
+            [nn.Identity(), nn.Identity(), nn.Identity(), nn.Sequential(transition(widths[2], widths[3], 2))]
+        )
+        self.stage4 = stage(4)
+
+    def forward(self, pixel_values: torch.Tensor) -> list[torch.Tensor]:
+        x = F.relu(self.bn1(self.conv1(pixel_values)), inplace=True)
+        x = F.relu(self.bn2(self.conv2(x)), inplace=True)  # 1/4
+        x = self.layer1(x)
+        feature_maps = self.stage2([layer(x) for layer in self.transition1])
+        feature_maps = self.stage3([*feature_maps, self.transition2[-1](feature_maps[-1])])
+        return self.stage4([*feature_maps, self.transition3[-1](feature_maps[-1])])
+
+
+class ResNet(nn.Module):
+    """ResNet whose last stages are dilated instead of strided, so that they stay at 1 / output_stride (Section 4.1).
+
+    The first block of a dilated stage has half of its dilation, which is that of the stage before, as in openseg and
+    mmsegmentation.
+
+    Shape:
+        pixel_values: (B, num_channels, H, W)
+        returns: four maps (B, C_i, h_i, w_i)
+    """
+
+    def __init__(self, config: OCRNetConfig):
+        super().__init__()
+        self.channels = list(config.hidden_sizes)
+        layers, in_channels = [], config.num_channels
+        for i, width in enumerate(config.stem_hidden_sizes):
+            kernel_size = 7 if len(config.stem_hidden_sizes) == 1 else 3
+            layers += [*conv_norm(in_channels, width, kernel_size, 2 if i == 0 else 1), nn.ReLU(inplace=True)]
+            in_channels = width
+        self.stem = nn.Sequential(*layers)
+        self.maxpool = nn.MaxPool2d(3, 2, padding=1, ceil_mode=config.pool_ceil_mode)
+        stages, reached, dilation = [], 4, 1
+        for i, (width, depth) in enumerate(zip(config.hidden_sizes, config.depths)):
+            stride = 2 if i > 0 and reached < config.output_stride else 1
+            dilation = 2 * dilation if i > 0 and stride == 1 else 1
+            reached *= stride
+            blocks = [Bottleneck(in_channels, width // 4, width, stride, max(dilation // 2, 1))]
+            blocks += [Bottleneck(width, width // 4, width, dilation=dilation) for _ in range(depth - 1)]
+            stages.append(nn.Sequential(*blocks))
+            in_channels = width
+        self.layer1, self.layer2, self.layer3, self.layer4 = stages
+
+    def forward(self, pixel_values: torch.Tensor) -> list[torch.Tensor]:
+        x = self.maxpool(self.stem(pixel_values))
+        feature_maps = []
+        for layer in (self.layer1, self.layer2, self.layer3, self.layer4):
+            x = layer(x)
+            feature_maps.append(x)
+        return feature_maps
+
+
+def brick(config: OCRNetConfig, in_channels: int, out_channels: int, bias: bool, kernel_size: int = 1) -> ConvNormAct:
+    """Convolution, BatchNorm and the head's activation."""
+    layer = ConvNormAct(in_channels, out_channels, kernel_size, bias=bias)
+    if config.decoder_hidden_act == "leaky_relu":
+        layer.act = nn.LeakyReLU(0.01, inplace=True)
+    return layer
+
+
+class OCRNetRegionHead(nn.Module):
+    """Soft object regions, Section 3.2: a coarse segmentation, learned with a loss of its own.
+
+    Shape:
+        feature_map: (B, C_in, h, w)
+        returns: region logits (B, K, h, w)
+    """
+
+    def __init__(self, config: OCRNetConfig, in_channels: int):
+        super().__init__()
+        width = config.auxiliary_hidden_size or in_channels
+        self.conv = brick(config, in_channels, width, config.auxiliary_conv_bias, config.auxiliary_kernel_size)
+        self.classifier = nn.Conv2d(width, config.num_labels, 1)
+
+    def forward(self, feature_map: torch.Tensor) -> torch.Tensor:
+        return self.classifier(self.conv(feature_map))
+
+
+class OCRNetDecodeHead(nn.Module):
+    """Object-contextual representations, Section 3.2, and the classifier. The paper's letters are in brackets.
+
+    The map rho of Eq. 3 starts with a convolution, which is linear, of a sum whose weights add up to 1: so it is
+    applied to the K regions and not to the h w sums. Eq. 6 concatenates context and pixels before a convolution; here
+    each half of its kernel is applied to its half of the channels.
+
+    Shape:
+        feature_map: (B, C_in, h, w)
+        region_logits: (B, K, h, w)
+        returns: logits, region maps and pixel-region relation, each (B, K, h, w); region representations (B, K, C)
+    """
+
+    def __init__(self, config: OCRNetConfig, in_channels: int):
+        super().__init__()
+        width, key_width, bias = config.decoder_hidden_size, config.decoder_key_size, config.context_conv_bias
+        self.scaling = key_width**-0.5
+        self.pixels = brick(config, in_channels, width, config.decoder_conv_bias, 3)
+        self.query = nn.Sequential(  # phi
+            brick(config, width, key_width, bias), brick(config, key_width, key_width, bias)
+        )
+        self.key = nn.Sequential(  # psi
+            brick(config, width, key_width, bias), brick(config, key_width, key_width, bias)
+        )
+        self.value = brick(config, width, key_width, bias)  # delta
+        self.context = brick(config, key_width, width, bias)  # rho
+        self.augmented = brick(config, 2 * width, width, bias)  # g; columns: context, pixels
+        # Of whole channels, before the activation, with which it commutes: in place it needs no memory of its own.
+        self.dropout = nn.Dropout2d(config.classifier_dropout_prob, inplace=True)
+        self.classifier = nn.Conv2d(width, config.num_labels, 1)
+
+    def forward(self, feature_map: torch.Tensor, region_logits: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        pixels = self.pixels(feature_map)  # (B, C, h, w)
+        size = pixels.shape[2:]
+        region_maps = region_logits.flatten(2).softmax(dim=2)  # (B, K, h w)
+        regions = region_maps @ map_to_tokens(pixels)  # Eq. 4: (B, K, C)
+        regions_as_map = tokens_to_map(regions, (regions.shape[1], 1))  # (B, C, K, 1)
+
+        query = map_to_tokens(self.query(pixels))  # (B, h w, D)
+        key = self.key(regions_as_map).flatten(2)  # (B, D, K)
+        relation = (query @ key * self.scaling).softmax(dim=2)  # Eq. 5: (B, h w, K)
+
+        value = map_to_tokens(self.context.conv(self.value(regions_as_map)))  # (B, K, C)
+        context = self.context.act(self.context.norm(tokens_to_map(relation @ value, size)))  # Eq. 3: (B, C, h, w)
+        conv, width = self.augmented.conv, pixels.shape[1]
+        augmented = F.conv2d(context, conv.weight[:, :width], conv.bias) + F.conv2d(pixels, conv.weight[:, width:])
+        augmented = self.augmented.act(self.dropout(self.augmented.norm(augmented)))  # Eq. 6: (B, C, h, w)
+        logits = self.classifier(augmented)  # (B, K, h, w)
+        return logits, region_maps.unflatten(2, size), tokens_to_map(relation, size), regions
+
+
+class OCRNetPreTrainedModel(SegmentationPreTrainedModel):
+    """Base class: initialisation."""
+
+    config: OCRNetConfig
+    _no_split_modules = ["HighResolutionModule", "BasicBlock", "Bottleneck"]
+    _auto_map = {
+        "AutoModel": "modeling_ocrnet.OCRNetModel",
+        "AutoModelForSemanticSegmentation": "modeling_ocrnet.OCRNetForSemanticSegmentation",
+    }
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module):
+        """Fan-out normal in convolutions, as ImageNet training does, small in classifiers; norms 1 and biases 0."""
+        if isinstance(module, (OCRNetRegionHead, OCRNetDecodeHead)):
+            init.normal_(module.classifier.weight, mean=0.0, std=0.01)
+        elif isinstance(module, nn.Conv2d):
+            init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+            if module.bias is not None:
+                init.zeros_(module.bias)
+        else:
+            super()._init_weights(module)
+
+    def fuse_batch_norm(self) -> "OCRNetPreTrainedModel":
+        """A copy for inference, faster: every BatchNorm is folded into its convolution, weights are channels-last.
+
+        The function is the same up to rounding. The copy is in evaluation mode and is not to be trained or saved; the
+        model itself stays as it is.
+        """
+        fused = copy.deepcopy(self).eval().requires_grad_(False)
+        for parent in list(fused.modules()):
+            conv_name, conv = None, None
+            for name, module in list(parent.named_children()):
+                if type(conv) is nn.Conv2d and type(module) in (nn.BatchNorm2d, nn.SyncBatchNorm):
+                    setattr(parent, conv_name, fuse_conv_bn_eval(conv, module))
+                    setattr(parent, name, nn.Identity())
+                conv_name, conv = name, module
+        return fused.to(memory_format=torch.channels_last)
+
+
+class OCRNetModel(OCRNetPreTrainedModel):
+    """The backbone: HRNet, dilated ResNet, or any other of transformers and timm.
+
+    Shape:
+        pixel_values: (B, num_channels, H, W), normalised; any size
+        returns: [`OCRNetModelOutput`]
+    """
+
+    def __init__(self, config: OCRNetConfig):
+        super().__init__(config)
+        if config.backbone_type == "auto":
+            self.encoder = AutoBackbone.from_config(config.backbone_config)
+        else:
+            self.encoder = (HRNet if config.backbone_type == "hrnet" else ResNet)(config)
+        self.channels = list(self.encoder.channels)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self, pixel_values: torch.Tensor, output_hidden_states: bool | None = None, **kwargs
+    ) -> OCRNetModelOutput:
+        if output_hidden_states is None:
+            output_hidden_states = self.config.output_hidden_states
+        feature_maps = self.encoder(pixel_values.contiguous(memory_format=torch.channels_last))
+        if self.config.backbone_type == "auto":
+            feature_maps = feature_maps.feature_maps
+        feature_maps = tuple(feature_maps)
+        return OCRNetModelOutput(
+            last_hidden_state=feature_maps[-1],
+            hidden_states=feature_maps if output_hidden_states else None,
+            feature_maps=feature_maps,
+        )
+
+
+class OCRNetForSemanticSegmentation(OCRNetPreTrainedModel):
+    """OCRNet: a backbone, soft object regions and object-contextual representations.
+
+    Shape:
+        pixel_values: (B, num_channels, H, W), normalised
+        labels: (B, H', W') class ids or the ignore index, of any size; usually that of the image
+        returns: [`OCRNetOutput`] with logits (B, K, h, w); with `output_auxiliary_logits` those of the soft object
+            regions, with `output_regions` region maps, relation and representations
+    """
+
+    def __init__(self, config: OCRNetConfig):
+        super().__init__(config)
+        self.backbone = OCRNetModel(config)
+        channels = self.backbone.channels
+        # ResNet: regions from the last but one stage, pixels from the last. Else both from all maps.
+        self.concatenates = config.backbone_type != "resnet"
+        in_channels = [sum(channels)] * 2 if self.concatenates else channels[-2:]
+        self.auxiliary_heads = nn.ModuleList([OCRNetRegionHead(config, in_channels[0])])
+        self.decode_head = OCRNetDecodeHead(config, in_channels[1])
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        labels: torch.Tensor | None = None,
+        output_auxiliary_logits: bool = False,
+        output_regions: bool = False,
+        **kwargs,
+    ) -> OCRNetOutput:
+        features = self.backbone(pixel_values, **kwargs)
+        maps = features.feature_maps[-2:]
+        if self.concatenates:
+            size = features.feature_maps[0].shape[2:]
+            maps = [upsample(x, size, self.config.align_corners) for x in features.feature_maps]
+            maps = [torch.cat(maps, dim=1)] * 2  # (B, sum of C_i, h, w)
+        region_logits = self.auxiliary_heads[0](maps[0])
+        logits, region_maps, relation, regions = self.decode_head(maps[1], region_logits)
+        loss = None
+        if labels is not None:
+            auxiliary_logits = (region_logits,) if self.training else ()
+            loss = self.loss_function(logits, labels, self.config, auxiliary_logits)
+        return OCRNetOutput(
+            loss=loss,
+            logits=logits,
+            hidden_states=features.hidden_states,
+            auxiliary_logits=(region_logits,) if output_auxiliary_logits else None,
+            region_maps=region_maps if output_regions else None,
+            pixel_region_relation=relation if output_regions else None,
+            region_representations=regions if output_regions else None,
+        )
+
+
+# pipeline("image-segmentation") knows the model classes it supports by this table only.
+MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES.setdefault(OCRNetConfig.model_type, "OCRNetForSemanticSegmentation")
