@@ -154,13 +154,13 @@ def setr_upsampling_authors(state: StateDict) -> dict:
 def setr_upsampling_mmsegmentation(state: StateDict) -> dict:
     add_patch_bias(state)
     fields = setr_fields(state)
-    # x4 after each convolution of heads of one or two, x2 of four; what reaches the size of the image is left to the
-    # final resize.
-    factors = {1: [4], 2: [4, 1], 4: [2, 2, 2, 1]}
     for field, head in (("decoder_upsampling", "decode_head"), ("auxiliary_upsampling", r"auxiliary_heads\.0")):
         convolutions = count(state, head + r"\.convs\.(\d)\.")
         if convolutions:
-            fields[field] = factors[convolutions]
+            factor = 2 if convolutions == 4 else 4  # after each convolution, as in all its configurations
+            fields[field] = [factor] * convolutions
+            if factor**convolutions == fields["patch_size"]:  # the size of the image: the final resize does the last
+                fields[field][-1] = 1
     return fields
 
 
