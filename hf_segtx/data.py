@@ -653,8 +653,9 @@ class TrainingTransform:
 
     def normalize(self, batch: dict) -> dict[str, torch.Tensor]:
         """`pixel_values` to float32 as the processor normalizes, `labels` to int64; batched or not."""
+        pixel_values = batch["pixel_values"].as_subclass(torch.Tensor).float()
         return {
-            "pixel_values": F.normalize(batch["pixel_values"].as_subclass(torch.Tensor).float(), self.mean, self.std),
+            "pixel_values": F.normalize(pixel_values, self.mean, self.std, inplace=True),
             "labels": batch["labels"].as_subclass(torch.Tensor).long(),
         }
 
