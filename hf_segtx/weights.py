@@ -7,6 +7,7 @@ the configuration off the shapes. `load_backbone` puts ImageNet weights into the
 Files: safetensors, torch pickles (read with `weights_only=True`, so a file cannot run code) and, for ViT, JAX `.npz`.
 """
 
+import logging
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -20,7 +21,6 @@ from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError
 from safetensors.torch import load_file
 from transformers import PreTrainedModel
-from transformers.utils import logging
 
 from .models.configuration_ocrnet import OCRNetConfig
 from .models.configuration_segformer import SegFormerConfig
@@ -32,7 +32,7 @@ from .models.modeling_segmenter import SegmenterForSemanticSegmentation
 from .models.modeling_setr import SETRForSemanticSegmentation
 
 
-logger = logging.get_logger(__name__)
+logger = logging.getLogger(__name__)
 
 StateDict = dict[str, torch.Tensor]
 Names = dict[str, str | Callable[[re.Match], str]]  # regular expression -> replacement; all apply, in this order
@@ -681,7 +681,7 @@ def load_backbone(model: PreTrainedModel, name_or_path: str | Path):
     for name in unused:
         del state[name]
     if unused:
-        logger.info(f"{file}: left out {', '.join(unused)}")
+        logger.warning(f"{file}: left out {', '.join(unused)}")  # shown unless logging is set up otherwise
 
     side = round(patches.shape[1] ** 0.5)
     if side**2 != patches.shape[1]:

@@ -1,0 +1,285 @@
+"""Reading checkpoints, refusing what is not understood, and pre-trained backbones against their own libraries."""
+
+import re
+
+import numpy as np
+import pytest
+import timm.models.deit
+import timm.models.resnetv2
+import timm.models.vision_transformer
+import timm.models.vision_transformer_hybrid
+import torch
+import torch.nn.functional as F
+import transformers
+from safetensors.torch import save_file
+from timm.layers.patch_embed import resample_patch_embed
+
+from hf_segtx.models.configuration_setr import SETRConfig
+from hf_segtx.models.modeling_setr import SETRForSemanticSegmentation, SETRModel
+from hf_segtx.weights import load_backbone, load_original, read_state_dict
+
+
+TINY = dict(image_size=32, patch_size=8, hidden_size=64, num_hidden_layers=2, num_attention_heads=2)
+TIMM = dict(img_size=32, patch_size=8, embed_dim=64, depth=2, num_heads=2, num_classes=7)
+
+
+def randomized(module):
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.add_(0.2 * torch.randn_like(parameter))
+    return module.eval()
+
+
+def backbone(**overrides):
+    return SETRModel(SETRConfig(**{**TINY, **overrides})).eval()
+
+
+def timm_vit(**overrides):
+    return randomized(timm.models.vision_transformer.VisionTransformer(**{**TIMM, **overrides}))
+
+
+def assert_same_features(model, expected, images):
+    with torch.no_grad():
+        own = model(images).last_hidden_state
+    # 1e-4: float32 rounding through two blocks, in another order of operations
+    torch.testing.assert_close(own, expected, rtol=1e-4, atol=1e-4)
+
+
+def timm_features(reference, images):
+    """Tokens after the last block, before the final norm, which SETR does not have."""
+    with torch.no_grad():
+        tokens = reference.patch_embed(images)
+        tokens = torch.cat((reference.cls_token.expand(len(images), -1, -1), tokens), dim=1)
+        return reference.blocks(tokens + reference.pos_embed)
+
+
+# ------------------------------------------------------------------------------------------------------ originals
+
+
+def authors_state():
+    """A SETR-Naive in the authors' format; what it computes is tested in test_setr.py."""
+    model = randomized(SETRForSemanticSegmentation(SETRConfig(**{**TINY, "num_attention_heads": 1}, num_labels=7)))
+    state = {}
+    for name, tensor in model.state_dict().items():
+        name = name.replace("backbone.vit.", "backbone.").replace("auxiliary_heads.", "auxiliary_head.")
+        name = name.replace("convs.0.conv.", "conv_0.").replace("convs.0.norm.", "syncbn_fc_0.")
+        state[name.replace("classifier.", "conv_1.")] = tensor
+    state["decode_head.conv_seg.weight"] = torch.randn(7, 512, 1, 1)
+    return model, state
+
+
+def test_every_kind_of_file(tmp_path):
+    model, state = authors_state()
+    images = torch.randn(1, 3, 32, 32)
+    with torch.no_grad():
+        expected = model(images).logits
+    save_file(state, tmp_path / "a.safetensors")
+    torch.save(state, tmp_path / "b.pth")
+    torch.save({"meta": {"epoch": 3}, "state_dict": state}, tmp_path / "c.pth")
+    torch.save({"model": {f"module.{name}": tensor for name, tensor in state.items()}}, tmp_path / "d.pth")
+    for source in (state, *sorted(tmp_path.iterdir())):
+        loaded = load_original(source)
+        assert loaded.config.num_labels == 7 and not loaded.training
+        with torch.no_grad():
+            assert torch.equal(loaded(images).logits, expected)
+
+
+def test_overrides_reach_the_configuration():
+    config = load_original(authors_state()[1], drop_path_rate=0.1, auxiliary_loss_weight=0.2).config
+    assert (config.drop_path_rate, config.auxiliary_loss_weight) == (0.1, 0.2)
+
+
+def test_pickles_do_not_run_code(tmp_path):
+    class Harmful:
+        def __reduce__(self):
+            return (open, (str(tmp_path / "made"), "w"))
+
+    torch.save({"state_dict": {"weight": torch.zeros(1)}, "meta": Harmful()}, tmp_path / "harmful.pth")
+    with pytest.raises(Exception, match="[Ww]eights.only"):
+        load_original(tmp_path / "harmful.pth")
+    assert not (tmp_path / "made").exists()
+
+
+def test_what_is_not_understood_is_refused(tmp_path):
+    _, state = authors_state()
+    with pytest.raises(ValueError, match="no known source.*first unexpected keys: features.0.weight"):
+        load_original({"features.0.weight": torch.zeros(1)})
+    with pytest.raises(ValueError, match="1 tensors are unexpected.*extra.weight"):
+        load_original({**state, "extra.weight": torch.zeros(1)})
+    missing = {name: tensor for name, tensor in state.items() if name != "backbone.blocks.1.norm1.bias"}
+    with pytest.raises(ValueError, match=r"1 are missing \(backbone.vit.blocks.1.norm1.bias\)"):
+        load_original(missing)
+    with pytest.raises(ValueError, match="does not fit"):
+        load_original({**state, "backbone.cls_token": torch.zeros(1, 1, 3)})
+    with pytest.raises(ValueError, match="does not fit"):
+        load_original({name: tensor for name, tensor in state.items() if name != "backbone.pos_embed"})
+    torch.save(torch.zeros(3), tmp_path / "tensor.pth")
+    with pytest.raises(ValueError, match="holds no state dict but a Tensor"):
+        read_state_dict(tmp_path / "tensor.pth")
+
+
+# ------------------------------------------------------------------------------------------------------ backbones
+
+
+def test_timm_backbone_matches_timm(tmp_path, caplog):
+    reference = timm_vit()
+    save_file(reference.state_dict(), tmp_path / "model.safetensors")
+    model = SETRForSemanticSegmentation(SETRConfig(**TINY, num_labels=3)).eval()
+    head = {name: tensor.clone() for name, tensor in model.decode_head.state_dict().items()}
+    load_backbone(model, tmp_path)
+    assert all(name in caplog.text for name in ("left out", "head.weight", "head.bias", "norm.weight", "norm.bias"))
+    images = torch.randn(2, 3, 32, 32)
+    assert_same_features(model.backbone, timm_features(reference, images), images)
+    assert all(torch.equal(head[name], tensor) for name, tensor in model.decode_head.state_dict().items())
+
+
+def test_distilled_backbone_matches_timm(tmp_path):
+    reference = randomized(timm.models.deit.VisionTransformerDistilled(**TIMM))
+    torch.save({"model": reference.state_dict()}, tmp_path / "deit.pth")  # as DeiT's authors publish it
+    images = torch.randn(2, 3, 32, 32)
+    model = backbone(use_distillation_token=True)
+    load_backbone(model, tmp_path / "deit.pth")
+    with torch.no_grad():
+        tokens = reference.patch_embed(images)
+        tokens = torch.cat((reference.cls_token.expand(2, 1, -1), reference.dist_token.expand(2, 1, -1), tokens), 1)
+        expected = reference.blocks(tokens + reference.pos_embed)
+    assert_same_features(model, expected, images)
+
+    model = backbone()  # without the token: what is left is the same network without it
+    load_backbone(model, tmp_path / "deit.pth")
+    with torch.no_grad():
+        expected = reference.blocks(tokens[:, [0, *range(2, 18)]] + reference.pos_embed[:, [0, *range(2, 18)]])
+    assert_same_features(model, expected, images)
+
+
+@pytest.mark.parametrize("original_format", [True, False], ids=["as on the Hub", "module names"])
+@pytest.mark.parametrize("kind", ["ViT", "DeiT"])
+def test_transformers_backbone_matches_transformers(kind, original_format, tmp_path):
+    config = getattr(transformers, f"{kind}Config")(
+        **{**TINY, "layer_norm_eps": 1e-6}, intermediate_size=256, num_labels=7
+    )
+    reference = randomized(getattr(transformers, f"{kind}ForImageClassification")(config))
+    reference.save_pretrained(tmp_path, save_original_format=original_format)
+    model = backbone(use_distillation_token=kind == "DeiT")
+    load_backbone(model, tmp_path)
+    images = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        expected = reference(images, output_hidden_states=True).hidden_states[-1]
+    assert_same_features(model, expected, images)
+
+
+def jax_arrays(reference):
+    """timm's weights as the JAX code saves them."""
+    arrays, width, heads = {}, 64, 2
+    state = {name: tensor.numpy() for name, tensor in reference.state_dict().items()}
+    arrays["cls"], arrays["Transformer/posembed_input/pos_embedding"] = state["cls_token"], state["pos_embed"]
+    arrays["embedding/kernel"] = state["patch_embed.proj.weight"].transpose(2, 3, 1, 0)
+    arrays["embedding/bias"] = state["patch_embed.proj.bias"]
+    arrays["head/kernel"], arrays["head/bias"] = state["head.weight"].T, state["head.bias"]
+    for part, name in (("scale", "weight"), ("bias", "bias")):
+        arrays[f"Transformer/encoder_norm/{part}"] = state[f"norm.{name}"]
+    for i in range(2):
+        ours, theirs = f"blocks.{i}", f"Transformer/encoderblock_{i}"
+        for number, name in ((0, "norm1"), (2, "norm2")):
+            arrays[f"{theirs}/LayerNorm_{number}/scale"] = state[f"{ours}.{name}.weight"]
+            arrays[f"{theirs}/LayerNorm_{number}/bias"] = state[f"{ours}.{name}.bias"]
+        for number, name in ((0, "fc1"), (1, "fc2")):
+            arrays[f"{theirs}/MlpBlock_3/Dense_{number}/kernel"] = state[f"{ours}.mlp.{name}.weight"].T
+            arrays[f"{theirs}/MlpBlock_3/Dense_{number}/bias"] = state[f"{ours}.mlp.{name}.bias"]
+        attention = f"{theirs}/MultiHeadDotProductAttention_1"
+        weights, biases = (np.split(state[f"{ours}.attn.qkv.{name}"], 3) for name in ("weight", "bias"))
+        for name, weight, bias in zip(("query", "key", "value"), weights, biases):
+            arrays[f"{attention}/{name}/kernel"] = weight.T.reshape(width, heads, -1)
+            arrays[f"{attention}/{name}/bias"] = bias.reshape(heads, -1)
+        arrays[f"{attention}/out/kernel"] = state[f"{ours}.attn.proj.weight"].T.reshape(heads, -1, width)
+        arrays[f"{attention}/out/bias"] = state[f"{ours}.attn.proj.bias"]
+    return arrays
+
+
+def test_jax_backbone_matches_timm(tmp_path):
+    np.savez(tmp_path / "vit.npz", **jax_arrays(timm_vit()))
+    reference = timm_vit()
+    reference.load_pretrained(str(tmp_path / "vit.npz"))  # timm's own reader
+    model = backbone()
+    load_backbone(model, tmp_path / "vit.npz")
+    images = torch.randn(2, 3, 32, 32)
+    assert_same_features(model, timm_features(reference, images), images)
+
+
+def hybrid_vit():
+    stem = timm.models.resnetv2.ResNetV2(
+        layers=(1, 2, 1), channels=(128, 256, 512), stem_chs=32, num_classes=0, global_pool="", preact=False,
+        stem_type="same", conv_layer=timm.layers.StdConv2dSame,
+    )  # fmt: skip
+    return timm_vit(
+        img_size=64,
+        patch_size=1,
+        embed_layer=lambda **kwargs: timm.models.vision_transformer_hybrid.HybridEmbed(stem, **kwargs),
+    )
+
+
+def jax_stem_arrays(reference):
+    arrays = {}
+    for name, tensor in reference.patch_embed.backbone.state_dict().items():
+        name = name.replace("stem.conv.", "conv_root/").replace("stem.norm.", "gn_root/")
+        name = re.sub(r"stages\.(\d)\.blocks\.(\d)\.", lambda m: f"block{int(m[1]) + 1}/unit{int(m[2]) + 1}/", name)
+        name = name.replace("downsample.conv.", "conv_proj/").replace("downsample.norm.", "gn_proj/")
+        name = re.sub(r"norm(\d)\.", r"gn\1/", re.sub(r"conv(\d)\.", r"conv\1/", name))
+        array = tensor.numpy()
+        if array.ndim == 4:
+            arrays[name.replace("weight", "kernel")] = array.transpose(2, 3, 1, 0)
+        else:
+            arrays[name.replace("weight", "scale")] = array.reshape(1, 1, 1, -1)
+    return arrays
+
+
+@pytest.mark.parametrize("format", ["timm", "jax"])
+def test_hybrid_backbone_matches_timm(format, tmp_path):
+    reference = hybrid_vit()
+    if format == "timm":
+        file = tmp_path / "hybrid.pth"
+        torch.save(reference.state_dict(), file)
+    else:
+        file = tmp_path / "hybrid.npz"
+        np.savez(file, **jax_arrays(reference), **jax_stem_arrays(reference))
+        reference = hybrid_vit()
+        reference.load_pretrained(str(file))  # timm's own reader
+    model = backbone(image_size=64, patch_size=16, stem_depths=[1, 2, 1], stem_hidden_sizes=[128, 256, 512])
+    load_backbone(model, file)
+    images = torch.randn(2, 3, 64, 64)
+    assert_same_features(model, timm_features(reference, images), images)
+
+
+def test_position_table_is_resized(tmp_path):
+    reference = timm_vit()
+    torch.save(reference.state_dict(), tmp_path / "vit.pth")
+    model = backbone(image_size=[48, 80])
+    load_backbone(model, tmp_path / "vit.pth")
+    grid = reference.pos_embed[:, 1:].reshape(1, 4, 4, 64).permute(0, 3, 1, 2)
+    expected = F.interpolate(grid, size=(6, 10), mode="bilinear", align_corners=False).flatten(2).transpose(1, 2)
+    torch.testing.assert_close(model.vit.pos_embed[:, 1:], expected)
+    assert torch.equal(model.vit.pos_embed[:, :1], reference.pos_embed[:, :1])
+
+
+@pytest.mark.parametrize("patch_size", [4, 16])
+def test_patch_kernel_is_resized_as_in_timm(patch_size, tmp_path):
+    reference = timm_vit()
+    torch.save(reference.state_dict(), tmp_path / "vit.pth")
+    model = backbone(patch_size=patch_size, image_size=4 * patch_size)
+    load_backbone(model, tmp_path / "vit.pth")
+    expected = resample_patch_embed(reference.patch_embed.proj.weight.detach(), [patch_size, patch_size])
+    # 1e-4: both take a pseudo-inverse in float32
+    torch.testing.assert_close(model.vit.patch_embed.proj.weight, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_wrong_backbones_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="is no file or folder, and timm/no_such_model on the Hub has neither"):
+        load_backbone(backbone(), "no_such_model")
+    with pytest.raises(ValueError, match="has neither model.safetensors nor pytorch_model.bin"):
+        load_backbone(backbone(), tmp_path)
+    torch.save({"conv1.weight": torch.zeros(1)}, tmp_path / "resnet.pth")
+    with pytest.raises(ValueError, match="is no ViT with class token and position table; its first keys: conv1.weight"):
+        load_backbone(backbone(), tmp_path / "resnet.pth")
+    torch.save(timm_vit(depth=3).state_dict(), tmp_path / "deep.pth")
+    with pytest.raises(ValueError, match="does not fit the backbone"):
+        load_backbone(backbone(), tmp_path / "deep.pth")
