@@ -106,8 +106,8 @@ def write_scenes(folder: Path, count: int, size: tuple[int, int]) -> None:
     scenes = SceneDataset(count, seed=0, size=size)
     for number in range(count):
         item = scenes[number]
-        Image.fromarray(torch.as_tensor(item["label"]).numpy()).save(folder / "masks" / f"{number:04}.png")
-        v2.functional.to_pil_image(item["image"]).save(folder / "images" / f"{number:04}.jpg", quality=95)
+        Image.fromarray(item["label"]).save(folder / "masks" / f"{number:04}.png")
+        item["image"].save(folder / "images" / f"{number:04}.jpg", quality=95)
     (folder / "id2label.json").write_text(json.dumps(scenes.labels.id2label))
 
 

@@ -171,6 +171,14 @@ def test_evaluation_alone_needs_no_training_data(tmp_path):
     assert train is None and len(validation) == 6
 
 
+def test_scenes_are_there_when_nothing_is_given():
+    train, validation, labels = load_data(max_train_samples=3, seed=4)
+    assert (len(train), len(validation)) == (3, 64)
+    assert labels == validation.labels and labels.num_labels >= 6
+    assert np.array_equal(load_data(seed=5)[1][0]["image"], validation[0]["image"])  # the same for every seed
+    assert not np.array_equal(train[0]["image"], validation[0]["image"])
+
+
 # --- Data sets of Hugging Face ----------------------------------------------------------------------------------------
 
 
@@ -523,9 +531,12 @@ def test_resumed_batches_equal_uninterrupted_ones(dataset, num_workers):
     assert_equal_batches(islice(loader(dataset, start_step=3, num_workers=num_workers), 4), uninterrupted[3:])
 
 
-def test_reading_leaves_the_random_state_of_the_process_alone(dataset):
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_reading_leaves_the_random_state_of_the_process_alone(dataset, num_workers):
+    """Else dropout would differ between a resumed run and an uninterrupted one."""
     state = torch.get_rng_state()
-    first, second = islice(loader(dataset), 2)
+    first, second = islice(loader(dataset, num_workers=num_workers), 2)
+    list(evaluation_dataloader(dataset, num_workers=num_workers))
     assert torch.equal(torch.get_rng_state(), state)
     assert not torch.equal(first["pixel_values"], second["pixel_values"])
 
