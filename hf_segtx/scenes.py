@@ -39,7 +39,7 @@ LIGHTS = (
     ((96, 150, 214), (214, 226, 236), (245, 245, 248), (1.06, 1.04, 1.00), 0.02),
     ((148, 158, 170), (206, 211, 216), (226, 228, 231), (0.80, 0.83, 0.87), 0.15),
     ((74, 84, 146), (250, 176, 116), (246, 150, 128), (0.98, 0.78, 0.66), 0.30),
-    ((20, 27, 60), (70, 74, 112), (52, 56, 88), (0.42, 0.46, 0.62), 0.60),
+    ((20, 27, 60), (70, 74, 112), (52, 56, 88), (0.52, 0.56, 0.72), 0.60),
 )
 GROUNDS = ((98, 132, 60), (118, 146, 74), (164, 148, 88), (198, 176, 128), (126, 98, 70), (222, 227, 233))
 ROADS = ((74, 76, 80), (104, 105, 108), (134, 133, 132), (156, 130, 98))  # the last one is a dirt track
@@ -127,7 +127,7 @@ class _Scene:
         self.zenith, self.skyline, self.cloud, self.gain = (_rgb(part) for part in light[:4])
         self.gain = self.gain * self.between(0.9, 1.1)
         self.lit_windows = light[4]
-        self.haze = self.between(0.1, 0.75)
+        self.haze = self.between(0.05, 0.6)
         self.light_from = self.choose((-1.0, 1.0))  # the side of the sun
         self.horizon = round(height * self.between(0.32, 0.52))
 
@@ -140,10 +140,10 @@ class _Scene:
         self.has_road = self.rng.random() < 0.75
         if self.has_road:
             self.draw_road()
-        objects = [(self.between(0.05, 0.28), self.draw_building) for _ in range(self.rng.integers(1, 6))]
-        objects += [(self.between(0.10, 0.60), self.draw_tree) for _ in range(self.rng.integers(1, 6))]
-        objects += [(self.between(0.25, 0.70), self.draw_vehicle) for _ in range(self.rng.integers(1, 4))]
-        objects += [(self.between(0.40, 0.98), self.draw_person) for _ in range(self.rng.integers(1, 4))]
+        objects = [(self.between(0.05, 0.28), self.draw_building) for _ in range(self.rng.integers(1, 5))]
+        objects += [(self.between(0.10, 0.60), self.draw_tree) for _ in range(self.rng.integers(1, 5))]
+        objects += [(self.between(0.30, 0.70), self.draw_vehicle) for _ in range(self.rng.integers(1, 3))]
+        objects += [(self.between(0.45, 0.98), self.draw_person) for _ in range(self.rng.integers(1, 4))]
         if self.rng.random() < 0.4:
             objects.append((self.between(0.3, 0.8), self.choose((self.draw_lamp, self.draw_sign))))
         if self.rng.random() < 0.15:
@@ -236,7 +236,7 @@ class _Scene:
         rows = self.height - self.horizon
         near = (self.y[self.horizon :] - self.horizon) / rows  # 0 at the horizon, 1 at the bottom
         color = self.color(GROUNDS)
-        texture = self.texture("streaks", rows, self.width) * 0.6 + self.texture("leaves", rows, self.width)
+        texture = self.texture("grain", rows, self.width) * 0.4 + self.texture("leaves", rows, self.width)
         veil = self.haze * (1 - near) * (1 - near)
         shaded = color * self.gain * (1 + texture * (near * 0.14 + 0.06))
         self.image[:, self.horizon :] = shaded + veil * (self.skyline - shaded)
@@ -265,7 +265,7 @@ class _Scene:
             d = _ellipse(window, x, y, a, b) + self.texture("clouds", rows, self.width) * (rows * 0.05)
         near = (window.y - self.horizon) / rows
         mirror = (self.skyline + (self.zenith - self.skyline) * near) * self.between(0.7, 0.95)
-        ripples = self.texture("streaks", rows, self.width) * (near * 0.22 + 0.03)
+        ripples = self.texture("streaks", rows, self.width) * (near * 0.3 + 0.06)
         self.paint(window, d - 1, self.lit(_rgb((120, 110, 92)), 0.6))  # wet shore
         self.paint(window, d, mirror * (1 + ripples))
         self.mark(window, d, WATER, outline=0.2)
@@ -291,8 +291,8 @@ class _Scene:
             paint = _rgb((236, 232, 220)) * self.gain
             phase = self.between(0, 1) + 2.2 / (near + 0.12)
             dashes = (np.abs(across) < 0.035) & (phase - np.floor(phase) < 0.5)
-            if self.rng.random() < 0.6:
-                dashes |= np.abs(np.abs(across) - 0.9) < 0.025
+            if self.rng.random() < 0.8:
+                dashes |= np.abs(np.abs(across) - 0.9) < 0.03
             np.copyto(surface, paint, where=dashes)
         self.paint(window, d, surface + veil * (self.skyline - surface))
         self.mark(window, d, ROAD, outline=0.2)
@@ -369,7 +369,7 @@ class _Scene:
         if self.has_road and self.rng.random() < 0.8:
             row = min(int(base) - self.horizon, len(self.road[0]) - 1)
             x = float(self.road[0][row]) + self.choose((-0.5, 0.5)) * float(self.road[1][row])
-        unit = max(unit, self.height * 0.15)
+        unit = max(unit, self.height * 0.22)
         large = depth < 0.5 and self.rng.random() < 0.3  # a bus
         height = unit * (self.between(0.95, 1.25) if large else self.between(0.58, 0.72))
         half = height * (self.between(0.8, 1.1) if large else self.between(0.95, 1.25))
@@ -429,7 +429,7 @@ class _Scene:
         self.mark(window, d, VEHICLE)
 
     def draw_person(self, x: float, base: float, unit: float, depth: float) -> None:
-        height = max(unit, self.height * 0.2) * self.between(0.88, 1.08)
+        height = max(unit, self.height * 0.26) * self.between(0.88, 1.08)
         window = self.window(x - height * 0.25, base - height, x + height * 0.25, base)
         if window is None:
             return
@@ -504,7 +504,7 @@ class _Scene:
         image[..., 1:-1] += soft * (image[..., :-2] + image[..., 2:] - 2 * image[..., 1:-1])
         u, v = self.x / self.width - 0.5, self.y / self.height - 0.5
         image *= self.between(0.9, 1.1) * (1 - 0.35 * (u * u + v * v))
-        noise = self.between(1.5, 7)
+        noise = self.between(1, 5)
         for channel in image:
             channel += self.texture("grain", self.height, self.width) * noise
         return np.ascontiguousarray(np.clip(image + 0.5, 0, 255).astype(np.uint8).transpose(1, 2, 0))
