@@ -396,12 +396,29 @@ def base_size(processor) -> tuple[int, int] | None:
     return min(edges), max(edges)
 
 
-def build_optimizer(arguments: Arguments, model) -> torch.optim.Optimizer:
+def build_optimizer(arguments: Arguments, model, total_steps: int):
+    """Optimizer and schedule of its learning rates.
+
+    Raises:
+        ValueError: if the schedule does not fit, or its name is unknown.
+    """
     groups = parameter_groups(model, arguments.learning_rate, arguments.weight_decay, arguments.head_lr_multiplier)
     if arguments.optimizer == "sgd":
-        return torch.optim.SGD(groups, lr=arguments.learning_rate, momentum=arguments.momentum)
-    betas = (arguments.adam_beta1, arguments.adam_beta2)
-    return torch.optim.AdamW(groups, lr=arguments.learning_rate, betas=betas, eps=arguments.adam_epsilon)
+        optimizer = torch.optim.SGD(groups, lr=arguments.learning_rate, momentum=arguments.momentum)
+    else:
+        betas = (arguments.adam_beta1, arguments.adam_beta2)
+        optimizer = torch.optim.AdamW(groups, lr=arguments.learning_rate, betas=betas, eps=arguments.adam_epsilon)
+    warmup_steps = arguments.num_warmup_steps
+    if arguments.lr_scheduler_type != "polynomial":
+        return optimizer, get_scheduler(arguments.lr_scheduler_type, optimizer, warmup_steps, total_steps)
+    return optimizer, polynomial_schedule(
+        optimizer,
+        warmup_steps,
+        total_steps,
+        power=arguments.poly_power,
+        min_learning_rate=arguments.min_learning_rate,
+        warmup_start_factor=arguments.warmup_start_factor,
+    )
 
 
 # --------------------------------------------------------------------------------------------------------- training
@@ -413,6 +430,10 @@ def check_arguments(arguments: Arguments) -> None:
     for name in counts.split():
         if getattr(arguments, name) < 1:
             raise ValueError(f"--{name} is {getattr(arguments, name)}; it must be at least 1")
+    try:
+        json.loads(arguments.config_overrides or "{}")
+    except ValueError as error:
+        raise ValueError(f"--config_overrides {arguments.config_overrides} is not JSON ({error})") from error
     every = arguments.checkpointing_steps
     if every is not None and every != "epoch" and not (every.isdigit() and int(every) > 0):
         raise ValueError(f"--checkpointing_steps is {every!r}; give a number of steps, or 'epoch'")
@@ -571,21 +592,10 @@ def main(arguments: Arguments, build_model=build_model) -> dict:
             segmentation_loss, class_weights=class_weights, label_smoothing=arguments.label_smoothing
         )
     if arguments.gradient_checkpointing:
-        model.gradient_checkpointing_enable()
+        model.activation_checkpointing_enable()
     if arguments.sync_bn:
         model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
-    optimizer = build_optimizer(arguments, model)
-    if arguments.lr_scheduler_type == "polynomial":
-        schedule = polynomial_schedule(
-            optimizer,
-            arguments.num_warmup_steps,
-            total_steps,
-            arguments.poly_power,
-            arguments.min_learning_rate,
-            arguments.warmup_start_factor,
-        )
-    else:
-        schedule = get_scheduler(arguments.lr_scheduler_type, optimizer, arguments.num_warmup_steps, total_steps)
+    optimizer, schedule = everywhere(build_optimizer, arguments, model, total_steps)
     if arguments.compile:
         model.compile()
     model, optimizer = accelerator.prepare(model, optimizer)  # not the schedule: it would step once a process

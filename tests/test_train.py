@@ -1,0 +1,383 @@
+"""examples/train.py: what comes out of a run, exact resume, accumulation, recipes, and what bad input gets."""
+
+import errno
+import importlib.util
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from transformers import (
+    AutoImageProcessor,
+    AutoModelForSemanticSegmentation,
+    SegformerConfig,
+    SegformerForSemanticSegmentation,
+)
+
+
+ROOT = Path(__file__).resolve().parent.parent
+CONFIG = {
+    "hidden_sizes": [8, 8, 16, 16],
+    "depths": [1, 1, 1, 1],
+    "num_attention_heads": [1, 1, 2, 2],
+    "decoder_hidden_size": 16,
+    "hidden_dropout_prob": 0.2,
+    "drop_path_rate": 0.3,
+}
+# Six steps of two micro-batches of two scenes of 64x64 pixels; checkpoints after 2, 4, 6, evaluations after 3 and 6.
+TINY = ["--config_overrides", json.dumps(CONFIG), "--crop_size", "64", "--max_train_samples", "10"]
+TINY += ["--max_eval_samples", "3", "--per_device_train_batch_size", "2", "--gradient_accumulation_steps", "2"]
+TINY += ["--max_train_steps", "6", "--evaluation_steps", "3", "--checkpointing_steps", "2", "--logging_steps", "1"]
+TINY += ["--learning_rate", "1e-3", "--num_warmup_steps", "1"]
+
+
+def load_script(name: str):
+    """A script of examples/ as a module, under a name that hides no library."""
+    spec = importlib.util.spec_from_file_location(f"examples_{name}", ROOT / "examples" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+train = load_script("train")
+
+
+def run(*flags, **keywords):
+    return train.main(train.parse_arguments([*TINY, *map(str, flags)]), **keywords)
+
+
+def weights(folder: Path) -> bytes:
+    return (folder / "model.safetensors").read_bytes()
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """An uninterrupted run: (its folder, what main returned)."""
+    folder = tmp_path_factory.mktemp("run") / "out"
+    return folder, run("--output_dir", folder)
+
+
+# ---- what a run leaves
+
+
+def test_run_leaves_loadable_models_and_results(finished):
+    folder, results = finished
+    for place in (folder, folder / "best", folder / "last"):
+        model = AutoModelForSemanticSegmentation.from_pretrained(place)
+        assert type(model).__name__ == "SegFormerForSemanticSegmentation"
+        assert model.config.id2label[0] == "sky" and len(model.config.palette) == model.config.num_labels
+        assert AutoImageProcessor.from_pretrained(place).do_resize is False
+    assert weights(folder) == weights(folder / "last")
+    assert json.loads((folder / "all_results.json").read_text()) == results
+    assert [entry["step"] for entry in results["evaluations"]] == [3, 6]
+    assert results["best_mean_iou"] == max(entry["mean_iou"] for entry in results["evaluations"])
+    assert set(results["classes"]) == set(model.config.id2label.values())
+    card = (folder / "README.md").read_text()
+    assert f"{100 * results['mean_iou']:.2f}" in card and results["protocol"] in card
+    with Image.open(folder / "predictions.png") as picture:
+        assert picture.width > 300
+    assert sorted(path.name for path in folder.glob("step_*")) == sorted({"step_6", f"step_{results['best_step']}"})
+    assert not list(folder.glob(".partial*"))
+
+
+def test_results_match_evaluate_script(finished):
+    folder, results = finished
+    evaluate = load_script("evaluate")
+    again = evaluate.main(evaluate.parse_arguments([str(folder), "--max_eval_samples", "3", "--batch_size", "2"]))
+    for key in ("mean_iou", "mean_accuracy", "overall_accuracy", "classes", "protocol"):
+        assert again[key] == results[key]
+
+
+def test_best_model_at_end(finished, tmp_path):
+    _, results = finished
+    chosen = run("--output_dir", tmp_path / "out", "--load_best_model_at_end")
+    assert chosen["mean_iou"] == results["best_mean_iou"]
+    assert weights(tmp_path / "out") == weights(tmp_path / "out" / "best")
+
+
+# ---- resume
+
+
+class Kill(BaseException):
+    """Stands in for SIGKILL: no handler of the script knows it."""
+
+
+def stop_at(monkeypatch, name: str, call: int, error: BaseException):
+    """Lets the function `name` of the script raise at its `call`-th call."""
+    original, calls = getattr(train, name), []
+
+    def wrapper(*inputs, **keywords):
+        calls.append(name)
+        if len(calls) == call:
+            raise error
+        return original(*inputs, **keywords)
+
+    monkeypatch.setattr(train, name, wrapper)
+
+
+@pytest.mark.parametrize(
+    ("name", "call"), [("loss_shares", 2), ("loss_shares", 4), ("save_checkpoint", 2), ("point", 3), ("save_final", 1)]
+)
+def test_resumed_run_matches_uninterrupted_one(finished, tmp_path, monkeypatch, name, call):
+    folder, results = finished
+    with monkeypatch.context() as patch, pytest.raises(Kill):
+        stop_at(patch, name, call, Kill())
+        run("--output_dir", tmp_path / "out")
+    (tmp_path / "out" / ".partial-step_6").mkdir()  # what a kill in the middle of writing leaves
+    torch.manual_seed(123)  # the global generators are somewhere else after a restart
+    resumed = run("--output_dir", tmp_path / "out", "--resume_from_checkpoint", "latest")
+    assert weights(tmp_path / "out") == weights(folder)  # bit for bit
+    assert resumed["evaluations"] == results["evaluations"]
+    optimizers = [torch.load(place / "last/training_state/optimizer.bin") for place in (folder, tmp_path / "out")]
+    for mine, theirs in zip(*(optimizer["state"].values() for optimizer in optimizers), strict=True):
+        assert torch.equal(mine["exp_avg_sq"], theirs["exp_avg_sq"])
+
+
+def test_resume_from_a_path_into_the_same_folder(finished, tmp_path):
+    folder, _ = finished
+    shutil.copytree(folder, tmp_path / "out", symlinks=True)
+    best = tmp_path / "out" / "best"
+    run("--resume_from_checkpoint", best)
+    assert weights(tmp_path / "out") == weights(folder)
+
+
+@pytest.mark.slow
+def test_killed_run_matches_uninterrupted_one(finished, tmp_path):
+    """A real SIGKILL, at several moments of the run, in a process of its own each time."""
+    folder, _ = finished
+    command = [sys.executable, str(ROOT / "examples/train.py"), *TINY, "--output_dir", str(tmp_path / "out")]
+    resume = ["--resume_from_checkpoint", "latest"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    for kill_after in ("train.args", "step_2", "step_4"):
+        process = subprocess.Popen(command + resume * (kill_after != "train.args"), env=environment)
+        while not (tmp_path / "out" / kill_after).exists():
+            assert process.poll() is None
+            time.sleep(0.01)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    subprocess.run(command + resume, check=True, env=environment)
+    assert weights(tmp_path / "out") == weights(folder)
+
+
+# ---- steps
+
+
+def plain_model(arguments, labels):
+    """The model of the arguments without what depends on how images are spread: batch norm and dropout."""
+    model, processor = train.build_model(arguments, labels)
+    model.decode_head.norm = torch.nn.Identity()
+    for module in model.modules():
+        if "Drop" in type(module).__name__:
+            module.forward = lambda x: x
+    return model, processor
+
+
+def test_accumulation_matches_big_batch(tmp_path):
+    """Scenes have different numbers of void pixels, so means of means would differ."""
+    flags = ["--max_train_steps", "3", "--optimizer", "sgd", "--class_weights", *"12131415", "--label_smoothing", "0.1"]
+    states = []
+    for batch, accumulation in ((1, 4), (4, 1)):
+        out = tmp_path / str(batch)
+        size = ["--per_device_train_batch_size", batch, "--gradient_accumulation_steps", accumulation]
+        run(*flags, *size, "--output_dir", out, build_model=plain_model)
+        states.append(torch.load(out / "last/training_state/optimizer.bin")["state"])
+    for mine, theirs in zip(*(state.values() for state in states), strict=True):
+        # float32 sums in another order, after three steps
+        torch.testing.assert_close(mine["momentum_buffer"], theirs["momentum_buffer"], atol=1e-6, rtol=1e-4)
+
+
+def test_gradient_checkpointing_gives_the_same_weights(tmp_path):
+    flags = ["--max_train_steps", "2", "--max_grad_norm", "1"]
+    run(*flags, "--output_dir", tmp_path / "a")
+    run(*flags, "--output_dir", tmp_path / "b", "--gradient_checkpointing")
+    mine, theirs = (AutoModelForSemanticSegmentation.from_pretrained(tmp_path / name) for name in "ab")
+    for (name, a), b in zip(mine.state_dict().items(), theirs.state_dict().values(), strict=True):
+        # recomputed forward passes repeat the same operations; batch norm statistics are updated twice
+        if "running" not in name and "num_batches" not in name:
+            torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-5)
+
+
+def test_trains_transformers_segformer(tmp_path):
+    """Another model in the same loop, as the comparison of the two needs it."""
+
+    def build(arguments, labels):
+        _, processor = train.build_model(arguments, labels)
+        config = SegformerConfig(**CONFIG, id2label=labels.id2label, label2id=labels.label2id)
+        return SegformerForSemanticSegmentation(config), processor
+
+    results = run("--max_train_steps", "1", "--output_dir", tmp_path / "out", build_model=build)
+    assert 0 <= results["mean_iou"] <= 1
+
+
+def test_starts_from_a_model_with_other_classes(finished, tmp_path):
+    folder, _ = finished
+    data = make_folder(tmp_path / "data")
+    flags = ["--model_name_or_path", folder, "--train_dir", data, "--validation_dir", data, "--max_train_steps", "1"]
+    run(*flags, "--output_dir", tmp_path / "out", "--config_overrides", "{}")
+    model = AutoModelForSemanticSegmentation.from_pretrained(tmp_path / "out")
+    assert model.config.id2label == {0: "wall", 1: "door"}
+
+
+@pytest.mark.slow
+def test_two_processes_match_one(tmp_path):
+    """The same model, without batch norm and dropout, on two processes with half of the batch each."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        f"import sys; sys.path.insert(0, {str(ROOT / 'tests')!r})\n"
+        "import test_train\n"
+        "test_train.run(*sys.argv[1:], build_model=test_train.plain_model)\n"
+    )
+    flags = ["--optimizer", "sgd", "--gradient_accumulation_steps", "1", "--max_eval_samples", "5"]
+    results = []
+    for processes, batch in ((1, 4), (2, 2)):
+        out = tmp_path / str(processes)
+        launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+        own = ["--output_dir", str(out), "--per_device_train_batch_size", str(batch)]
+        subprocess.run([*launcher, str(script), *flags, *own], check=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
+        results.append((json.loads((out / "all_results.json").read_text()), out))
+    (one, _), (two, _) = results
+    assert two["mean_iou"] == pytest.approx(one["mean_iou"], abs=2e-3)  # a few pixels change class by rounding
+    states = [torch.load(out / "last/training_state/optimizer.bin")["state"] for _, out in results]
+    for mine, theirs in zip(*(state.values() for state in states), strict=True):
+        torch.testing.assert_close(mine["momentum_buffer"], theirs["momentum_buffer"], atol=1e-5, rtol=1e-3)
+
+
+# ---- recipes
+
+
+@pytest.mark.parametrize("recipe", sorted((ROOT / "examples/recipes").glob("*.args")), ids=lambda path: path.stem)
+def test_recipe_is_complete(recipe):
+    arguments = train.parse_arguments(["--recipe", str(recipe)])
+    train.check_arguments(arguments)
+    if arguments.model_name_or_path is None:
+        overrides = json.loads(arguments.config_overrides or "{}")
+        train.ARCHITECTURES[arguments.architecture][0].from_size(arguments.size, **overrides)
+    comments = "\n".join(line for line in recipe.read_text().splitlines() if line.startswith("#"))
+    for word in ("Source:", "Command:", "mIoU"):
+        assert word in comments
+
+
+def test_command_line_overrides_recipe_and_recipe_is_written_back(tmp_path):
+    recipe = tmp_path / "a.args"
+    recipe.write_text("--learning_rate 1e-4  # why\n--crop_size 240 320\n--config_overrides '{\"a\": 1}' --compile\n")
+    arguments = train.parse_arguments(["--recipe", str(recipe), "--learning_rate", "5"])
+    assert (arguments.learning_rate, arguments.crop_size, arguments.compile) == (5.0, [240, 320], True)
+    assert json.loads(arguments.config_overrides) == {"a": 1}
+    recipe.write_text(train.as_recipe(arguments))
+    assert train.parse_arguments(["--recipe", str(recipe)]) == arguments
+
+
+# ---- bad input
+
+
+def make_folder(folder: Path, ids=(0, 1), names=("wall", "door")) -> Path:
+    """Two images of 64x64 pixels with masks of `ids`."""
+    for kind in ("images", "masks"):
+        (folder / kind).mkdir(parents=True)
+    for number in range(2):
+        Image.new("RGB", (64, 64), (90 * number, 10, 10)).save(folder / "images" / f"{number}.png")
+        mask = Image.new("L", (64, 64), ids[0])
+        mask.paste(ids[1], (0, 0, 32, 64))
+        mask.save(folder / "masks" / f"{number}.png")
+    (folder / "id2label.json").write_text(json.dumps(dict(enumerate(names))))
+    return folder
+
+
+def test_bad_input_gets_a_message(tmp_path, capsys):
+    """Exit status 2 and one message that says what is wrong and what to do; nothing of a traceback."""
+    (tmp_path / "file").write_text("")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "notes.txt").write_text("mine")
+    wrong = make_folder(tmp_path / "wrong", ids=(0, 7))
+    out = ["--output_dir", tmp_path / "new"]
+    cases = [
+        (["--output_dir", tmp_path / "file/out"], "choose another --output_dir"),
+        (["--output_dir", tmp_path / "full"], "--overwrite_output_dir"),
+        ([*out, "--resume_from_checkpoint", "latest"], "there is no run to resume"),
+        ([*out, "--resume_from_checkpoint", tmp_path / "full"], "it has no config.json"),
+        ([*out, "--recipe", tmp_path / "no.args"], "there is no recipe"),
+        ([*out, "--crop_size", "1", "2", "3"], "--crop_size"),
+        ([*out, "--checkpointing_steps", "often"], "a number of steps, or 'epoch'"),
+        ([*out, "--num_warmup_steps", "100"], "shorten the warm-up"),
+        ([*out, "--class_weights", "1", "2"], "give one each"),
+        ([*out, "--with_tracking", "--report_to", "nothing"], "not installed"),
+        ([*out, "--size", "b9"], "unknown SegFormer size"),
+        ([*out, "--config_overrides", "{"], "--config_overrides"),
+        ([*out, "--train_dir", tmp_path / "nowhere"], "there is no such folder"),
+        ([*out, "--train_dir", wrong, "--validation_dir", wrong], "value 7"),
+        ([*out, "--model_name_or_path", tmp_path / "full"], "it has no config.json"),
+        ([*out, "--push_to_hub"], "Hub"),
+    ]
+    for flags, message in cases:
+        assert train.run([*TINY, *map(str, flags)]) == 2, flags
+        printed = capsys.readouterr().err
+        assert message in printed and "Traceback" not in printed, (flags, printed)
+    assert (tmp_path / "full" / "notes.txt").read_text() == "mine"
+
+
+def test_overwriting_deletes_only_the_earlier_run(finished, tmp_path):
+    folder, _ = finished
+    shutil.copytree(folder, tmp_path / "out", symlinks=True)
+    (tmp_path / "out" / "notes.txt").write_text("mine")
+    run("--max_train_steps", "1", "--output_dir", tmp_path / "out", "--overwrite_output_dir")
+    assert sorted(path.name for path in (tmp_path / "out").glob("step_*")) == ["step_1"]
+    assert (tmp_path / "out" / "notes.txt").read_text() == "mine"
+
+
+def test_resuming_another_plan_is_refused(finished, tmp_path):
+    folder, _ = finished
+    with pytest.raises(train.UserError, match="total_steps 6, this run has 7"):
+        run("--output_dir", folder, "--resume_from_checkpoint", "latest", "--max_train_steps", "7")
+
+
+def test_full_disk_leaves_the_last_checkpoint_whole(finished, tmp_path, monkeypatch, capsys):
+    folder, _ = finished
+    flags = [*TINY, "--output_dir", str(tmp_path / "out")]
+    with monkeypatch.context() as patch:
+        original = train.json.dumps
+
+        def full(value, **options):
+            if isinstance(value, dict) and value.get("step") == 4:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            return original(value, **options)
+
+        patch.setattr(train.json, "dumps", full)
+        assert train.run(flags) == 2
+    message = capsys.readouterr().err
+    assert "No space left" in message and "step_3" in message
+    assert not list((tmp_path / "out").glob(".partial*"))
+    assert train.run([*flags, "--resume_from_checkpoint", "latest"]) == 0
+    assert weights(tmp_path / "out") == weights(folder)
+
+
+def test_interrupt_says_how_to_go_on(finished, tmp_path, monkeypatch, capsys):
+    folder, _ = finished
+    with monkeypatch.context() as patch:
+        stop_at(patch, "loss_shares", 4, KeyboardInterrupt())
+        assert train.run([*TINY, "--output_dir", str(tmp_path / "out")]) == 130
+    command = capsys.readouterr().err.split(" --recipe ")[1].split()
+    assert train.run(["--recipe", *command]) == 0  # as printed
+    assert weights(tmp_path / "out") == weights(folder)
+
+
+def test_loss_that_is_not_finite_stops_the_run(tmp_path):
+    with pytest.raises(train.UserError, match="the loss is nan"):
+        run("--output_dir", tmp_path / "out", "--learning_rate", "1e30", "--num_warmup_steps", "0")
+
+
+def test_without_an_output_dir_a_new_numbered_one_is_taken(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for expected in ("segformer_scenes", "segformer_scenes_2"):
+        folder = train.claim_output_dir(train.parse_arguments([]))
+        assert folder == Path("outputs") / expected
+        (folder / "train.args").write_text("")
+    resumed = train.claim_output_dir(train.parse_arguments(["--resume_from_checkpoint", "latest"]))
+    assert resumed == Path("outputs/segformer_scenes_2")
