@@ -124,9 +124,9 @@ def setr_fields(state: StateDict) -> dict:
         "num_labels": classifier.shape[0],
         "auxiliary_levels": list(range(auxiliary_heads)),
     }
-    if "neck.norms.0.weight" in state:
+    if "backbone.neck.norms.0.weight" in state:
         fields["decode_head"] = "mla"
-        fields["decoder_hidden_size"] = state["neck.convs.0.conv.weight"].shape[0]
+        fields["decoder_hidden_size"] = state["backbone.neck.convs.0.conv.weight"].shape[0]
         fields["mla_hidden_size"] = state["decode_head.convs.0.0.conv.weight"].shape[0]
         fields["mla_classifier_kernel_size"] = classifier.shape[-1]
         fields["auxiliary_bias"] = "auxiliary_heads.0.bias" in state
@@ -378,6 +378,7 @@ SOURCES = {
             r"^decode_head\.mlahead\.head(\d)\.(?=[34]\.)": from_p2("decode_head.convs.{}.1."),
             r"^(neck\.\w+\.\d|decode_head\.convs\.\d\.\d)\.[03]\.": r"\1.conv.",
             r"^(neck\.\w+\.\d|decode_head\.convs\.\d\.\d)\.[14]\.": r"\1.norm.",
+            r"^neck\.": "backbone.neck.",
             r"^decode_head\.cls\.": "decode_head.classifier.",
             r"^auxiliary_head\.(\d)\.aux\.": r"auxiliary_heads.\1.",
         },
@@ -404,9 +405,9 @@ SOURCES = {
         left_out=r"^$",
         names={
             **MMSEGMENTATION_VIT,
-            r"^neck\.norm\.": "neck.norms.",
-            r"^neck\.mla\.channel_proj\.": "neck.projections.",
-            r"^neck\.mla\.feat_extract\.(\d)\.": from_deepest("neck.convs.{}."),
+            r"^neck\.norm\.": "backbone.neck.norms.",
+            r"^neck\.mla\.channel_proj\.": "backbone.neck.projections.",
+            r"^neck\.mla\.feat_extract\.(\d)\.": from_deepest("backbone.neck.convs.{}."),
             r"^decode_head\.up_convs\.(\d)\.": from_deepest("decode_head.convs.{}."),
             r"\.bn\.": ".norm.",
             r"^decode_head\.conv_seg\.": "decode_head.classifier.",

@@ -39,7 +39,8 @@ class SETRModelOutput(BaseModelOutput):
     Args:
         last_hidden_state: (B, P + N, C) tokens after the last block, class token first; without it (P = 0) for "mla".
         hidden_states, attentions: tokens of the blocks and weights (B, heads, P + N, P + N), on request.
-        feature_maps: (B, C, h, w) of every block in `feature_indices`, shallow to deep.
+        feature_maps: (B, C, h, w) of every block in `feature_indices`, shallow to deep; for "mla" the levels that its
+            neck makes of them, (B, decoder_hidden_size, h, w).
     """
 
     feature_maps: tuple[torch.Tensor, ...] | None = None
@@ -104,7 +105,7 @@ class SETRMLANeck(nn.Module):
         self.projections = nn.ModuleList(ConvNormAct(config.hidden_size, width) for _ in range(levels))
         self.convs = nn.ModuleList(ConvNormAct(width, width, 3) for _ in range(levels))
 
-    def forward(self, feature_maps: tuple[torch.Tensor, ...]) -> list[torch.Tensor]:
+    def forward(self, feature_maps: list[torch.Tensor]) -> list[torch.Tensor]:
         maps = [conv(normalize(norm, x)) for norm, conv, x in zip(self.norms, self.projections, feature_maps)]
         for level in reversed(range(len(maps) - 1)):
             maps[level] = maps[level] + maps[level + 1]
@@ -132,7 +133,7 @@ class SETRMLAHead(nn.Module):
         kernel_size = config.mla_classifier_kernel_size
         self.classifier = nn.Conv2d(levels * width, config.num_labels, kernel_size, padding=kernel_size // 2)
 
-    def forward(self, levels: list[torch.Tensor]) -> torch.Tensor:
+    def forward(self, levels: tuple[torch.Tensor, ...]) -> torch.Tensor:
         x = torch.cat([convs(level) for convs, level in zip(self.convs, levels)], dim=1)  # (B, 4 * width, h, w)
         if self.classifier.kernel_size == (1, 1):
             return upsample(self.classifier(x), 4, self.align_corners)
@@ -161,6 +162,7 @@ class SETRModel(SETRPreTrainedModel):
     """The Vision Transformer as SETR reads it, Section 3.2: raw outputs of blocks, no final norm.
 
     The "mla" kind leaves the class token out before the first block, as both the authors' and mmsegmentation's code do.
+    Its neck counts as part of the backbone, as in the authors' code, which trains it at the backbone's learning rate.
 
     Shape:
         pixel_values: (B, num_channels, H, W), normalised; any size
@@ -169,7 +171,9 @@ class SETRModel(SETRPreTrainedModel):
 
     def __init__(self, config: SETRConfig):
         super().__init__(config)
-        self.vit = VisionTransformer(config, final_norm=False, drop_prefix=config.decode_head == "mla")
+        mla = config.decode_head == "mla"
+        self.vit = VisionTransformer(config, final_norm=False, drop_prefix=mla)
+        self.neck = SETRMLANeck(config) if mla else None
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
@@ -179,6 +183,8 @@ class SETRModel(SETRPreTrainedModel):
     @capture_outputs(tie_last_hidden_states=False)
     def forward(self, pixel_values: torch.Tensor, **kwargs) -> SETRModelOutput:
         tokens, feature_maps = self.vit(pixel_values, tuple(self.config.feature_indices), **kwargs)
+        if self.neck is not None:
+            feature_maps = self.neck(feature_maps)
         return SETRModelOutput(last_hidden_state=tokens, feature_maps=tuple(feature_maps))
 
 
@@ -198,14 +204,12 @@ class SETRForSemanticSegmentation(SETRPreTrainedModel):
         super().__init__(config)
         self.backbone = SETRModel(config)
         if config.decode_head == "mla":
-            self.neck = SETRMLANeck(config)
             self.decode_head = SETRMLAHead(config)
             auxiliary_heads = [
                 nn.Conv2d(config.decoder_hidden_size, config.num_labels, 1, bias=config.auxiliary_bias)
                 for _ in config.auxiliary_levels
             ]
         else:
-            self.neck = None
             self.decode_head = SETRUpsamplingHead(config, config.decoder_upsampling)
             auxiliary_heads = [
                 SETRUpsamplingHead(config, config.auxiliary_upsampling) for _ in config.auxiliary_levels
@@ -222,8 +226,8 @@ class SETRForSemanticSegmentation(SETRPreTrainedModel):
         **kwargs,
     ) -> SegmentationOutput:
         features = self.backbone(pixel_values, **kwargs)
-        levels = features.feature_maps if self.neck is None else self.neck(features.feature_maps)
-        logits = self.decode_head(levels[-1] if self.neck is None else levels)
+        levels = features.feature_maps
+        logits = self.decode_head(levels if self.config.decode_head == "mla" else levels[-1])
         auxiliary_logits = []
         if output_auxiliary_logits or (self.training and labels is not None):
             auxiliary_logits = [
