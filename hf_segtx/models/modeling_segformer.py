@@ -283,7 +283,6 @@ class SegFormerPreTrainedModel(SegmentationPreTrainedModel):
 
     config: SegFormerConfig
     _no_split_modules = ["SegFormerStage"]
-    _input_embed_layer = "patch_embed"
     _can_record_outputs = {
         "hidden_states": OutputRecorder(SegFormerStage, capture_initial_hidden_state=False),
         "attentions": OutputRecorder(SegFormerAttention, index=1),
@@ -338,6 +337,9 @@ class SegFormerModel(SegFormerPreTrainedModel):
         rates = torch.linspace(0, config.drop_path_rate, sum(config.depths), device="cpu").split(list(config.depths))
         self.stages = nn.ModuleList(SegFormerStage(config, i, rate.tolist()) for i, rate in enumerate(rates))
         self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.stages[0].patch_embed.proj
 
     @merge_with_config_defaults
     @capture_outputs(tie_last_hidden_states=False)
