@@ -1,0 +1,32 @@
+"""Trains transformers' SegFormer in the loop of examples/train.py, for the comparison of both under the same budget.
+
+    python benchmarks/train_transformers_segformer.py --recipe examples/recipes/segformer_b0_camvid.args \
+        --train_dir CAMVID/train --validation_dir CAMVID/val --max_train_steps 1000 --output_dir outputs/peer
+
+Data, augmentation, optimizer, schedule, image processor and evaluation are those of the recipe; only the model, with its
+own initialisation, is transformers'.
+"""
+
+import sys
+from pathlib import Path
+
+from transformers import SegformerConfig, SegformerForSemanticSegmentation
+
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples"))
+import train  # noqa: E402
+
+from hf_segtx.models.configuration_segformer import SIZES  # noqa: E402
+
+
+def build_model(arguments, labels):
+    """transformers' SegFormer of the recipe's size under the image processor that the recipe gives ours."""
+    ours, processor = train.build_model(arguments, labels)
+    config = SegformerConfig(**SIZES[arguments.size], id2label=ours.config.id2label, label2id=ours.config.label2id)
+    model = SegformerForSemanticSegmentation(config)
+    model.config.palette = ours.config.palette
+    return model, processor
+
+
+if __name__ == "__main__":
+    train.main(train.parse_arguments(sys.argv[1:]), build_model)

@@ -1,0 +1,326 @@
+"""Bilinear upsampling fused with what follows it, so that the full-size logits `(B, K, H, W)` are never held.
+
+`upsampled_cross_entropy` is `F.interpolate(logits, size, mode="bilinear")` and `F.cross_entropy`; `upsampled_argmax`
+is `F.interpolate` and `argmax`. Both walk over **cells**: a cell is the output pixels between four neighbouring logits,
+its corners, of which each pixel is a fixed mixture. So upsampling is one small matrix product a cell, and its gradient
+the transposed product:
+
+    corners (N, 4, K) -- weights (N, 4, S) --> pixels (N, K, S) -- softmax - one-hot --> gradient (N, 4, K)
+
+A block of cell rows is small enough to stay in the cache. Pixels outside the outermost logits belong to cells whose
+missing corners repeat the border, so there are (h + 1) x (w + 1) cells. The loss takes its gradient while a block is at
+hand: nothing is computed twice and only `(B, K, h, w)` is saved. In the label map only a class whose largest corner
+reaches the largest of all classes' smallest corners can win inside a cell: most cells of a trained model have one such
+class and need no look at their pixels.
+
+Letters: B images, K classes, (h, w) size of the logits, (H, W) of the labels, N cells of a block, S pixels a cell.
+"""
+
+import re
+
+import torch
+import torch.nn.functional as F
+
+
+BLOCK_NUMEL_CPU = 2**20  # upsampled logits held at once: few enough for a CPU's cache
+BLOCK_NUMEL_GPU = 2**24  # and enough to occupy a GPU
+OPERATORS = re.sub(r"\W", "_", __name__)  # a process may hold other versions of this file, from checkpoints on the Hub
+
+
+def upsampled_cross_entropy(
+    logits: torch.Tensor,
+    labels: torch.Tensor,
+    *,
+    ignore_index: int = 255,
+    class_weights: torch.Tensor | None = None,
+    label_smoothing: float = 0.0,
+    align_corners: bool = False,
+) -> torch.Tensor:
+    """Mean cross-entropy of bilinearly upsampled logits, as `F.cross_entropy`, but 0 if all pixels are ignored.
+
+    Computed in float32 at least, also under autocast. One class (K = 1) is a sigmoid: two classes with logits 0 and x.
+    The gradient cannot be differentiated again.
+
+    Args:
+        ignore_index: label of the pixels that do not count, any integer
+        class_weights: (K,), a factor for each class (two if K = 1), not trained
+        label_smoothing: share of the target spread over all classes, in [0, 1]
+        align_corners: as in `F.interpolate`
+
+    Shape:
+        logits: (B, K, h, w), any float type and strides; `channels_last` saves a copy
+        labels: (B, H, W), any integer type, each in [0, K) or `ignore_index`
+        returns: (), float32, or float64 for float64 logits
+
+    Raises:
+        ValueError: if shapes do not fit, or, on the CPU, a label is neither a class nor `ignore_index`.
+    """
+    if logits.shape[1] == 1:
+        logits = torch.cat([torch.zeros_like(logits), logits], dim=1)
+    classes = logits.shape[1]
+    if labels.dim() != 3 or labels.shape[0] != logits.shape[0]:
+        raise ValueError(f"labels {tuple(labels.shape)} do not fit logits {tuple(logits.shape)}; pass labels (B, H, W)")
+    if class_weights is None:
+        class_weights = torch.ones(classes, device=logits.device)
+    elif class_weights.shape != (classes,):
+        raise ValueError(f"class_weights have shape {tuple(class_weights.shape)}, not ({classes},); pass one per class")
+    with_gradient = torch.is_grad_enabled() and logits.requires_grad
+    with torch.autocast(logits.device.type, enabled=False):
+        loss, total, _ = _summed_loss(
+            logits, labels, class_weights.detach(), ignore_index, label_smoothing, align_corners, with_gradient
+        )
+    return loss / total.clamp(min=torch.finfo(total.dtype).tiny)  # 0 / tiny if every pixel is ignored
+
+
+def upsampled_argmax(logits: torch.Tensor, size: tuple[int, int], *, align_corners: bool = False) -> torch.Tensor:
+    """Best class of every pixel of bilinearly upsampled logits; if K = 1, whether the upsampled logit is positive.
+
+    Every pixel is exact; where the two best classes are equal up to rounding, it can be either of them.
+
+    Shape:
+        logits: (B, K, h, w), any float type and strides; `channels_last` saves a copy
+        size: (H, W), pixels
+        returns: (B, H, W), int64
+    """
+    logits = logits.detach()
+    if logits.shape[1] == 1:
+        logits = torch.cat([torch.zeros_like(logits), logits], dim=1)
+    with torch.autocast(logits.device.type, enabled=False):
+        return _label_map(logits, size[0], size[1], align_corners)
+
+
+class _Axis:
+    """Cells along one axis; cell c is between the inputs c - 1 and c.
+
+    Every cell has as many slots as the fullest has output positions; a slot without one has weights 0.
+
+    Attributes:
+        slots: number of slots a cell
+        first: first output position of each cell, and size_out at the end
+        slot_of: (size_out,), the slot, counted through all cells, of each output position
+        source: (cells, slots), the output position of each slot, or size_out
+        weights: (cells, 2, slots), share of the two inputs in each slot
+    """
+
+    def __init__(self, size_in: int, size_out: int, align_corners: bool, dtype: torch.dtype):
+        output = torch.arange(size_out, dtype=dtype)
+        if align_corners:  # rounded as in F.interpolate
+            position = output * ((size_in - 1) / max(size_out - 1, 1))
+        else:
+            position = (output + 0.5) * (size_in / size_out) - 0.5
+        below = position.floor().clamp(-1, size_in - 1)
+        cell = below.long() + 1
+        counts = cell.bincount(minlength=size_in + 1)
+        self.slots = int(counts.max())
+        self.first = [0, *counts.cumsum(0).tolist()]
+        self.slot_of = cell * self.slots + torch.arange(size_out) - torch.tensor(self.first)[cell]
+        self.source = torch.full(((size_in + 1) * self.slots,), size_out)
+        self.source[self.slot_of] = torch.arange(size_out)
+        weights = torch.zeros(len(self.source), 2, dtype=dtype)
+        weights[self.slot_of] = torch.stack([1 - (position - below), position - below], dim=1)
+        self.source = self.source.view(-1, self.slots)
+        self.weights = weights.view(-1, self.slots, 2).transpose(1, 2)
+
+
+class _Cells:
+    """The cells of an upsampling, in blocks of cell rows [start, stop)."""
+
+    def __init__(self, logits: torch.Tensor, height: int, width: int, align_corners: bool):
+        device, classes = logits.device, logits.shape[1]
+        self.dtype = torch.promote_types(logits.dtype, torch.float32)
+        rows = _Axis(logits.shape[2], height, align_corners, self.dtype)
+        columns = _Axis(logits.shape[3], width, align_corners, self.dtype)
+        self.shape = (rows.slots, columns.slots)
+        self.pixels, self.columns = rows.slots * columns.slots, logits.shape[3] + 1
+        # CPU kernels are fast along many classes, and across classes over whole vectors of pixels
+        self.classes_last = device.type != "cpu" or (self.pixels % 16 > 0 and classes >= 16)
+        numel = BLOCK_NUMEL_CPU if device.type == "cpu" else BLOCK_NUMEL_GPU
+        step = max(1, numel // (self.columns * self.pixels * classes))
+        ends = [*range(0, logits.shape[2] + 1, step), logits.shape[2] + 1]
+        self.blocks = list(zip(ends, ends[1:], strict=False))
+        self.block_numel = min(step, ends[-1]) * self.columns * self.pixels * classes
+        self.output_rows = rows.first
+        self.row_source, self.column_source = rows.source.to(device), columns.source.flatten().to(device)
+        self.row_slot, self.column_slot = rows.slot_of.to(device), columns.slot_of.to(device)
+        # the two axes' factors of the weights, with equal rows of 4 S, so that their product is a fast one
+        sizes = (-1, 2, 2, *self.shape)
+        self.row_weights = rows.weights[:, :, None, :, None].expand(sizes).reshape(-1, 1, 4, self.pixels).to(device)
+        self.column_weights = columns.weights[:, None, :, None].expand(sizes).reshape(-1, 4, self.pixels).to(device)
+        # position of each cell's corners in a block's inputs: (N, 4)
+        corners = torch.tensor([0, 1, self.columns + 1, self.columns + 2])
+        grid = torch.arange(min(step, ends[-1]))[:, None] * (self.columns + 1) + torch.arange(self.columns)
+        self.corner_index = (grid.view(-1, 1) + corners).to(device)
+        self.input_column = torch.arange(-1, logits.shape[3] + 1, device=device).clamp_(0, logits.shape[3] - 1)
+
+    def inputs(self, image: torch.Tensor, start: int, stop: int) -> torch.Tensor:
+        """The logits around a block, from (K, h, w), with the border repeated: (stop - start + 1, w + 2, K)."""
+        height, width = image.shape[1:]
+        first, last = max(start - 1, 0), min(stop + 1, height)
+        row = torch.arange(start - 1, stop, device=image.device).clamp_(0, height - 1) - first
+        pixels = image[:, first:last].flatten(1).T.to(self.dtype).contiguous()  # (rows * w, K), a view if channels_last
+        index = (row[:, None] * width + self.input_column).flatten()
+        return pixels.index_select(0, index).view(-1, width + 2, len(image))
+
+    def weights(self, start: int, stop: int) -> torch.Tensor:
+        """Share of the four corners in each pixel: (N, 4, S)."""
+        return (self.row_weights[start:stop] * self.column_weights).flatten(0, 1)
+
+    def upsample(self, corners: torch.Tensor, weights: torch.Tensor, buffer: torch.Tensor) -> torch.Tensor:
+        """Pixels (N, K, S), or (N, S, K) if `classes_last`, in the first elements of `buffer`."""
+        left, right = (weights.mT, corners) if self.classes_last else (corners.mT, weights)
+        shape = (len(left), left.shape[1], right.shape[2])
+        return torch.bmm(left, right, out=buffer[: shape[0] * shape[1] * shape[2]].view(shape))
+
+    def from_image(self, image: torch.Tensor, start: int, stop: int) -> torch.Tensor:
+        """(N, S) of a block's output rows, to which a row and a column are appended that go to the empty slots."""
+        rows = (self.row_source[start:stop].flatten() - self.output_rows[start]).clamp_(max=len(image) - 1)
+        image = image.index_select(0, rows).index_select(1, self.column_source)
+        return image.view(stop - start, self.shape[0], -1, self.shape[1]).transpose(1, 2).reshape(-1, self.pixels)
+
+    def to_image(self, cells: torch.Tensor, start: int, stop: int) -> torch.Tensor:
+        """A block's output rows, of W pixels, from (N, S)."""
+        image = cells.view(stop - start, -1, *self.shape).transpose(1, 2).flatten(2).flatten(0, 1)
+        rows = self.row_slot[self.output_rows[start] : self.output_rows[stop]] - start * self.shape[0]
+        return image.index_select(0, rows).index_select(1, self.column_slot)
+
+
+@torch.library.custom_op(f"{OPERATORS}::upsampled_cross_entropy", mutates_args=())
+def _summed_loss(
+    logits: torch.Tensor,
+    labels: torch.Tensor,
+    class_weights: torch.Tensor,
+    ignore_index: int,
+    label_smoothing: float,
+    align_corners: bool,
+    with_gradient: bool,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Sum of the loss (), sum of the labels' weights (), gradient of the former (B, K, h, w), empty unless asked for.
+
+    An operator, so that compilers see one step, whose labels can be checked.
+    """
+    classes = logits.shape[1]
+    cells = _Cells(logits, *labels.shape[1:], align_corners)
+    axis = 2 if cells.classes_last else 1
+    loss, total = (torch.zeros((), dtype=cells.dtype, device=logits.device) for _ in range(2))
+    gradient = torch.empty_like(logits, dtype=cells.dtype) if with_gradient else loss.new_empty(0)
+    buffers = loss.new_empty(2, cells.block_numel)
+    class_weights = class_weights.to(cells.dtype)
+    weight_of_label = F.pad(class_weights, (0, 1))  # ignored pixels and empty slots get label K, of weight 0
+    for index, image in enumerate(logits):
+        image_gradient = loss.new_zeros(image.shape[1] + 2, image.shape[2] + 2, classes) if with_gradient else None
+        for start, stop in cells.blocks:
+            label = labels[index, cells.output_rows[start] : cells.output_rows[stop]].long()
+            ignored = label == ignore_index
+            if label.is_cpu:
+                _check_labels(label.masked_fill(ignored, 0), classes, ignore_index)
+            label = F.pad(label.masked_fill(ignored, classes), (0, 1, 0, 1), value=classes)
+            label = cells.from_image(label, start, stop)  # (N, S)
+            weight = weight_of_label.index_select(0, label.flatten()).view_as(label)
+            total += weight.sum()
+            counted = label < classes
+            label = label.clamp_(max=classes - 1).unsqueeze(axis)
+
+            inputs = cells.inputs(image, start, stop).flatten(0, 1)
+            corners = inputs.index_select(0, cells.corner_index[: len(label)].flatten()).view(-1, 4, classes)
+            weights = cells.weights(start, stop)  # (N, 4, S)
+            upsampled = cells.upsample(corners, weights, buffers[0])
+            probabilities = torch.softmax(upsampled, axis, out=buffers[1, : upsampled.numel()].view_as(upsampled))
+            picked = probabilities.gather(axis, label).squeeze(axis).masked_fill_(~counted, 1)
+            if not picked.is_cpu or picked.amin() < 1e-30:  # underflow; for a GPU asking costs more than computing
+                loss_of_label = upsampled.logsumexp(axis) - upsampled.gather(axis, label).squeeze(axis)
+                loss_of_label.masked_fill_(~counted, 0)
+            else:
+                loss_of_label = -picked.log()
+            scale, share = weight, 1.0  # of softmax, and of the one-hot label relative to it, in the gradient
+            if label_smoothing:
+                uniform = counted * class_weights.new_tensor(label_smoothing / classes)  # weight of all classes' terms
+                weight *= 1 - label_smoothing
+                logsumexp = loss_of_label + upsampled.gather(axis, label).squeeze(axis)
+                weighted_logits = torch.bmm((corners @ class_weights).unsqueeze(1), weights).squeeze(1)
+                loss += (uniform * (class_weights.sum() * logsumexp - weighted_logits)).sum()
+                scale = weight + uniform * class_weights.sum()
+                share = weight / scale.clamp(min=torch.finfo(cells.dtype).tiny)
+            loss += (weight * loss_of_label).sum()
+
+            if with_gradient:
+                probabilities.scatter_(axis, label, (picked - share).unsqueeze(axis))
+                pixels_last = probabilities.mT if axis == 1 else probabilities
+                corners = torch.bmm(weights * scale.unsqueeze(1), pixels_last)  # (N, 4, K)
+                if label_smoothing:
+                    corners -= torch.bmm(weights, uniform.unsqueeze(2)) * class_weights
+                corners = corners.view(stop - start, cells.columns, 4, classes)
+                for corner in range(4):
+                    row, column = start + corner // 2, corner % 2
+                    target = image_gradient[row : row + stop - start, column : column + cells.columns]
+                    target += corners[:, :, corner]
+        if with_gradient:  # the repeated border goes back to where it came from
+            for padded in (image_gradient, image_gradient.transpose(0, 1)):
+                padded[1] += padded[0]
+                padded[-2] += padded[-1]
+            gradient[index] = image_gradient[1:-1, 1:-1].permute(2, 0, 1)
+    return loss, total, gradient
+
+
+def _check_labels(labels: torch.Tensor, classes: int, ignore_index: int):
+    for label in labels.aminmax() if labels.numel() else ():
+        if not 0 <= label < classes:
+            raise ValueError(
+                f"label {label} is neither in [0, {classes}) nor the ignore index {ignore_index}; "
+                "map the labels to classes, or set the number of classes or the ignore index"
+            )
+
+
+@_summed_loss.register_fake
+def _(logits, labels, class_weights, ignore_index, label_smoothing, align_corners, with_gradient):
+    dtype = torch.promote_types(logits.dtype, torch.float32)
+    gradient = torch.empty_like(logits, dtype=dtype) if with_gradient else logits.new_empty(0, dtype=dtype)
+    return logits.new_empty((), dtype=dtype), logits.new_empty((), dtype=dtype), gradient
+
+
+def _save_gradient(ctx, inputs, output):
+    ctx.save_for_backward(output[2])
+    ctx.logits_dtype = inputs[0].dtype
+
+
+def _backward(ctx, gradient_of_loss, *_):
+    (gradient,) = ctx.saved_tensors
+    return (gradient * gradient_of_loss).to(ctx.logits_dtype), *[None] * 6
+
+
+_summed_loss.register_autograd(_backward, setup_context=_save_gradient)
+
+
+@torch.library.custom_op(f"{OPERATORS}::upsampled_argmax", mutates_args=())
+def _label_map(logits: torch.Tensor, height: int, width: int, align_corners: bool) -> torch.Tensor:
+    """Label map (B, H, W)."""
+    classes = logits.shape[1]
+    cells = _Cells(logits, height, width, align_corners)
+    label_map = torch.empty(len(logits), height, width, dtype=torch.long, device=logits.device)
+    numbers = torch.arange(classes, dtype=cells.dtype, device=logits.device)
+    buffer = torch.empty(cells.block_numel, dtype=cells.dtype, device=logits.device)
+    for index, image in enumerate(logits):
+        for start, stop in cells.blocks:
+            inputs = cells.inputs(image, start, stop)
+            smallest, largest = torch.minimum(inputs[1:], inputs[:-1]), torch.maximum(inputs[1:], inputs[:-1])
+            smallest = torch.minimum(smallest[:, 1:], smallest[:, :-1])
+            largest = torch.maximum(largest[:, 1:], largest[:, :-1])
+            candidates = largest.ge_(smallest.amax(2, keepdim=True)).view(-1, classes)  # (N, K), 0 or 1
+            labels = (candidates @ numbers).long().unsqueeze(1).repeat(1, cells.pixels)  # (N, S)
+            undecided = (candidates.sum(1) != 1).nonzero().squeeze(1)
+            weights = cells.weights(start, stop).index_select(0, undecided)  # (n, 4, S)
+            corners = cells.corner_index.index_select(0, undecided).flatten()
+            corners = inputs.flatten(0, 1).index_select(0, corners).view(-1, 4, classes)
+            upsampled = cells.upsample(corners, weights, buffer)
+            if cells.classes_last:
+                best = upsampled.argmax(2)
+            else:  # max_pool2d over images (K, 1) of S channels is argmax(1), several times as fast
+                upsampled = upsampled.unsqueeze(2).permute(0, 3, 1, 2)  # (n, S, K, 1)
+                best = F.max_pool2d(upsampled, (classes, 1), return_indices=True)[1].flatten(1)
+            labels.index_copy_(0, undecided, best)
+            label_map[index, cells.output_rows[start] : cells.output_rows[stop]] = cells.to_image(labels, start, stop)
+    return label_map
+
+
+@_label_map.register_fake
+def _(logits, height, width, align_corners):
+    return logits.new_empty((logits.shape[0], height, width), dtype=torch.long)
