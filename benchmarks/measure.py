@@ -12,7 +12,7 @@ import torch
 
 
 def interleave(variants: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each call, the variants taking turns (A B A B ...), so that all of them meet a change of the machine's speed.
+    """Seconds of each call, taking turns (A B A B ...), so that a change of the machine's speed meets all variants.
 
     One call of each, which is not counted, goes first. Work on a GPU is waited for.
     """
@@ -36,9 +36,9 @@ def ratio(seconds: dict[str, list[float]], name: str, baseline: str) -> float:
 def peak_additional_memory(function: Callable[[], object]) -> int:
     """Bytes by which the resident memory of a forked process rises above its start while it runs `function`.
 
-    For Linux and the CPU. The child calls the function once before, for what is loaded only once, and gives freed memory
-    back, so that the function cannot fill holes unnoticed. It has one thread: OpenMP's pools do not survive a fork.
-    """
+    For Linux and the CPU. The child calls the function once before, for what is loaded only once, and then gives freed
+    For Linux and the CPU. The child calls the function once before, for what is loaded only once, and then gives freed
+    memory back, so that the function cannot fill holes unnoticed. It has one thread: OpenMP's do not survive a fork.
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
