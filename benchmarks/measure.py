@@ -37,8 +37,8 @@ def peak_additional_memory(function: Callable[[], object]) -> int:
     """Bytes by which the resident memory of a forked process rises above its start while it runs `function`.
 
     For Linux and the CPU. The child calls the function once before, for what is loaded only once, and then gives freed
-    For Linux and the CPU. The child calls the function once before, for what is loaded only once, and then gives freed
     memory back, so that the function cannot fill holes unnoticed. It has one thread: OpenMP's do not survive a fork.
+    """
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
