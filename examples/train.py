@@ -164,8 +164,8 @@ class Arguments:
 
 # What the command line starts from when it says nothing about data and model; a recipe like those in recipes/.
 SCENES_RECIPE = """
---size b0 --crop_size 128 --scale_range 0.75 1.5 --max_train_steps 300 --evaluation_steps 100
---per_device_train_batch_size 8 --learning_rate 1e-3 --num_warmup_steps 20
+--size b0 --config_overrides '{"drop_path_rate": 0.0}' --max_train_samples 7200 --crop_size 128 --scale_range 0.9 1.2
+--max_train_steps 900 --evaluation_steps 300 --learning_rate 2e-3 --num_warmup_steps 50 --max_grad_norm 1
 """
 
 
@@ -728,8 +728,9 @@ def main(arguments: Arguments, build_model=build_model) -> dict:
                 "learning_rate": learning_rate,
                 "images_per_second": interval_steps * images_per_step / seconds,
             }
-            speed = f"{values['images_per_second']:.1f}"
-            bar.set_postfix({"loss": f"{mean_loss:.4f}", "rate": f"{values['learning_rate']:.2e}", "images/s": speed})
+            speed = values["images_per_second"]
+            shown = {"loss": f"{mean_loss:.4f}", "rate": f"{learning_rate:.2e}", "images/s": f"{speed:.1f}"}
+            bar.set_postfix(shown, refresh=False)
             accelerator.log(values, step=state["step"])
             state["seconds"] += seconds
             loss_sum, interval_steps, interval_start = torch.zeros_like(loss_sum), 0, time.perf_counter()
