@@ -15,19 +15,35 @@ from transformers import (
     AutoModelForSemanticSegmentation,
 )
 
+from .models.configuration_ocrnet import OCRNetConfig
 from .models.configuration_segformer import SegFormerConfig
-from .models.image_processing_segtx import SegFormerImageProcessor, SegFormerImageProcessorPil
+from .models.configuration_segmenter import SegmenterConfig
+from .models.configuration_setr import SETRConfig
+from .models.image_processing_segtx import (
+    OCRNetImageProcessor,
+    OCRNetImageProcessorPil,
+    SegFormerImageProcessor,
+    SegFormerImageProcessorPil,
+    SegmenterImageProcessor,
+    SegmenterImageProcessorPil,
+    SETRImageProcessor,
+    SETRImageProcessorPil,
+)
+from .models.modeling_ocrnet import OCRNetForSemanticSegmentation, OCRNetModel
 from .models.modeling_segformer import (
     SegFormerForImageClassification,
     SegFormerForSemanticSegmentation,
     SegFormerModel,
 )
+from .models.modeling_segmenter import SegmenterForSemanticSegmentation, SegmenterModel
+from .models.modeling_setr import SETRForSemanticSegmentation, SETRModel
 
 
 __version__ = "0.1.0"
 
 # Configuration, base model, segmentation model, image processors of the torchvision and the PIL back-end.
 ARCHITECTURES = [
+    (SETRConfig, SETRModel, SETRForSemanticSegmentation, SETRImageProcessor, SETRImageProcessorPil),
     (
         SegFormerConfig,
         SegFormerModel,
@@ -35,6 +51,14 @@ ARCHITECTURES = [
         SegFormerImageProcessor,
         SegFormerImageProcessorPil,
     ),
+    (
+        SegmenterConfig,
+        SegmenterModel,
+        SegmenterForSemanticSegmentation,
+        SegmenterImageProcessor,
+        SegmenterImageProcessorPil,
+    ),
+    (OCRNetConfig, OCRNetModel, OCRNetForSemanticSegmentation, OCRNetImageProcessor, OCRNetImageProcessorPil),
 ]
 
 for config, model, segmenter, processor, processor_pil in ARCHITECTURES:

@@ -62,4 +62,53 @@ CASES = [
         common_properties=["num_channels", "hidden_sizes"],
         models=("Model", "ForSemanticSegmentation", "ForImageClassification"),
     ),
+    Case(
+        name="SETR",
+        config_kwargs={
+            "image_size": 32,
+            "patch_size": 8,
+            "hidden_size": 32,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "decoder_hidden_size": 16,
+        },
+        image_size=32,
+        logits=(4, 4, 4),
+        hidden_states=[(17, 32)] * 3,
+        attentions=[(4, 17, 17)] * 2,
+    ),
+    Case(
+        name="Segmenter",
+        config_kwargs={
+            "image_size": 32,
+            "patch_size": 8,
+            "hidden_size": 32,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+        },
+        image_size=32,
+        logits=(4, 4, 4),
+        hidden_states=[(17, 32)] * 3,
+        attentions=[(4, 17, 17)] * 2,
+    ),
+    Case(
+        name="OCRNet",
+        config_kwargs={
+            "stem_hidden_sizes": [8, 8],
+            "hidden_sizes": [4, 4, 8, 8],
+            "depths": [1, 1, 1, 1],
+            "num_modules": [1, 1, 1, 1],
+            "layer1_hidden_size": 8,
+            "decoder_hidden_size": 16,
+            "decoder_key_size": 8,
+        },
+        image_size=64,
+        logits=(4, 16, 16),
+        hidden_states=[(4, 16, 16), (4, 8, 8), (8, 4, 4), (8, 2, 2)],
+        common_properties=["num_channels", "hidden_sizes"],
+        skip={
+            "test_retain_grad_hidden_states_attentions": "takes hidden states for a sequence; HRNet's are parallel "
+            "branches, of which the last does not depend on the final state of the first"
+        },
+    ),
 ]
