@@ -284,6 +284,7 @@ def test_compute_metrics_for_trainer():
 
 def _evaluate_share(rank, store, path):
     """One of two processes. The second has nothing in the third run, and larger ids than the first in the last."""
+    torch.set_num_threads(1)  # OpenMP's threads do not survive the fork
     torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
     predictions, references = label_maps(5)
     metric = MeanIoU(num_labels=5)
