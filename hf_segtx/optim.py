@@ -11,6 +11,7 @@ Difference: a layer counts as a norm by its class, not by its name, so the batch
 import torch
 from torch import nn
 
+
 # Parameters that are tables of positions or single tokens; decaying them would pull all positions together.
 UNDECAYED_NAMES = ("pos_embed", "position_embedding", "cls_token", "dist_token", "cls_emb")
 

@@ -8,6 +8,7 @@ Files: safetensors, torch pickles (read with `weights_only=True`, so a file cann
 """
 
 import logging
+import pickle
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -42,7 +43,7 @@ def read_state_dict(path: str | Path) -> StateDict:
     """The tensors of a file, by name; of a pickle with more in it, those under "state_dict" or "model".
 
     Raises:
-        ValueError: if a pickle holds no state dict.
+        ValueError: if a pickle holds no state dict, or anything that could run code.
     """
     path = Path(path)
     if path.suffix == ".safetensors":
@@ -50,7 +51,15 @@ def read_state_dict(path: str | Path) -> StateDict:
     if path.suffix == ".npz":
         with np.load(path) as arrays:
             return {name: torch.from_numpy(arrays[name]) for name in arrays.files}
-    content = torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(
+            f"{path} is no PyTorch file, or holds objects besides tensors, which could run code ({reason}). If you "
+            "trust it, save its tensors alone where its own package is installed: "
+            'torch.save(torch.load(path, weights_only=False)["state_dict"], new_path)'
+        ) from error
     for name in ("state_dict", "model"):
         if isinstance(content, dict) and isinstance(content.get(name), dict):
             content = content[name]

@@ -1,15 +1,27 @@
 """SegFormer against transformers' SegFormer, the paper's tables, and the head written out as in the paper."""
 
+import re
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import SegformerConfig, SegformerForImageClassification, SegformerForSemanticSegmentation
+from transformers import (
+    AutoImageProcessor,
+    AutoModelForSemanticSegmentation,
+    SegformerConfig,
+    SegformerForImageClassification,
+    SegformerForSemanticSegmentation,
+)
 from transformers import SegformerModel as TransformersSegformerModel
 from transformers.utils import logging
 
 from hf_segtx import SegFormerConfig, SegFormerForImageClassification, SegFormerForSemanticSegmentation, SegFormerModel
 from hf_segtx.models.configuration_segformer import SIZES
+from hf_segtx.weights import load_original
 
 
 TINY = dict(depths=[1, 1, 2, 1], hidden_sizes=[8, 16, 24, 32], num_attention_heads=[1, 2, 3, 4], decoder_hidden_size=16)
@@ -163,3 +175,124 @@ def test_wrong_combinations_are_refused(wrong, message):
     # `strict` wraps what a check raises; the cause has our words
     with pytest.raises(Exception, match=message):
         SegFormerConfig(**{**TINY, **wrong})
+
+
+# ------------------------------------------------------------------------------------ checkpoints of other code bases
+
+
+def transformers_model(layer_norm_eps, embedding_layer_norm_eps, num_labels=5, **sizes):
+    """transformers' SegFormer with random weights and the epsilons of another code base: an oracle for that one."""
+    theirs = randomize(SegformerForSemanticSegmentation(SegformerConfig(**{**WIDE, **sizes}, num_labels=num_labels)))
+    for name, module in theirs.named_modules():
+        if isinstance(module, torch.nn.LayerNorm):
+            embedding = "patch_embeddings" in name or "sequence_reduction" in name
+            module.eps = embedding_layer_norm_eps if embedding else layer_norm_eps
+    return theirs
+
+
+# Heads follow from the widths, as in every published size: one for each multiple of the first width.
+WIDE = dict(depths=[2, 1, 2, 1], hidden_sizes=[8, 16, 40, 64], num_attention_heads=[1, 2, 5, 8], decoder_hidden_size=24)
+
+
+def authors_state(theirs):
+    """The weights of transformers' model in the names and the layout of NVlabs/SegFormer."""
+    state = {"decode_head.conv_seg.weight": torch.zeros(5, 128, 1, 1), "decode_head.conv_seg.bias": torch.zeros(5)}
+    for s, stage in enumerate(theirs.segformer.stages):
+        parts = {f"patch_embed{s + 1}.proj": stage.patch_embeddings.proj, f"norm{s + 1}": stage.layer_norm}
+        parts[f"patch_embed{s + 1}.norm"] = stage.patch_embeddings.layer_norm
+        for i, block in enumerate(stage.blocks):
+            here, attention = f"block{s + 1}.{i}", block.attention
+            for kind in ("weight", "bias"):
+                pair = [getattr(attention.k_proj, kind), getattr(attention.v_proj, kind)]
+                state[f"backbone.{here}.attn.kv.{kind}"] = torch.cat(pair)
+            parts |= {f"{here}.attn.q": attention.q_proj, f"{here}.attn.proj": attention.o_proj}
+            if attention.sequence_reduction_ratio > 1:
+                parts[f"{here}.attn.sr"] = attention.sequence_reduction.sequence_reduction
+                parts[f"{here}.attn.norm"] = attention.sequence_reduction.layer_norm
+            parts |= {f"{here}.norm1": block.layernorm_before, f"{here}.norm2": block.layernorm_after}
+            parts |= {f"{here}.mlp.fc1": block.mlp.fc1, f"{here}.mlp.fc2": block.mlp.fc2}
+            parts[f"{here}.mlp.dwconv.dwconv"] = block.mlp.dwconv.dwconv
+        state |= {f"backbone.{name}.{k}": v for name, part in parts.items() for k, v in part.state_dict().items()}
+    head = theirs.decode_head
+    parts = {f"linear_c{i + 1}.proj": part.proj for i, part in enumerate(head.linear_projections)}
+    parts |= {"linear_fuse.conv": head.linear_fuse, "linear_fuse.bn": head.batch_norm, "linear_pred": head.classifier}
+    return state | {f"decode_head.{name}.{k}": v for name, part in parts.items() for k, v in part.state_dict().items()}
+
+
+def test_authors_checkpoint_gives_its_logits(tmp_path):
+    theirs = transformers_model(layer_norm_eps=1e-6, embedding_layer_norm_eps=1e-5)
+    torch.save({"state_dict": authors_state(theirs), "meta": {"CLASSES": ["a"] * 5}}, tmp_path / "segformer.pth")
+    ours = load_original(tmp_path / "segformer.pth")
+    assert ours.config.depths == [2, 1, 2, 1] and ours.config.num_labels == 5
+    compare(theirs, ours, [(128, 128), (96, 160)])
+
+
+@pytest.mark.parametrize("original_format", [True, False], ids=["hub names", "module names"])
+def test_transformers_checkpoint_gives_its_logits(original_format, tmp_path):
+    theirs = transformers_model(1e-5, 1e-5, sr_ratios=[4, 2, 1, 1], num_channels=4)
+    theirs.save_pretrained(tmp_path, save_original_format=original_format)
+    ours = load_original(tmp_path / "model.safetensors")
+    assert ours.config.sr_ratios == [4, 2, 1, 1]
+    x = torch.randn(1, 4, 64, 64)
+    with torch.no_grad():
+        torch.testing.assert_close(ours(x).logits, theirs(x).logits, rtol=1e-4, atol=1e-5)  # another order of sums
+
+
+def test_mmsegmentation_checkpoint_gives_its_logits():
+    """The backbone against transformers', the head written out as mmsegmentation has it."""
+    theirs = transformers_model(layer_norm_eps=1e-6, embedding_layer_norm_eps=1e-6)
+    state = {}
+    for name, tensor in authors_state(theirs).items():
+        if name.startswith("backbone."):
+            name = re.sub(r"patch_embed(\d)\.", lambda m: f"layers.{int(m[1]) - 1}.0.", name)
+            name = re.sub(r"layers\.(\d)\.0\.proj\.", r"layers.\1.0.projection.", name)
+            name = re.sub(r"block(\d)\.", lambda m: f"layers.{int(m[1]) - 1}.1.", name)
+            name = re.sub(r"backbone\.norm(\d)\.", lambda m: f"backbone.layers.{int(m[1]) - 1}.2.", name)
+            name = name.replace("attn.proj", "attn.attn.out_proj").replace("mlp.fc1", "ffn.layers.0")
+            name = name.replace("mlp.dwconv.dwconv", "ffn.layers.1").replace("mlp.fc2", "ffn.layers.4")
+            if re.search(r"ffn\.layers\.[04]\.weight", name):
+                tensor = tensor[:, :, None, None]
+            state[name] = tensor
+    for name in [name for name in state if ".attn.q." in name]:  # one matrix for queries, keys and values
+        query, pair = state.pop(name), state.pop(name.replace(".q.", ".kv."))
+        state[name.replace(".attn.q.", ".attn.attn.in_proj_")] = torch.cat([query, pair])
+    generator = torch.Generator().manual_seed(5)
+    for i, width in enumerate([*WIDE["hidden_sizes"], 4 * 24]):
+        part = f"decode_head.convs.{i}" if i < 4 else "decode_head.fusion_conv"
+        state[f"{part}.conv.weight"] = torch.randn(24, width, 1, 1, generator=generator) / width**0.5
+        for k in ("bn.weight", "bn.bias", "bn.running_mean", "bn.running_var"):
+            state[f"{part}.{k}"] = 0.5 + torch.rand(24, generator=generator)
+        state[f"{part}.bn.num_batches_tracked"] = torch.tensor(7)
+    state["decode_head.conv_seg.weight"] = torch.randn(5, 24, 1, 1, generator=generator)
+    state["decode_head.conv_seg.bias"] = torch.randn(5, generator=generator)
+
+    def brick(part, x):
+        x = F.conv2d(x, state[f"{part}.conv.weight"])
+        statistics = [state[f"{part}.bn.{k}"] for k in ("running_mean", "running_var", "weight", "bias")]
+        return F.relu(F.batch_norm(x, *statistics))
+
+    ours = load_original(state)
+    x = torch.randn(2, 3, 128, 96)
+    with torch.no_grad():
+        maps = theirs.segformer(x, output_hidden_states=True).hidden_states
+        levels = [brick(f"decode_head.convs.{i}", level) for i, level in enumerate(maps)]
+        levels = [F.interpolate(level, size=maps[0].shape[2:], mode="bilinear") for level in levels]
+        fused = brick("decode_head.fusion_conv", torch.cat(levels, dim=1))
+        expected = F.conv2d(fused, state["decode_head.conv_seg.weight"], state["decode_head.conv_seg.bias"])
+        assert (ours(x).logits - expected).abs().max() < 2e-5 * expected.std()  # sums in another order
+
+
+def test_convert_script(tmp_path):
+    theirs = transformers_model(layer_norm_eps=1e-6, embedding_layer_norm_eps=1e-5)
+    torch.save({"state_dict": authors_state(theirs)}, tmp_path / "segformer.pth")
+    (tmp_path / "id2label.json").write_text('["sky", "road", "tree", "car", "dog"]')
+    script = [sys.executable, Path(__file__).parents[1] / "examples" / "convert.py", tmp_path / "segformer.pth"]
+    script += [tmp_path / "converted", "--classes", tmp_path / "id2label.json"]
+    done = subprocess.run(script, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    model = AutoModelForSemanticSegmentation.from_pretrained(tmp_path / "converted").eval()
+    assert model.config.id2label[4] == "dog"
+    compare(theirs, model, [(64, 64)])
+    assert type(AutoImageProcessor.from_pretrained(tmp_path / "converted")).__name__ == "SegFormerImageProcessor"
+    again = subprocess.run(script, capture_output=True, text=True)
+    assert again.returncode == 2 and "holds a model already" in again.stderr and "Traceback" not in again.stderr

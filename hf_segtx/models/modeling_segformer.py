@@ -228,7 +228,7 @@ class SegFormerDecodeHead(nn.Module):
         # Columns: coarsest stage first, as in every published checkpoint.
         self.fuse = nn.Conv2d(width * len(widths), width, 1, bias=False)
         self.norm = nn.BatchNorm2d(width)
-        # Whole channels, as in the authors' code. Before the ReLU, with which it commutes, it needs no memory of its own.
+        # Whole channels, as in the authors' code; before the ReLU, with which it commutes, it takes no memory.
         self.dropout = nn.Dropout2d(config.classifier_dropout_prob, inplace=True)
         self.classifier = nn.Conv2d(width, config.num_labels, 1)
 
