@@ -18,6 +18,7 @@ Shapes: (H, W) label map, any size and any integer type; K classes; S >= K raw i
 
 import math
 import warnings
+from collections.abc import Iterator
 
 import datasets
 import evaluate
@@ -58,9 +59,10 @@ _CITATION = """
 }
 """
 
-_BLOCK = 1 << 17  # pixels counted at once on the CPU: small enough for its caches
-_DEVICE_BLOCK = 1 << 24  # and on an accelerator: bounds the temporary memory
-_ONES = np.ones(_BLOCK, np.int64)  # the lengths of runs of one pixel
+_BLOCK = 1 << 19  # pixels whose runs are searched at once on the CPU: stays in its caches
+_NOISE_BLOCK = 1 << 16  # pixels counted one by one at once: 8 times as many bytes
+_DEVICE_BLOCK = 1 << 24  # pixels at once on an accelerator: bounds the temporary memory
+_ONES = np.ones(_NOISE_BLOCK, np.int64)  # the lengths of runs of one pixel
 _SMALLEST_SIDE = 256  # the matrix holds every 8-bit raw id from the start
 _LARGEST_SIDE = 4096  # and grows up to here (134 MB) for larger ids while `num_labels` is not known
 _CLASS, _VOID, _UNKNOWN = 0, 1, 2  # what a raw reference id can be
@@ -245,14 +247,7 @@ class MeanIoU(evaluate.Metric):
         else:
             reference = torch.as_tensor(reference, device=device)
         prediction, reference = prediction.reshape(-1), reference.reshape(-1)
-        block = _BLOCK if device.type == "cpu" else _DEVICE_BLOCK
-        for start in range(0, len(prediction), block):
-            pixels = slice(start, start + block)
-            if device.type == "cpu":
-                ids, truth, lengths = _runs(prediction[pixels], reference[pixels])
-            else:  # atomic additions are cheaper there than finding the runs
-                ids, truth = prediction[pixels].long(), reference[pixels].to(torch.int64, copy=True)
-                lengths = torch.ones_like(ids)
+        for ids, truth, lengths in (_runs if device.type == "cpu" else _pixels)(prediction, reference):
             inside = self._check(ids, truth)
             if inside is not None:
                 ids, truth, lengths = ids[inside], truth[inside], lengths[inside]
@@ -374,17 +369,33 @@ def _as_array(label_map, what: str):
     return array
 
 
-def _runs(prediction: np.ndarray, reference: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Runs of pixels with equal (prediction, reference): their two ids and their lengths, three (R,) int64.
+def _runs(prediction: np.ndarray, reference: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Runs of pixels with equal (prediction, reference): their two ids and their lengths, three (R,) int64, in pieces.
 
     Shape: prediction, reference: (N,), any integer type
     """
-    changes = prediction[1:] != prediction[:-1]
-    changes |= reference[1:] != reference[:-1]
-    if 4 * np.count_nonzero(changes) > len(prediction):  # measured: beyond, finding the runs costs more than it saves
-        return prediction.astype(np.int64), reference.astype(np.int64), _ONES[: len(prediction)]
-    ends = np.append(np.flatnonzero(changes), len(prediction) - 1)
-    return prediction[ends].astype(np.int64), reference[ends].astype(np.int64), np.diff(ends, prepend=-1)
+    for start in range(0, len(prediction), _BLOCK):
+        ids, truth = prediction[start : start + _BLOCK], reference[start : start + _BLOCK]
+        is_end = np.ones(len(ids), bool)
+        np.not_equal(ids[1:], ids[:-1], out=is_end[:-1])
+        is_end[:-1] |= truth[1:] != truth[:-1]
+        if 4 * np.count_nonzero(is_end) < len(ids):
+            ends = np.flatnonzero(is_end)
+            lengths = ends.copy()
+            lengths[0] += 1
+            lengths[1:] -= ends[:-1]
+            yield ids[ends].astype(np.int64), truth[ends].astype(np.int64), lengths
+        else:  # measured: finding so many runs costs more than it saves
+            for noise in range(0, len(ids), _NOISE_BLOCK):
+                piece = ids[noise : noise + _NOISE_BLOCK].astype(np.int64)
+                yield piece, truth[noise : noise + _NOISE_BLOCK].astype(np.int64), _ONES[: len(piece)]
+
+
+def _pixels(prediction: torch.Tensor, reference: torch.Tensor) -> Iterator[tuple[torch.Tensor, ...]]:
+    """Like `_runs`, every pixel a run: on an accelerator atomic additions are cheaper than finding runs."""
+    for start in range(0, len(prediction), _DEVICE_BLOCK):
+        ids = prediction[start : start + _DEVICE_BLOCK].long()
+        yield ids, reference[start : start + _DEVICE_BLOCK].to(torch.int64, copy=True), torch.ones_like(ids)
 
 
 def _extremes(ids, truth) -> tuple[int, int, int, int]:
@@ -434,7 +445,8 @@ def _scores(counts: np.ndarray, *, num_labels: int, nan_to_num: float | None, **
         _raise_for_id(int(wrong[-1]) + num_labels, "prediction", num_labels=num_labels, **settings)
     confusion = np.zeros((num_labels, num_labels), np.int64)
     columns = min(num_labels, counts.shape[1])
-    np.add.at(confusion[:, :columns], ids, counts[:, :columns])  # a label_map may send several raw ids to one class
+    for row, pixels in zip(ids, counts, strict=True):  # a label_map may send several raw ids to one class
+        confusion[row, :columns] += pixels[:columns]
 
     hits, truth, predicted = confusion.diagonal(), confusion.sum(axis=1), confusion.sum(axis=0)
     with np.errstate(invalid="ignore"), warnings.catch_warnings():
