@@ -89,75 +89,59 @@ def upsampled_argmax(logits: torch.Tensor, size: tuple[int, int], *, align_corne
         return _label_map(logits, size[0], size[1], align_corners)
 
 
-class _Axis:
-    """Cells along one axis; cell c is between the inputs c - 1 and c.
+def _axis(size_in: int, size_out: int, align_corners: bool, dtype: torch.dtype):
+    """The cells of one axis; cell c is between the inputs c - 1 and c, and has as many slots as the fullest needs.
 
-    Every cell has as many slots as the fullest has output positions; a slot without one has weights 0.
-
-    Attributes:
-        slots: number of slots a cell
-        first: first output position of each cell, and size_out at the end
-        slot_of: (size_out,), the slot, counted through all cells, of each output position
-        source: (cells, slots), the output position of each slot, or size_out
-        weights: (cells, 2, slots), share of the two inputs in each slot
+    Returns the number of slots a cell, the cell and the slot of each output position (size_out,), the first output
+    position of each cell and size_out, and the shares (cells, 2, slots) of the two inputs, 0 in slots without output.
     """
-
-    def __init__(self, size_in: int, size_out: int, align_corners: bool, dtype: torch.dtype):
-        output = torch.arange(size_out, dtype=dtype)
-        if align_corners:  # rounded as in F.interpolate
-            position = output * ((size_in - 1) / max(size_out - 1, 1))
-        else:
-            position = (output + 0.5) * (size_in / size_out) - 0.5
-        below = position.floor().clamp(-1, size_in - 1)
-        cell = below.long() + 1
-        counts = cell.bincount(minlength=size_in + 1)
-        self.slots = int(counts.max())
-        self.first = [0, *counts.cumsum(0).tolist()]
-        self.slot_of = cell * self.slots + torch.arange(size_out) - torch.tensor(self.first)[cell]
-        self.source = torch.full(((size_in + 1) * self.slots,), size_out)
-        self.source[self.slot_of] = torch.arange(size_out)
-        weights = torch.zeros(len(self.source), 2, dtype=dtype)
-        weights[self.slot_of] = torch.stack([1 - (position - below), position - below], dim=1)
-        self.source = self.source.view(-1, self.slots)
-        self.weights = weights.view(-1, self.slots, 2).transpose(1, 2)
+    output = torch.arange(size_out)
+    if align_corners:  # rounded as F.interpolate does
+        position = output.to(dtype) * ((size_in - 1) / max(size_out - 1, 1))
+    else:
+        position = (output.to(dtype) + 0.5) * (size_in / size_out) - 0.5
+    below = position.floor().clamp(-1, size_in - 1)
+    cell = below.long() + 1
+    first = torch.searchsorted(cell, torch.arange(size_in + 2))
+    slots, slot = int(first.diff().max()), output - first[cell]
+    weights = torch.zeros(size_in + 1, 2, slots, dtype=dtype)
+    weights[cell, :, slot] = torch.stack([1 - (position - below), position - below], dim=1)
+    return slots, cell, slot, first.tolist(), weights
 
 
 class _Cells:
-    """The cells of an upsampling, in blocks of cell rows [start, stop)."""
+    """The cells of an upsampling, in `blocks` of cell rows [start, stop)."""
 
     def __init__(self, logits: torch.Tensor, height: int, width: int, align_corners: bool):
-        device, classes = logits.device, logits.shape[1]
-        self.dtype = torch.promote_types(logits.dtype, torch.float32)
-        rows = _Axis(logits.shape[2], height, align_corners, self.dtype)
-        columns = _Axis(logits.shape[3], width, align_corners, self.dtype)
-        self.shape = (rows.slots, columns.slots)
-        self.pixels, self.columns = rows.slots * columns.slots, logits.shape[3] + 1
+        _, classes, rows, columns = logits.shape
+        device, self.dtype = logits.device, torch.promote_types(logits.dtype, torch.float32)
+        row_slots, row_cell, row_slot, self.first_row, row_weights = _axis(rows, height, align_corners, self.dtype)
+        column_slots, column_cell, column_slot, _, column_weights = _axis(columns, width, align_corners, self.dtype)
+        self.pixels, self.columns = row_slots * column_slots, columns + 1
         # CPU kernels are fast along many classes, and across classes over whole vectors of pixels
         self.classes_last = device.type != "cpu" or (self.pixels % 16 > 0 and classes >= 16)
-        numel = BLOCK_NUMEL_CPU if device.type == "cpu" else BLOCK_NUMEL_GPU
-        step = max(1, numel // (self.columns * self.pixels * classes))
-        ends = [*range(0, logits.shape[2] + 1, step), logits.shape[2] + 1]
-        self.blocks = list(zip(ends, ends[1:], strict=False))
-        self.block_numel = min(step, ends[-1]) * self.columns * self.pixels * classes
-        self.output_rows = rows.first
-        self.row_source, self.column_source = rows.source.to(device), columns.source.flatten().to(device)
-        self.row_slot, self.column_slot = rows.slot_of.to(device), columns.slot_of.to(device)
-        # the two axes' factors of the weights, with equal rows of 4 S, so that their product is a fast one
-        sizes = (-1, 2, 2, *self.shape)
-        self.row_weights = rows.weights[:, :, None, :, None].expand(sizes).reshape(-1, 1, 4, self.pixels).to(device)
-        self.column_weights = columns.weights[:, None, :, None].expand(sizes).reshape(-1, 4, self.pixels).to(device)
-        # position of each cell's corners in a block's inputs: (N, 4)
-        corners = torch.tensor([0, 1, self.columns + 1, self.columns + 2])
-        grid = torch.arange(min(step, ends[-1]))[:, None] * (self.columns + 1) + torch.arange(self.columns)
-        self.corner_index = (grid.view(-1, 1) + corners).to(device)
-        self.input_column = torch.arange(-1, logits.shape[3] + 1, device=device).clamp_(0, logits.shape[3] - 1)
+        row_numel = self.columns * self.pixels * classes
+        step = min(max((BLOCK_NUMEL_CPU if device.type == "cpu" else BLOCK_NUMEL_GPU) // row_numel, 1), rows + 1)
+        self.blocks = [(start, min(start + step, rows + 1)) for start in range(0, rows + 1, step)]
+        self.block_numel = step * row_numel
+        # position in all cells' pixels (N, S) of an output pixel: the sum of its row's and its column's part
+        self.row_position = (row_cell * self.columns * self.pixels + row_slot * column_slots).to(device)
+        self.column_position = (column_cell * self.pixels + column_slot).to(device)
+        # the two axes' factors of the weights, with equal rows of 4 S numbers, so that their product is a fast one
+        sizes = (-1, 2, 2, row_slots, column_slots)
+        self.row_weights = row_weights[:, :, None, :, None].expand(sizes).reshape(-1, 1, 4, self.pixels).to(device)
+        self.column_weights = column_weights[:, None, :, None].expand(sizes).reshape(-1, 4, self.pixels).to(device)
+        # which of a block's inputs (see below) are the corners of each cell: (N, 4)
+        corners = torch.arange(step)[:, None] * (columns + 2) + torch.arange(columns + 1)
+        self.corners = (corners.view(-1, 1) + torch.tensor([0, 1, columns + 2, columns + 3])).to(device)
+        self.input_column = torch.arange(-1, columns + 1, device=device).clamp_(0, columns - 1)
 
     def inputs(self, image: torch.Tensor, start: int, stop: int) -> torch.Tensor:
         """The logits around a block, from (K, h, w), with the border repeated: (stop - start + 1, w + 2, K)."""
         height, width = image.shape[1:]
-        first, last = max(start - 1, 0), min(stop + 1, height)
+        first = max(start - 1, 0)
+        pixels = image[:, first:stop].flatten(1).T.to(self.dtype).contiguous()  # (rows * w, K), a view if channels_last
         row = torch.arange(start - 1, stop, device=image.device).clamp_(0, height - 1) - first
-        pixels = image[:, first:last].flatten(1).T.to(self.dtype).contiguous()  # (rows * w, K), a view if channels_last
         index = (row[:, None] * width + self.input_column).flatten()
         return pixels.index_select(0, index).view(-1, width + 2, len(image))
 
@@ -165,23 +149,18 @@ class _Cells:
         """Share of the four corners in each pixel: (N, 4, S)."""
         return (self.row_weights[start:stop] * self.column_weights).flatten(0, 1)
 
-    def upsample(self, corners: torch.Tensor, weights: torch.Tensor, buffer: torch.Tensor) -> torch.Tensor:
-        """Pixels (N, K, S), or (N, S, K) if `classes_last`, in the first elements of `buffer`."""
+    def upsample(self, inputs: torch.Tensor, corners: torch.Tensor, weights: torch.Tensor, buffer: torch.Tensor):
+        """Corners (n, 4, K) and pixels, the latter in `buffer`: (n, K, S), or (n, S, K) if `classes_last`."""
+        corners = inputs.flatten(0, 1).index_select(0, corners.flatten()).view(-1, 4, inputs.shape[2])
         left, right = (weights.mT, corners) if self.classes_last else (corners.mT, weights)
         shape = (len(left), left.shape[1], right.shape[2])
-        return torch.bmm(left, right, out=buffer[: shape[0] * shape[1] * shape[2]].view(shape))
+        return corners, torch.bmm(left, right, out=buffer[: shape[0] * shape[1] * shape[2]].view(shape))
 
-    def from_image(self, image: torch.Tensor, start: int, stop: int) -> torch.Tensor:
-        """(N, S) of a block's output rows, to which a row and a column are appended that go to the empty slots."""
-        rows = (self.row_source[start:stop].flatten() - self.output_rows[start]).clamp_(max=len(image) - 1)
-        image = image.index_select(0, rows).index_select(1, self.column_source)
-        return image.view(stop - start, self.shape[0], -1, self.shape[1]).transpose(1, 2).reshape(-1, self.pixels)
-
-    def to_image(self, cells: torch.Tensor, start: int, stop: int) -> torch.Tensor:
-        """A block's output rows, of W pixels, from (N, S)."""
-        image = cells.view(stop - start, -1, *self.shape).transpose(1, 2).flatten(2).flatten(0, 1)
-        rows = self.row_slot[self.output_rows[start] : self.output_rows[stop]] - start * self.shape[0]
-        return image.index_select(0, rows).index_select(1, self.column_slot)
+    def output(self, start: int, stop: int) -> tuple[slice, torch.Tensor]:
+        """A block's output rows, and where their pixels are in (N, S): (rows * W,)."""
+        rows = slice(self.first_row[start], self.first_row[stop])
+        offset = start * self.columns * self.pixels
+        return rows, (self.row_position[rows, None] + (self.column_position - offset)).flatten()
 
 
 @torch.library.custom_op(f"{OPERATORS}::upsampled_cross_entropy", mutates_args=())
@@ -209,21 +188,22 @@ def _summed_loss(
     for index, image in enumerate(logits):
         image_gradient = loss.new_zeros(image.shape[1] + 2, image.shape[2] + 2, classes) if with_gradient else None
         for start, stop in cells.blocks:
-            label = labels[index, cells.output_rows[start] : cells.output_rows[stop]].long()
+            rows, position = cells.output(start, stop)
+            weights = cells.weights(start, stop)  # (N, 4, S)
+            label = labels[index, rows].long().flatten()
             ignored = label == ignore_index
-            if label.is_cpu:
+            if label.is_cpu and label.numel():
                 _check_labels(label.masked_fill(ignored, 0), classes, ignore_index)
-            label = F.pad(label.masked_fill(ignored, classes), (0, 1, 0, 1), value=classes)
-            label = cells.from_image(label, start, stop)  # (N, S)
-            weight = weight_of_label.index_select(0, label.flatten()).view_as(label)
+            slots = label.new_full((len(weights) * cells.pixels,), classes)
+            label = slots.scatter_(0, position, label.masked_fill(ignored, classes))
+            weight = weight_of_label.index_select(0, label).view(-1, cells.pixels)  # (N, S)
+            label = label.view_as(weight)
             total += weight.sum()
             counted = label < classes
             label = label.clamp_(max=classes - 1).unsqueeze(axis)
 
-            inputs = cells.inputs(image, start, stop).flatten(0, 1)
-            corners = inputs.index_select(0, cells.corner_index[: len(label)].flatten()).view(-1, 4, classes)
-            weights = cells.weights(start, stop)  # (N, 4, S)
-            upsampled = cells.upsample(corners, weights, buffers[0])
+            inputs = cells.inputs(image, start, stop)
+            corners, upsampled = cells.upsample(inputs, cells.corners[: len(weights)], weights, buffers[0])
             probabilities = torch.softmax(upsampled, axis, out=buffers[1, : upsampled.numel()].view_as(upsampled))
             picked = probabilities.gather(axis, label).squeeze(axis).masked_fill_(~counted, 1)
             if not picked.is_cpu or picked.amin() < 1e-30:  # underflow; for a GPU asking costs more than computing
@@ -262,7 +242,7 @@ def _summed_loss(
 
 
 def _check_labels(labels: torch.Tensor, classes: int, ignore_index: int):
-    for label in labels.aminmax() if labels.numel() else ():
+    for label in labels.aminmax():
         if not 0 <= label < classes:
             raise ValueError(
                 f"label {label} is neither in [0, {classes}) nor the ignore index {ignore_index}; "
@@ -305,19 +285,19 @@ def _label_map(logits: torch.Tensor, height: int, width: int, align_corners: boo
             smallest = torch.minimum(smallest[:, 1:], smallest[:, :-1])
             largest = torch.maximum(largest[:, 1:], largest[:, :-1])
             candidates = largest.ge_(smallest.amax(2, keepdim=True)).view(-1, classes)  # (N, K), 0 or 1
-            labels = (candidates @ numbers).long().unsqueeze(1).repeat(1, cells.pixels)  # (N, S)
+            settled = (candidates @ numbers).long()  # the class of the cells with one candidate, (N,)
+            labels = settled.unsqueeze(1).repeat(1, cells.pixels)  # (N, S)
             undecided = (candidates.sum(1) != 1).nonzero().squeeze(1)
             weights = cells.weights(start, stop).index_select(0, undecided)  # (n, 4, S)
-            corners = cells.corner_index.index_select(0, undecided).flatten()
-            corners = inputs.flatten(0, 1).index_select(0, corners).view(-1, 4, classes)
-            upsampled = cells.upsample(corners, weights, buffer)
+            _, upsampled = cells.upsample(inputs, cells.corners.index_select(0, undecided), weights, buffer)
             if cells.classes_last:
                 best = upsampled.argmax(2)
             else:  # max_pool2d over images (K, 1) of S channels is argmax(1), several times as fast
                 upsampled = upsampled.unsqueeze(2).permute(0, 3, 1, 2)  # (n, S, K, 1)
                 best = F.max_pool2d(upsampled, (classes, 1), return_indices=True)[1].flatten(1)
             labels.index_copy_(0, undecided, best)
-            label_map[index, cells.output_rows[start] : cells.output_rows[stop]] = cells.to_image(labels, start, stop)
+            rows, position = cells.output(start, stop)
+            label_map[index, rows] = labels.flatten().index_select(0, position).view(-1, width)
     return label_map
 
 
