@@ -789,16 +789,18 @@ def main(arguments: Arguments, build_model=build_model) -> dict:
         picture.save(output_dir / "predictions.png")
         name = arguments.hub_model_id or output_dir.resolve().name
         data = arguments.dataset_name or arguments.train_dir or "the scenes that hf_segtx draws"
-        write_card(
-            output_dir,
-            MODEL_CARDS / f"{bare_model.config.model_type.removeprefix('segtx_')}.md",
-            results,
-            name=name,
-            data=data,
-            start=arguments.model_name_or_path or arguments.backbone_weights,
-            training=f"{final_step} steps of {images_per_step} images on {results['machine']}; the arguments of "
-            f"`examples/train.py`:\n\n```\n{as_recipe(arguments)}```",
-        )
+        template = MODEL_CARDS / f"{bare_model.config.model_type.removeprefix('segtx_')}.md"
+        if template.is_file():  # not for other libraries' architectures
+            write_card(
+                output_dir,
+                template,
+                results,
+                name=name,
+                data=data,
+                start=arguments.model_name_or_path or arguments.backbone_weights,
+                training=f"{final_step} steps of {images_per_step} images on {results['machine']}; the arguments of "
+                f"`examples/train.py`:\n\n```\n{as_recipe(arguments)}```",
+            )
         print(
             f"mean IoU {100 * results['mean_iou']:.2f} % after step {final_step} "
             f"({results['training_seconds']:.0f} s of training)\n"
@@ -824,13 +826,11 @@ def run(command_line: list[str]) -> int:
             print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        if int(os.environ.get("RANK", 0)) == 0:
+        recipe = Path((arguments and arguments.output_dir) or "") / "train.args"
+        if int(os.environ.get("RANK", 0)) == 0 and recipe.is_file():
             launcher = "accelerate launch" if is_launched() else "python"
-            print(
-                f"\nstopped; to go on from the last checkpoint:\n"
-                f"{launcher} {sys.argv[0]} --recipe {arguments.output_dir}/train.args --resume_from_checkpoint latest",
-                file=sys.stderr,
-            )
+            command = f"{launcher} {sys.argv[0]} --recipe {recipe} --resume_from_checkpoint latest"
+            print(f"\nstopped; to go on from the last checkpoint:\n{command}", file=sys.stderr)
         return 130
     return 0
 

@@ -124,7 +124,14 @@ def stop_at(monkeypatch, name: str, call: int, error: BaseException):
 
 
 @pytest.mark.parametrize(
-    ("name", "call"), [("loss_shares", 2), ("loss_shares", 4), ("save_checkpoint", 2), ("point", 3), ("save_final", 1)]
+    ("name", "call"),
+    [
+        ("loss_shares", 4),
+        ("point", 3),
+        pytest.param("loss_shares", 2, marks=pytest.mark.slow),  # before the first checkpoint
+        pytest.param("save_checkpoint", 2, marks=pytest.mark.slow),
+        pytest.param("save_final", 1, marks=pytest.mark.slow),
+    ],
 )
 def test_resumed_run_matches_uninterrupted_one(finished, tmp_path, monkeypatch, name, call):
     folder, results = finished
