@@ -22,7 +22,8 @@ import torch
 from accelerate import PartialState
 
 from hf_segtx.data import load_data
-from hf_segtx.inference import as_json, class_table, evaluate, load_model, protocol
+from hf_segtx.inference import as_json, evaluate, load_model, protocol
+from hf_segtx.metrics import class_table
 
 
 def parse_arguments(command_line: list[str]) -> argparse.Namespace:

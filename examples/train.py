@@ -27,6 +27,7 @@ micro-batch of their process only; `--sync_bn`). The images are an endless strea
 that reaches the end of an epoch goes on with the next one.
 """
 
+import ctypes
 import json
 import math
 import os
@@ -58,7 +59,8 @@ from transformers import HfArgumentParser, get_scheduler
 import hf_segtx
 from hf_segtx.data import load_data, training_dataloader, training_transform
 from hf_segtx.hub import check_token, push, write_card
-from hf_segtx.inference import as_json, class_table, evaluate, load_model, predict, protocol
+from hf_segtx.inference import as_json, evaluate, load_model, predict, protocol
+from hf_segtx.metrics import class_table
 from hf_segtx.models.segmentation_base import segmentation_loss
 from hf_segtx.optim import parameter_groups, polynomial_schedule
 from hf_segtx.visualization import comparison
@@ -485,6 +487,18 @@ def use_all_cores(accelerator: Accelerator) -> None:
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // accelerator.num_processes))
 
 
+def keep_freed_memory(accelerator: Accelerator) -> None:
+    """On a CPU, lets glibc keep the memory of a step for the next one, instead of having the kernel clear it anew.
+
+    A quarter of the processor time of a step of SegFormer-B0 went there. Does nothing with another C library.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if accelerator.device.type == "cpu" and mallopt is not None:
+        m_trim_threshold, m_mmap_max = -1, -4  # malloc.h
+        mallopt(m_mmap_max, 0)
+        mallopt(m_trim_threshold, 2**31 - 1)
+
+
 def machine(accelerator: Accelerator) -> str:
     """The hardware in words, for the results."""
     if accelerator.device.type == "cuda":
@@ -562,6 +576,7 @@ def main(arguments: Arguments, build_model=build_model) -> dict:
         project_dir=output_dir,
     )
     use_all_cores(accelerator)
+    keep_freed_memory(accelerator)
     num_workers = arguments.dataloader_num_workers
     if num_workers is None:
         num_workers = 0 if accelerator.device.type == "cpu" else min(8, os.cpu_count() // accelerator.num_processes)

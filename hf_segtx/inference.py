@@ -138,24 +138,6 @@ def evaluate(
     return {**results, "images": len(dataset), "seconds": seconds, "images_per_second": len(dataset) / seconds}
 
 
-def class_table(results: dict, names: Sequence[str]) -> str:
-    """The scores of `evaluate` as text: a line a class with IoU and accuracy in %, then the means.
-
-    A class that occurs neither in the labels nor in the predictions has no IoU ("-") and does not count in the mean.
-    """
-
-    def percent(value) -> str:
-        return "-" if value != value else f"{100 * float(value):.2f}"  # nan is not equal to itself
-
-    width = max([len(name) for name in names] + [len("overall accuracy")])
-    rows = [f"{'class':<{width}}  {'IoU %':>7}  {'acc %':>7}"]
-    for name, iou, accuracy in zip(names, results["per_category_iou"], results["per_category_accuracy"], strict=True):
-        rows.append(f"{name:<{width}}  {percent(iou):>7}  {percent(accuracy):>7}")
-    rows.append(f"{'mean':<{width}}  {percent(results['mean_iou']):>7}  {percent(results['mean_accuracy']):>7}")
-    rows.append(f"{'overall accuracy':<{width}}  {'':>7}  {percent(results['overall_accuracy']):>7}")
-    return "\n".join(rows)
-
-
 def as_json(results: dict, names: Sequence[str]) -> dict:
     """The scores of `evaluate` in JSON's types: the means, "classes" by name, number of images and speed.
 
