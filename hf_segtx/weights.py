@@ -27,7 +27,7 @@ from .models.configuration_ocrnet import OCRNetConfig
 from .models.configuration_segformer import SegFormerConfig
 from .models.configuration_segmenter import SegmenterConfig
 from .models.configuration_setr import SETRConfig
-from .models.modeling_ocrnet import OCRNetForSemanticSegmentation
+from .models.modeling_ocrnet import OCRNetForSemanticSegmentation, OCRNetModel
 from .models.modeling_segformer import TRANSFORMERS_NAMES, SegFormerForSemanticSegmentation
 from .models.modeling_segmenter import SegmenterForSemanticSegmentation
 from .models.modeling_setr import SETRForSemanticSegmentation
@@ -758,15 +758,34 @@ def backbone_file(name_or_path: str | Path) -> Path:
     ) from reason
 
 
-def load_backbone(model: PreTrainedModel, name_or_path: str | Path):
-    """Puts pre-trained weights of a ViT or DeiT into the backbone of `model`, in place.
+UNUSED_OF_CONVOLUTIONAL = r"^(fc|classifier|incre_modules|downsamp_modules|final_layer)\."  # ImageNet classifiers
 
-    Understood: timm (ViT, AugReg, DeiT, distilled DeiT, ViT-hybrid), transformers (ViT, DeiT), and the JAX `.npz` files
-    of ViT. Patch kernels and position tables are resized to the model's; a distillation token that the model does not
-    have and the classifier are left out, which is logged.
+
+def load_convolutional_backbone(encoder: torch.nn.Module, file: Path):
+    """The part of `load_backbone` that is OCRNet's: HRNet or ResNet of timm, torchvision or the authors."""
+    state = read_state_dict(file)
+    state = {name: value for name, value in state.items() if not re.search(UNUSED_OF_CONVOLUTIONAL, name)}
+    if "stage2.0.branches.0.0.conv1.weight" not in state:  # a ResNet, whose stem has one or three convolutions
+        last = 7 if "conv1.0.weight" in state else 1
+        state = renamed(state, {r"^conv1\.(\d)\.": r"stem.\1.", r"^conv1\.": "stem.0.", r"^bn1\.": f"stem.{last}."})
+    try:
+        encoder.load_state_dict(state)
+    except RuntimeError as error:
+        raise ValueError(
+            f"{file} does not fit the backbone; if it is the stem, set `stem_hidden_sizes` ([64] for a 7x7 "
+            f"convolution, [32, 32, 64] or [64, 64, 128] for three): {error}"
+        ) from error
+
+
+def load_backbone(model: PreTrainedModel, name_or_path: str | Path):
+    """Puts pre-trained weights into the backbone of `model`, in place: of a ViT or DeiT; for OCRNet of HRNet or ResNet.
+
+    Understood: timm (ViT, AugReg, DeiT, distilled DeiT, ViT-hybrid; HRNet, ResNet), transformers (ViT, DeiT), and the
+    JAX `.npz` files of ViT. Patch kernels and position tables are resized to the model's; a distillation token that the
+    model does not have and the classifier are left out, which is logged.
 
     Args:
-        model: SETR, with or without its head.
+        model: SETR, Segmenter or OCRNet, with or without its head.
         name_or_path: a file; a folder with model.safetensors or pytorch_model.bin; a repository of the Hub
             ("google/vit-large-patch16-224"); or a name of timm ("vit_large_patch16_384.augreg_in21k_ft_in1k").
 
@@ -774,6 +793,8 @@ def load_backbone(model: PreTrainedModel, name_or_path: str | Path):
         ValueError: if there are no such weights, or they do not fit the backbone.
     """
     file = backbone_file(name_or_path)
+    if isinstance(model.base_model, OCRNetModel):
+        return load_convolutional_backbone(model.base_model.encoder, file)
     vit = model.base_model.vit
     state = as_timm(read_state_dict(file))
     if "pos_embed" not in state or "cls_token" not in state:

@@ -254,6 +254,47 @@ class ResNet(nn.Module):
         return feature_maps
 
 
+def convolve_upsampled(
+    feature_map: torch.Tensor, weight: torch.Tensor, size: tuple[int, int], align_corners: bool
+) -> torch.Tensor:
+    """`conv2d(upsample(feature_map, size), weight)` with "same" padding, most of it done before the upsampling.
+
+    A 1x1 convolution commutes with upsampling. A 3x3 convolution is a sum over the columns of its kernel, each moved by
+    a pixel, and a column commutes with upsampling along the width. So only the height is upsampled first; then all
+    three columns are applied, and one matrix both upsamples their results along the width and moves and adds them.
+
+    Shape:
+        feature_map: (B, C, h, w)
+        weight: (O, C, k, k), k = 1 or 3
+        returns: (B, O, *size)
+    """
+    if weight.shape[2:] == (1, 1):
+        return upsample(F.conv2d(feature_map, weight), size, align_corners)
+    height, width, channels = size[0], feature_map.shape[3], weight.shape[0]
+    x = upsample(feature_map, (height, width), align_corners)
+    x = F.conv2d(x, weight.permute(3, 0, 1, 2).flatten(0, 1).unsqueeze(3), padding=(1, 0))  # (B, 3 O, H, w)
+    x = x.permute(0, 2, 3, 1).reshape(-1, height, 3 * width, channels)  # (B, H, 3 w, O)
+    columns = torch.eye(width, dtype=x.dtype, device=x.device)[None]
+    columns = F.interpolate(columns, size=size[1], mode="linear", align_corners=align_corners)[0]  # (w, W)
+    columns = F.pad(columns, (1, 1)).unfold(1, 3, 1).transpose(0, 1).flatten(1)  # (W, 3 w); no pixels beyond the border
+    return (columns @ x).permute(0, 3, 1, 2)  # (B, O, H, W)
+
+
+def convolve_concatenated(conv: nn.Conv2d, feature_maps: list[torch.Tensor], align_corners: bool) -> torch.Tensor:
+    """`conv` of the maps, upsampled to the size of the first and concatenated, without doing either.
+
+    Shape:
+        feature_maps: (B, C_i, h_i, w_i), the sum of the C_i being `conv.in_channels`
+        returns: (B, conv.out_channels, h_0, w_0)
+    """
+    first, *others = feature_maps
+    weight, *weights = conv.weight.split([x.shape[1] for x in feature_maps], dim=1)
+    total = F.conv2d(first, weight, conv.bias, padding=conv.padding)
+    for x, weight in zip(others, weights):
+        total = total.add_(convolve_upsampled(x, weight, first.shape[2:], align_corners))
+    return total
+
+
 def brick(config: OCRNetConfig, in_channels: int, out_channels: int, bias: bool, kernel_size: int = 1) -> ConvNormAct:
     """Convolution, BatchNorm and the head's activation."""
     layer = ConvNormAct(in_channels, out_channels, kernel_size, bias=bias)
@@ -266,18 +307,20 @@ class OCRNetRegionHead(nn.Module):
     """Soft object regions, Section 3.2: a coarse segmentation, learned with a loss of its own.
 
     Shape:
-        feature_map: (B, C_in, h, w)
+        feature_maps: (B, C_i, h_i, w_i), the first of the size (h, w), the others no larger
         returns: region logits (B, K, h, w)
     """
 
     def __init__(self, config: OCRNetConfig, in_channels: int):
         super().__init__()
+        self.align_corners = config.align_corners
         width = config.auxiliary_hidden_size or in_channels
         self.conv = brick(config, in_channels, width, config.auxiliary_conv_bias, config.auxiliary_kernel_size)
         self.classifier = nn.Conv2d(width, config.num_labels, 1)
 
-    def forward(self, feature_map: torch.Tensor) -> torch.Tensor:
-        return self.classifier(self.conv(feature_map))
+    def forward(self, feature_maps: list[torch.Tensor]) -> torch.Tensor:
+        x = convolve_concatenated(self.conv.conv, feature_maps, self.align_corners)
+        return self.classifier(self.conv.act(self.conv.norm(x)))
 
 
 class OCRNetDecodeHead(nn.Module):
@@ -288,7 +331,7 @@ class OCRNetDecodeHead(nn.Module):
     each half of its kernel is applied to its half of the channels.
 
     Shape:
-        feature_map: (B, C_in, h, w)
+        feature_maps: (B, C_i, h_i, w_i), the first of the size (h, w), the others no larger
         region_logits: (B, K, h, w)
         returns: logits, region maps and pixel-region relation, each (B, K, h, w); region representations (B, K, C)
     """
@@ -296,6 +339,7 @@ class OCRNetDecodeHead(nn.Module):
     def __init__(self, config: OCRNetConfig, in_channels: int):
         super().__init__()
         width, key_width, bias = config.decoder_hidden_size, config.decoder_key_size, config.context_conv_bias
+        self.align_corners = config.align_corners
         self.scaling = key_width**-0.5
         self.pixels = brick(config, in_channels, width, config.decoder_conv_bias, 3)
         self.query = nn.Sequential(  # phi
@@ -311,8 +355,9 @@ class OCRNetDecodeHead(nn.Module):
         self.dropout = nn.Dropout2d(config.classifier_dropout_prob, inplace=True)
         self.classifier = nn.Conv2d(width, config.num_labels, 1)
 
-    def forward(self, feature_map: torch.Tensor, region_logits: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        pixels = self.pixels(feature_map)  # (B, C, h, w)
+    def forward(self, feature_maps: list[torch.Tensor], region_logits: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        pixels = convolve_concatenated(self.pixels.conv, feature_maps, self.align_corners)
+        pixels = self.pixels.act(self.pixels.norm(pixels))  # (B, C, h, w)
         size = pixels.shape[2:]
         region_maps = region_logits.flatten(2).softmax(dim=2)  # (B, K, h w)
         regions = region_maps @ map_to_tokens(pixels)  # Eq. 4: (B, K, C)
@@ -325,7 +370,8 @@ class OCRNetDecodeHead(nn.Module):
         value = map_to_tokens(self.context.conv(self.value(regions_as_map)))  # (B, K, C)
         context = self.context.act(self.context.norm(tokens_to_map(relation @ value, size)))  # Eq. 3: (B, C, h, w)
         conv, width = self.augmented.conv, pixels.shape[1]
-        augmented = F.conv2d(context, conv.weight[:, :width], conv.bias) + F.conv2d(pixels, conv.weight[:, width:])
+        augmented = F.conv2d(context, conv.weight[:, :width], conv.bias)
+        augmented = augmented.add_(F.conv2d(pixels, conv.weight[:, width:]))
         augmented = self.augmented.act(self.dropout(self.augmented.norm(augmented)))  # Eq. 6: (B, C, h, w)
         logits = self.classifier(augmented)  # (B, K, h, w)
         return logits, region_maps.unflatten(2, size), tokens_to_map(relation, size), regions
@@ -418,11 +464,11 @@ class OCRNetForSemanticSegmentation(OCRNetPreTrainedModel):
         super().__init__(config)
         self.backbone = OCRNetModel(config)
         channels = self.backbone.channels
-        # ResNet: regions from the last but one stage, pixels from the last. Else both from all maps.
-        self.concatenates = config.backbone_type != "resnet"
-        in_channels = [sum(channels)] * 2 if self.concatenates else channels[-2:]
-        self.auxiliary_heads = nn.ModuleList([OCRNetRegionHead(config, in_channels[0])])
-        self.decode_head = OCRNetDecodeHead(config, in_channels[1])
+        region_channels = pixel_channels = sum(channels)
+        if config.backbone_type == "resnet":
+            region_channels, pixel_channels = channels[-2:]
+        self.auxiliary_heads = nn.ModuleList([OCRNetRegionHead(config, region_channels)])
+        self.decode_head = OCRNetDecodeHead(config, pixel_channels)
         self.post_init()
 
     @can_return_tuple
@@ -435,13 +481,15 @@ class OCRNetForSemanticSegmentation(OCRNetPreTrainedModel):
         **kwargs,
     ) -> OCRNetOutput:
         features = self.backbone(pixel_values, **kwargs)
-        maps = features.feature_maps[-2:]
-        if self.concatenates:
-            size = features.feature_maps[0].shape[2:]
-            maps = [upsample(x, size, self.config.align_corners) for x in features.feature_maps]
-            maps = [torch.cat(maps, dim=1)] * 2  # (B, sum of C_i, h, w)
-        region_logits = self.auxiliary_heads[0](maps[0])
-        logits, region_maps, relation, regions = self.decode_head(maps[1], region_logits)
+        maps = list(features.feature_maps)
+        if self.config.backbone_type == "resnet":  # regions from the last but one stage, pixels from the last
+            maps_of_regions, maps_of_pixels = maps[-2:-1], maps[-1:]
+        else:  # both from all maps; those at half the size of the first or more are simply concatenated
+            size = maps[0].shape[2:]
+            fine = [upsample(x, size, self.config.align_corners) for x in maps if 2 * x.shape[2] >= size[0]]
+            maps_of_regions = maps_of_pixels = [torch.cat(fine, dim=1), *maps[len(fine) :]]
+        region_logits = self.auxiliary_heads[0](maps_of_regions)
+        logits, region_maps, relation, regions = self.decode_head(maps_of_pixels, region_logits)
         loss = None
         if labels is not None:
             auxiliary_logits = (region_logits,) if self.training else ()
