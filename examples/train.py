@@ -668,6 +668,9 @@ def main(arguments: Arguments, build_model=build_model) -> dict:
     )
     if checkpoint is not None:
         accelerator.load_state(checkpoint / "training_state")  # random generators too: nothing may draw from here on
+        best = output_dir / f"step_{state['best_step']}"
+        if accelerator.is_main_process and best.is_dir():  # a kill may have come before the link
+            point(output_dir / "best", best)
     if accelerator.is_main_process:
         (output_dir / "train.args").write_text(as_recipe(arguments))
         print(

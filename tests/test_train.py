@@ -127,7 +127,7 @@ def stop_at(monkeypatch, name: str, call: int, error: BaseException):
     ("name", "call"),
     [
         ("loss_shares", 4),
-        ("point", 3),
+        ("point", 3),  # between a checkpoint and the link to it
         pytest.param("loss_shares", 2, marks=pytest.mark.slow),  # before the first checkpoint
         pytest.param("save_checkpoint", 2, marks=pytest.mark.slow),
         pytest.param("save_final", 1, marks=pytest.mark.slow),
@@ -143,6 +143,7 @@ def test_resumed_run_matches_uninterrupted_one(finished, tmp_path, monkeypatch, 
     resumed = run("--output_dir", tmp_path / "out", "--resume_from_checkpoint", "latest")
     assert weights(tmp_path / "out") == weights(folder)  # bit for bit
     assert resumed["evaluations"] == results["evaluations"]
+    assert os.readlink(tmp_path / "out" / "best") == f"step_{results['best_step']}"
     optimizers = [torch.load(place / "last/training_state/optimizer.bin") for place in (folder, tmp_path / "out")]
     for mine, theirs in zip(*(optimizer["state"].values() for optimizer in optimizers), strict=True):
         assert torch.equal(mine["exp_avg_sq"], theirs["exp_avg_sq"])
