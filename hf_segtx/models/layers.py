@@ -4,6 +4,7 @@ Shapes: B images, N = h * w tokens, C channels; (h, w) the size of a feature map
 """
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 
@@ -15,6 +16,29 @@ def tokens_to_map(tokens: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
 def map_to_tokens(feature_map: torch.Tensor) -> torch.Tensor:
     """Feature map (B, C, h, w) as tokens (B, N, C). A view when the map is channels-last in memory."""
     return feature_map.permute(0, 2, 3, 1).flatten(1, 2)
+
+
+def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    """As F.linear. In float32 on a CPU it is computed as the 1x1 convolution that it is.
+
+    PyTorch gives convolutions to oneDNN and matrix products to MKL, which leaves out AVX-512 on processors of other
+    makers: there the convolution takes half of the time, forward and backward; elsewhere both take the same.
+
+    Shape:
+        x: (..., C_in), weight: (C_out, C_in), bias: (C_out,)
+        returns: (..., C_out)
+    """
+    if x.device.type != "cpu" or x.dtype != torch.float32 or torch.compiler.is_exporting():
+        return F.linear(x, weight, bias)
+    tokens = x.reshape(1, -1, 1, x.shape[-1]).permute(0, 3, 1, 2)  # (1, C_in, N, 1), channels-last
+    return F.conv2d(tokens, weight[:, :, None, None], bias).permute(0, 2, 3, 1).reshape(*x.shape[:-1], -1)
+
+
+class Linear(nn.Linear):
+    """nn.Linear, computed by [`linear`]."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return linear(x, self.weight, self.bias)
 
 
 class DropPath(nn.Module):

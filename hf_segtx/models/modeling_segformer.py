@@ -34,7 +34,7 @@ from transformers.utils.generic import can_return_tuple, merge_with_config_defau
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from .configuration_segformer import SegFormerConfig
-from .layers import DropPath
+from .layers import DropPath, Linear, linear
 from .segmentation_base import SegmentationOutput, SegmentationPreTrainedModel
 
 
@@ -108,10 +108,10 @@ class SegFormerAttention(nn.Module):
         self.scaling = self.head_dim**-0.5
         self.is_causal = False
         self.dropout = config.attention_probs_dropout_prob
-        self.query = nn.Linear(width, width)
-        self.key = nn.Linear(width, width)
-        self.value = nn.Linear(width, width)
-        self.proj = nn.Linear(width, width)
+        self.query = Linear(width, width)
+        self.key = Linear(width, width)
+        self.value = Linear(width, width)
+        self.proj = Linear(width, width)
         ratio = config.sr_ratios[stage]
         self.reduction = nn.Conv2d(width, width, ratio, stride=ratio) if ratio > 1 else None
         self.reduction_norm = nn.LayerNorm(width, eps=config.embedding_layer_norm_eps) if ratio > 1 else None
@@ -150,12 +150,12 @@ class SegFormerMixFFN(nn.Module):
         super().__init__()
         width = config.hidden_sizes[stage]
         hidden = width * config.mlp_ratios[stage]
-        self.fc1 = nn.Linear(width, hidden)
+        self.fc1 = Linear(width, hidden)
         self.dwconv = None
         if config.position_encoding == "mix_ffn":
             self.dwconv = nn.Conv2d(hidden, hidden, 3, padding=1, groups=hidden)
         self.act = ACT2FN[config.hidden_act]
-        self.fc2 = nn.Linear(hidden, width)
+        self.fc2 = Linear(hidden, width)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -221,7 +221,7 @@ class SegFormerDecodeHead(nn.Module):
         self.normalize_projections = config.decoder_projection_norm
         width = config.decoder_hidden_size
         widths = [config.hidden_sizes[stage] for stage in self.stages]
-        self.projections = nn.ModuleList(nn.Linear(n, width, bias=not self.normalize_projections) for n in widths)
+        self.projections = nn.ModuleList(Linear(n, width, bias=not self.normalize_projections) for n in widths)
         self.projection_norms = None
         if self.normalize_projections:
             self.projection_norms = nn.ModuleList(nn.BatchNorm2d(width) for _ in widths)
@@ -240,9 +240,9 @@ class SegFormerDecodeHead(nn.Module):
             x, project = feature_maps[stage].permute(0, 2, 3, 1), self.projections[i]  # (B, h_i, w_i, C_i)
             if self.normalize_projections:
                 x = F.relu(self.projection_norms[i](project(x).permute(0, 3, 1, 2))).permute(0, 2, 3, 1)
-                x = F.linear(x, fuse)
+                x = linear(x, fuse)
             else:
-                x = F.linear(x, fuse @ project.weight, fuse @ project.bias)
+                x = linear(x, fuse @ project.weight, fuse @ project.bias)
             x = x.permute(0, 3, 1, 2)  # (B, C, h_i, w_i)
             if x.shape[2:] != size:
                 x = F.interpolate(x, size=size, mode="bilinear", align_corners=False)
