@@ -30,7 +30,7 @@ from transformers.utils.generic import can_return_tuple, merge_with_config_defau
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from .configuration_segmenter import SegmenterConfig
-from .layers import map_to_tokens, tokens_to_map
+from .layers import Linear, map_to_tokens, tokens_to_map
 from .segmentation_base import SegmentationOutput, SegmentationPreTrainedModel
 from .vision_transformer import Attention, Block, VisionTransformer, crop_padding
 
@@ -58,7 +58,7 @@ class SegmenterLinearHead(nn.Module):
 
     def __init__(self, config: SegmenterConfig):
         super().__init__()
-        self.classifier = nn.Linear(config.hidden_size, config.num_labels)
+        self.classifier = Linear(config.hidden_size, config.num_labels)
 
     def forward(self, feature_map: torch.Tensor) -> torch.Tensor:
         return self.classifier(feature_map.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
@@ -79,7 +79,7 @@ class SegmenterMaskHead(nn.Module):
         super().__init__()
         width, depth, eps = config.decoder_hidden_size, config.decoder_num_hidden_layers, config.decoder_layer_norm_eps
         self.num_labels = config.num_labels
-        self.projection = nn.Linear(config.hidden_size, width)
+        self.projection = Linear(config.hidden_size, width)
         self.class_embeddings = nn.Parameter(torch.zeros(1, config.num_labels, width))
         # The encoder's blocks, with the decoder's values under the names that they read.
         block_config = copy.copy(config)
@@ -92,8 +92,8 @@ class SegmenterMaskHead(nn.Module):
         for block in self.blocks:
             block.attn.config = config  # where `set_attn_implementation` makes its change
         self.norm = nn.LayerNorm(width, eps=eps)
-        self.patch_projection = nn.Linear(width, width, bias=False)
-        self.class_projection = nn.Linear(width, width, bias=False)
+        self.patch_projection = Linear(width, width, bias=False)
+        self.class_projection = Linear(width, width, bias=False)
         self.mask_norm = nn.LayerNorm(config.num_labels, eps=eps)
 
     def forward(self, feature_map: torch.Tensor) -> torch.Tensor:

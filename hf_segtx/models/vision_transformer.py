@@ -17,7 +17,7 @@ from transformers.activations import ACT2FN
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils.import_utils import is_torchdynamo_exporting
 
-from .layers import DropPath, map_to_tokens, tokens_to_map
+from .layers import DropPath, Linear, map_to_tokens, tokens_to_map
 
 
 # Position tables kept for other image sizes than the native one; an evaluation that keeps aspect ratios meets many.
@@ -108,8 +108,8 @@ class Attention(nn.Module):
         self.scaling = self.head_dim**-0.5
         self.is_causal = False
         self.dropout = config.attention_probs_dropout_prob
-        self.qkv = nn.Linear(config.hidden_size, 3 * config.hidden_size)
-        self.proj = nn.Linear(config.hidden_size, config.hidden_size)
+        self.qkv = Linear(config.hidden_size, 3 * config.hidden_size)
+        self.proj = Linear(config.hidden_size, config.hidden_size)
 
     def forward(self, tokens: torch.Tensor, **kwargs) -> tuple[torch.Tensor, torch.Tensor | None]:
         qkv = self.qkv(tokens).unflatten(-1, (3, self.num_heads, self.head_dim))  # (B, N, 3, heads, d)
@@ -134,9 +134,9 @@ class Mlp(nn.Module):
     def __init__(self, config: PreTrainedConfig):
         super().__init__()
         hidden = int(config.hidden_size * config.mlp_ratio)
-        self.fc1 = nn.Linear(config.hidden_size, hidden)
+        self.fc1 = Linear(config.hidden_size, hidden)
         self.act = ACT2FN[config.hidden_act]
-        self.fc2 = nn.Linear(hidden, config.hidden_size)
+        self.fc2 = Linear(hidden, config.hidden_size)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
