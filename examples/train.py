@@ -166,8 +166,8 @@ class Arguments:
 
 # What the command line starts from when it says nothing about data and model; a recipe like those in recipes/.
 SCENES_RECIPE = """
---size b0 --config_overrides '{"drop_path_rate": 0.0}' --max_train_samples 7200 --crop_size 128 --scale_range 0.9 1.2
---max_train_steps 900 --evaluation_steps 300 --learning_rate 2e-3 --num_warmup_steps 50 --max_grad_norm 1
+--size b0 --config_overrides '{"drop_path_rate": 0.0}' --max_train_samples 8800 --crop_size 128 --scale_range 0.9 1.2
+--max_train_steps 1100 --evaluation_steps 275 --learning_rate 2e-3 --num_warmup_steps 50 --max_grad_norm 1
 """
 
 
