@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 
 
-BLOCK_NUMEL_CPU = 2**20  # upsampled logits held at once: few enough for a CPU's cache
+BLOCK_NUMEL_CPU = 3 * 2**19  # upsampled logits held at once: few enough for a CPU's cache
 BLOCK_NUMEL_GPU = 2**24  # and enough to occupy a GPU
 OPERATORS = re.sub(r"\W", "_", __name__)  # a process may hold other versions of this file, from checkpoints on the Hub
 
@@ -69,13 +69,14 @@ def upsampled_cross_entropy(
         loss, total, _ = _summed_loss(
             logits, labels, class_weights.detach(), ignore_index, label_smoothing, align_corners, with_gradient
         )
-    return loss / total.clamp(min=torch.finfo(total.dtype).tiny)  # 0 / tiny if every pixel is ignored
+    return loss / total.detach().clamp(min=torch.finfo(total.dtype).tiny)  # 0 / tiny if every pixel is ignored
 
 
 def upsampled_argmax(logits: torch.Tensor, size: tuple[int, int], *, align_corners: bool = False) -> torch.Tensor:
     """Best class of every pixel of bilinearly upsampled logits; if K = 1, whether the upsampled logit is positive.
 
-    Every pixel is exact; where the two best classes are equal up to rounding, it can be either of them.
+    Every pixel is exact; where the two best classes are equal up to rounding (of TF32, where a GPU is allowed to use it
+    for matrix products) it can be either of them.
 
     Shape:
         logits: (B, K, h, w), any float type and strides; `channels_last` saves a copy
@@ -123,6 +124,8 @@ class _Cells:
         row_numel = self.columns * self.pixels * classes
         step = min(max((BLOCK_NUMEL_CPU if device.type == "cpu" else BLOCK_NUMEL_GPU) // row_numel, 1), rows + 1)
         self.blocks = [(start, min(start + step, rows + 1)) for start in range(0, rows + 1, step)]
+        # a block's corners and pixels are put where the last block's were: fresh memory would cost page faults
+        self.corner_buffer = torch.empty(step * self.columns, 4, classes, dtype=self.dtype, device=device)
         self.block_numel = step * row_numel
         # position in all cells' pixels (N, S) of an output pixel: the sum of its row's and its column's part
         self.row_position = (row_cell * self.columns * self.pixels + row_slot * column_slots).to(device)
@@ -131,9 +134,9 @@ class _Cells:
         sizes = (-1, 2, 2, row_slots, column_slots)
         self.row_weights = row_weights[:, :, None, :, None].expand(sizes).reshape(-1, 1, 4, self.pixels).to(device)
         self.column_weights = column_weights[:, None, :, None].expand(sizes).reshape(-1, 4, self.pixels).to(device)
-        # which of a block's inputs (see below) are the corners of each cell: (N, 4)
+        # which of a block's `inputs` are the corners of each cell: (N, 4)
         corners = torch.arange(step)[:, None] * (columns + 2) + torch.arange(columns + 1)
-        self.corners = (corners.view(-1, 1) + torch.tensor([0, 1, columns + 2, columns + 3])).to(device)
+        self.corner_index = (corners.view(-1, 1) + torch.tensor([0, 1, columns + 2, columns + 3])).to(device)
         self.input_column = torch.arange(-1, columns + 1, device=device).clamp_(0, columns - 1)
 
     def inputs(self, image: torch.Tensor, start: int, stop: int) -> torch.Tensor:
@@ -149,12 +152,17 @@ class _Cells:
         """Share of the four corners in each pixel: (N, 4, S)."""
         return (self.row_weights[start:stop] * self.column_weights).flatten(0, 1)
 
-    def upsample(self, inputs: torch.Tensor, corners: torch.Tensor, weights: torch.Tensor, buffer: torch.Tensor):
-        """Corners (n, 4, K) and pixels, the latter in `buffer`: (n, K, S), or (n, S, K) if `classes_last`."""
-        corners = inputs.flatten(0, 1).index_select(0, corners.flatten()).view(-1, 4, inputs.shape[2])
+    def corners(self, inputs: torch.Tensor, which: torch.Tensor) -> torch.Tensor:
+        """The corners (n, 4, K) of the cells whose rows of `corner_index` are `which`; valid until the next call."""
+        corners = self.corner_buffer[: len(which)]
+        torch.index_select(inputs.flatten(0, 1), 0, which.flatten(), out=corners.flatten(0, 1))
+        return corners
+
+    def upsample(self, corners: torch.Tensor, weights: torch.Tensor, buffer: torch.Tensor) -> torch.Tensor:
+        """Pixels (n, K, S), or (n, S, K) if `classes_last`, at the beginning of `buffer`."""
         left, right = (weights.mT, corners) if self.classes_last else (corners.mT, weights)
         shape = (len(left), left.shape[1], right.shape[2])
-        return corners, torch.bmm(left, right, out=buffer[: shape[0] * shape[1] * shape[2]].view(shape))
+        return torch.bmm(left, right, out=buffer[: shape[0] * shape[1] * shape[2]].view(shape))
 
     def output(self, start: int, stop: int) -> tuple[slice, torch.Tensor]:
         """A block's output rows, and where their pixels are in (N, S): (rows * W,)."""
@@ -182,11 +190,12 @@ def _summed_loss(
     axis = 2 if cells.classes_last else 1
     loss, total = (torch.zeros((), dtype=cells.dtype, device=logits.device) for _ in range(2))
     gradient = torch.empty_like(logits, dtype=cells.dtype) if with_gradient else loss.new_empty(0)
+    image_gradient = loss.new_empty((logits.shape[2] + 2, logits.shape[3] + 2, classes) if with_gradient else 0)
     buffers = loss.new_empty(2, cells.block_numel)
     class_weights = class_weights.to(cells.dtype)
     weight_of_label = F.pad(class_weights, (0, 1))  # ignored pixels and empty slots get label K, of weight 0
     for index, image in enumerate(logits):
-        image_gradient = loss.new_zeros(image.shape[1] + 2, image.shape[2] + 2, classes) if with_gradient else None
+        image_gradient.zero_()
         for start, stop in cells.blocks:
             rows, position = cells.output(start, stop)
             weights = cells.weights(start, stop)  # (N, 4, S)
@@ -202,11 +211,11 @@ def _summed_loss(
             counted = label < classes
             label = label.clamp_(max=classes - 1).unsqueeze(axis)
 
-            inputs = cells.inputs(image, start, stop)
-            corners, upsampled = cells.upsample(inputs, cells.corners[: len(weights)], weights, buffers[0])
+            corners = cells.corners(cells.inputs(image, start, stop), cells.corner_index[: len(weights)])  # (N, 4, K)
+            upsampled = cells.upsample(corners, weights, buffers[0])
             probabilities = torch.softmax(upsampled, axis, out=buffers[1, : upsampled.numel()].view_as(upsampled))
             picked = probabilities.gather(axis, label).squeeze(axis).masked_fill_(~counted, 1)
-            if not picked.is_cpu or picked.amin() < 1e-30:  # underflow; for a GPU asking costs more than computing
+            if not picked.is_cpu or picked.amin() < 1e-30:  # underflow; asking a GPU would cost more
                 loss_of_label = upsampled.logsumexp(axis) - upsampled.gather(axis, label).squeeze(axis)
                 loss_of_label.masked_fill_(~counted, 0)
             else:
@@ -225,14 +234,13 @@ def _summed_loss(
             if with_gradient:
                 probabilities.scatter_(axis, label, (picked - share).unsqueeze(axis))
                 pixels_last = probabilities.mT if axis == 1 else probabilities
-                corners = torch.bmm(weights * scale.unsqueeze(1), pixels_last)  # (N, 4, K)
+                torch.bmm(weights * scale.unsqueeze(1), pixels_last, out=corners)  # the corners' gradient, (N, 4, K)
                 if label_smoothing:
                     corners -= torch.bmm(weights, uniform.unsqueeze(2)) * class_weights
-                corners = corners.view(stop - start, cells.columns, 4, classes)
                 for corner in range(4):
                     row, column = start + corner // 2, corner % 2
                     target = image_gradient[row : row + stop - start, column : column + cells.columns]
-                    target += corners[:, :, corner]
+                    target += corners[:, corner].view_as(target)
         if with_gradient:  # the repeated border goes back to where it came from
             for padded in (image_gradient, image_gradient.transpose(0, 1)):
                 padded[1] += padded[0]
@@ -258,13 +266,15 @@ def _(logits, labels, class_weights, ignore_index, label_smoothing, align_corner
 
 
 def _save_gradient(ctx, inputs, output):
+    ctx.set_materialize_grads(False)  # no zeros for the other outputs
     ctx.save_for_backward(output[2])
     ctx.logits_dtype = inputs[0].dtype
 
 
 def _backward(ctx, gradient_of_loss, *_):
     (gradient,) = ctx.saved_tensors
-    return (gradient * gradient_of_loss).to(ctx.logits_dtype), *[None] * 6
+    used = gradient_of_loss is not None
+    return (gradient * gradient_of_loss).to(ctx.logits_dtype) if used else None, *[None] * 6
 
 
 _summed_loss.register_autograd(_backward, setup_context=_save_gradient)
@@ -285,11 +295,12 @@ def _label_map(logits: torch.Tensor, height: int, width: int, align_corners: boo
             smallest = torch.minimum(smallest[:, 1:], smallest[:, :-1])
             largest = torch.maximum(largest[:, 1:], largest[:, :-1])
             candidates = largest.ge_(smallest.amax(2, keepdim=True)).view(-1, classes)  # (N, K), 0 or 1
-            settled = (candidates @ numbers).long()  # the class of the cells with one candidate, (N,)
-            labels = settled.unsqueeze(1).repeat(1, cells.pixels)  # (N, S)
             undecided = (candidates.sum(1) != 1).nonzero().squeeze(1)
+            only = candidates.mul_(numbers).sum(1).long()  # the class of a cell that has one candidate
+            labels = only.unsqueeze(1).repeat(1, cells.pixels)  # (N, S)
+            corners = cells.corners(inputs, cells.corner_index.index_select(0, undecided))  # (n, 4, K)
             weights = cells.weights(start, stop).index_select(0, undecided)  # (n, 4, S)
-            _, upsampled = cells.upsample(inputs, cells.corners.index_select(0, undecided), weights, buffer)
+            upsampled = cells.upsample(corners, weights, buffer)
             if cells.classes_last:
                 best = upsampled.argmax(2)
             else:  # max_pool2d over images (K, 1) of S channels is argmax(1), several times as fast
