@@ -800,7 +800,8 @@ def main(arguments: Arguments, build_model=build_model) -> dict:
     if accelerator.is_main_process:
         save_final(bare_model, processor, output_dir)
         (output_dir / "all_results.json").write_text(json.dumps(results, indent=2) + "\n")
-        shown = [validation_dataset[index] for index in range(min(4, len(validation_dataset)))]
+        count = min(4, len(validation_dataset))  # evenly spread: neighbours may be frames of one video
+        shown = [validation_dataset[index * len(validation_dataset) // count] for index in range(count)]
         images, truths = [item["image"] for item in shown], [item["label"] for item in shown]
         label_maps = [label_map.cpu().numpy() for label_map in predict(bare_model.eval(), processor, images)]
         picture = comparison(images, truths, label_maps, names, class_colors(labels), labels.ignore_index)

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import hf_segtx
+from hf_segtx.models.layers import Linear
 from hf_segtx.models.segmentation_base import segmentation_loss
 
 
@@ -214,3 +215,20 @@ def test_compiles_without_graph_breaks(name, training):
     if training:
         output.loss.backward()
         assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+
+
+def test_linear_matches_torch():
+    """Forward and backward, with any leading dimensions, contiguous or not."""
+    torch.manual_seed(0)
+    for shape in [(5,), (2, 7, 5), (2, 3, 4, 5)]:
+        ours, theirs = Linear(5, 6), torch.nn.Linear(5, 6)
+        ours.load_state_dict(theirs.state_dict())
+        for x in (torch.randn(shape), torch.randn(shape[::-1]).permute(*range(len(shape))[::-1])):
+            inputs = [x.clone().requires_grad_(), x.clone().requires_grad_()]
+            outputs = [ours(inputs[0]), theirs(inputs[1])]
+            torch.testing.assert_close(*outputs)
+            for output in outputs:
+                output.square().sum().backward()
+            torch.testing.assert_close(inputs[0].grad, inputs[1].grad)
+        torch.testing.assert_close(ours.weight.grad, theirs.weight.grad)
+        torch.testing.assert_close(ours.bias.grad, theirs.bias.grad)
