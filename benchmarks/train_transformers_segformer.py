@@ -3,8 +3,8 @@
     python benchmarks/train_transformers_segformer.py --recipe examples/recipes/segformer_b0_camvid.args \
         --train_dir CAMVID/train --validation_dir CAMVID/val --max_train_steps 1000 --output_dir outputs/peer
 
-Data, augmentation, optimizer, schedule, image processor and evaluation are those of the recipe; only the model, with its
-own initialisation, is transformers'.
+Data, augmentation, optimizer, schedule, image processor and evaluation are those of the recipe; only the model, with
+its own initialisation, is transformers'.
 """
 
 import sys

@@ -26,7 +26,8 @@ def tree():
 def test_tree_is_that_of_the_files():
     files = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True).stdout.split()
     if not files:  # not a checkout
-        files = [p.relative_to(ROOT).as_posix() for p in ROOT.rglob("*") if p.is_file() and "__pycache__" not in p.parts]
+        found = [path for path in ROOT.rglob("*") if path.is_file() and "__pycache__" not in path.parts]
+        files = [path.relative_to(ROOT).as_posix() for path in found]
     expected = {file for file in files if file.startswith(TOP_LEVEL) and not file.startswith(ONLY_FOLDERS)}
     listed = tree()
     assert len(listed) == len(set(listed))
