@@ -41,6 +41,16 @@ class Linear(nn.Linear):
         return linear(x, self.weight, self.bias)
 
 
+def eager_attention_forward(module, query, key, value, attention_mask=None, scaling=None, dropout=0.0, **kwargs):
+    """Softmax attention written out; the only path that can return its weights. Tensors (B, heads, N, d)."""
+    weights = torch.matmul(query, key.transpose(2, 3)) * scaling
+    if attention_mask is not None:
+        weights = weights + attention_mask
+    weights = F.softmax(weights, dim=-1, dtype=torch.float32).to(query.dtype)
+    weights = F.dropout(weights, p=dropout, training=module.training)
+    return torch.matmul(weights, value).transpose(1, 2), weights
+
+
 class DropPath(nn.Module):
     """Stochastic depth: in training, a residual branch is left out for a whole image with probability `rate`.
 

@@ -34,7 +34,7 @@ from transformers.utils.generic import can_return_tuple, merge_with_config_defau
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from .configuration_segformer import SegFormerConfig
-from .layers import DropPath, Linear, linear
+from .layers import DropPath, Linear, eager_attention_forward, linear
 from .segmentation_base import SegmentationOutput, SegmentationPreTrainedModel
 
 
@@ -49,16 +49,6 @@ class SegFormerModelOutput(BaseModelOutput):
     """
 
     feature_maps: tuple[torch.Tensor, ...] | None = None
-
-
-def eager_attention_forward(module, query, key, value, attention_mask=None, scaling=None, dropout=0.0, **kwargs):
-    """Softmax attention written out; the only path that can return its weights. Tensors (B, heads, N, d)."""
-    weights = torch.matmul(query, key.transpose(2, 3)) * scaling
-    if attention_mask is not None:
-        weights = weights + attention_mask
-    weights = F.softmax(weights, dim=-1, dtype=torch.float32).to(query.dtype)
-    weights = F.dropout(weights, p=dropout, training=module.training)
-    return torch.matmul(weights, value).transpose(1, 2), weights
 
 
 class SegFormerPatchEmbedding(nn.Module):

@@ -17,7 +17,7 @@ from transformers.activations import ACT2FN
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils.import_utils import is_torchdynamo_exporting
 
-from .layers import DropPath, Linear, map_to_tokens, tokens_to_map
+from .layers import DropPath, Linear, eager_attention_forward, map_to_tokens, tokens_to_map
 
 
 # Position tables kept for other image sizes than the native one; an evaluation that keeps aspect ratios meets many.
@@ -39,16 +39,6 @@ def crop_padding(logits: torch.Tensor, image_size: tuple[int, int], patch_size: 
     if padded == (height, width):
         return logits
     return F.interpolate(logits, size=padded, mode="bilinear", align_corners=False)[..., :height, :width]
-
-
-def eager_attention_forward(module, query, key, value, attention_mask=None, scaling=None, dropout=0.0, **kwargs):
-    """Softmax attention written out; the only path that can return its weights. Tensors (B, heads, N, d)."""
-    weights = torch.matmul(query, key.transpose(2, 3)) * scaling
-    if attention_mask is not None:
-        weights = weights + attention_mask
-    weights = F.softmax(weights, dim=-1, dtype=torch.float32).to(query.dtype)
-    weights = F.dropout(weights, p=dropout, training=module.training)
-    return torch.matmul(weights, value).transpose(1, 2), weights
 
 
 class PatchEmbed(nn.Module):
