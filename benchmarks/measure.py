@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 
 def interleave(variants: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
@@ -62,6 +63,51 @@ def peak_additional_memory(function: Callable[[], object]) -> int:
     if os.waitpid(child, 0)[1] != 0:
         raise RuntimeError("the function failed in the forked process; see its error above")
     return int(answer)
+
+
+def matrix_speed() -> float:
+    """Multiply-adds a second of a large float32 product on this machine, best of five: of the faster library.
+
+    On a CPU PyTorch gives matrix products to MKL and convolutions to oneDNN; see hf_segtx/models/layers.py.
+    """
+    a, b = torch.randn(2048, 2048), torch.randn(2048, 2048)
+    image = torch.randn(1, 2048, 2048, 1).contiguous(memory_format=torch.channels_last)
+    seconds = []
+    for _ in range(6):
+        for product in (lambda: a @ b, lambda: torch.nn.functional.conv2d(image, b[:, :, None, None])):
+            start = time.perf_counter()
+            product()
+            seconds.append(time.perf_counter() - start)
+    return 2048**3 / min(seconds[2:])
+
+
+def multiply_adds(model: torch.nn.Module, *inputs: torch.Tensor) -> float:
+    """Of the matrix products and convolutions of a forward pass."""
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model(*inputs)
+    return counter.get_total_flops() / 2
+
+
+def print_header(peer: str) -> None:
+    """The columns of `compare`."""
+    columns = f"{peer:>14} {'ours':>8} {'faster':>7} {peer:>14} {'ours':>8} {'share':>6} over floor"
+    print(f"{'milliseconds, MiB':32} {columns}")
+
+
+def compare(title: str, peer: Callable[[], object], ours: Callable[[], object], products: float, rounds: int) -> None:
+    """Times both, taking turns, measures their peak additional memory, and prints a line.
+
+    Args:
+        products: multiply-adds that ours needs; their time at the speed of one large product is the floor.
+    """
+    seconds = interleave({"peer": peer, "ours": ours}, rounds)
+    theirs, own = (statistics.median(values) for values in seconds.values())
+    peer_memory, memory = (peak_additional_memory(function) / 2**20 for function in (peer, ours))
+    print(
+        f"{title:32} {theirs * 1e3:14.0f} {own * 1e3:8.0f} {theirs / own:6.2f}x {peer_memory:14.0f} {memory:8.0f} "
+        f"{memory / peer_memory:6.0%} {own * matrix_speed() / products:9.2f}x",
+        flush=True,
+    )
 
 
 def _resident(field: str) -> int:

@@ -12,14 +12,12 @@ network needs, at the speed that one large matrix product reaches here. In infer
 
 import argparse
 import statistics
-import time
 
 import mmsegmentation
 import torch
 import torch.nn.functional as F
-from measure import interleave, peak_additional_memory
+from measure import compare, interleave, multiply_adds, peak_additional_memory, print_header
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from hf_segtx import OCRNetConfig
 from hf_segtx.models.configuration_ocrnet import SIZES
@@ -135,40 +133,9 @@ def compare_context(side: int, rounds: int):
     print(f"Table 1 at 1x2048x{side}x{side}: parameters (M), GFLOPs, peak additional memory (MiB), milliseconds")
     for name, head in heads.items():
         parameters = sum(p.numel() for p in head.parameters()) / 1e6
-        operations = 2e-9 * multiply_adds(steps[name])
+        operations = 2e-9 * multiply_adds(head, x)
         memory = peak_additional_memory(steps[name]) / 2**20
         print(f"{name:6} {parameters:6.1f} {operations:7.0f} {memory:7.0f} {seconds[name] * 1e3:8.0f}")
-
-
-def matrix_speed() -> float:
-    """Multiply-adds a second of a large float32 matrix product on this machine, best of five."""
-    a, b = torch.randn(2048, 2048), torch.randn(2048, 2048)
-    seconds = []
-    for _ in range(6):
-        start = time.perf_counter()
-        a @ b
-        seconds.append(time.perf_counter() - start)
-    return 2048**3 / min(seconds[1:])
-
-
-def multiply_adds(step) -> float:
-    with FlopCounterMode(display=False) as counter:
-        step()
-    return counter.get_total_flops() / 2
-
-
-def compare(title: str, steps: dict, rounds: int):
-    """Prints one line; `steps` are functions without arguments, theirs first."""
-    seconds = {name: statistics.median(values) for name, values in interleave(steps, rounds).items()}
-    memory = {name: peak_additional_memory(step) for name, step in steps.items()}
-    peer, ours = seconds["mmsegmentation"], seconds["hf_segtx"]
-    floor = multiply_adds(steps["hf_segtx"]) / matrix_speed()
-    print(
-        f"{title:30} {peer * 1e3:9.0f} {ours * 1e3:9.0f} {peer / ours:7.2f}x "
-        f"{memory['mmsegmentation'] / 2**20:9.0f} {memory['hf_segtx'] / 2**20:9.0f} "
-        f"{memory['hf_segtx'] / memory['mmsegmentation']:7.0%} {ours / floor:9.2f}x",
-        flush=True,
-    )
 
 
 def main():
@@ -186,9 +153,8 @@ def main():
 
     if arguments.context:
         compare_context(arguments.context_side, arguments.rounds)
-    setting = f"{torch.get_num_threads()} threads, float32, {size[0]}x{size[1]}, {arguments.num_labels} classes"
-    print(f"{setting}; milliseconds, MiB")
-    print(f"{'':30} {'mmseg':>9} {'hf_segtx':>9} {'ratio':>8} {'mmseg':>9} {'hf_segtx':>9} {'share':>7} over floor")
+    print(f"{torch.get_num_threads()} threads, float32, {size[0]}x{size[1]}, {arguments.num_labels} classes")
+    print_header("mmsegmentation")
     image = torch.randn(1, 3, *size)
     batch = torch.randn(arguments.batch_size, 3, *size)
     labels = torch.randint(0, arguments.num_labels, (arguments.batch_size, *size))
@@ -223,12 +189,14 @@ def main():
         difference = (logits(fused) - expected).abs().max() / expected.std()
         for step in (logits, label_map, training):
             if step.__name__ in arguments.steps:
-                networks = {"mmsegmentation": peer, "hf_segtx": model if step is training else fused}
-                steps = {key: lambda network=network, step=step: step(network) for key, network in networks.items()}
+                networks = (peer, model if step is training else fused)
+                steps = [lambda network=network, step=step: step(network) for network in networks]
+                # backward: as many products for weights and for inputs
+                products = 3 * multiply_adds(model, batch) if step is training else multiply_adds(fused, image)
                 count = arguments.batch_size if step is training else 1
                 rounds = max(2, arguments.rounds // 2) if step is training else arguments.rounds
-                compare(f"{name}: {step.__name__}, batch {count}", steps, rounds)
-        print(f"{'':30} largest difference of the logits: {difference:.1e} of their standard deviation")
+                compare(f"{name}: {step.__name__}, batch {count}", *steps, products, rounds)
+        print(f"{'':32} largest difference of the logits: {difference:.1e} of their standard deviation")
 
 
 if __name__ == "__main__":

@@ -9,13 +9,10 @@ matrix product reaches here.
 """
 
 import argparse
-import statistics
 import tempfile
-import time
 
 import torch
-from measure import interleave, peak_additional_memory
-from torch.utils.flop_counter import FlopCounterMode
+from measure import compare, multiply_adds, print_header
 from transformers import SegformerConfig, SegformerForSemanticSegmentation
 from transformers.utils import logging
 
@@ -33,43 +30,6 @@ def both(size: str, num_labels: int):
     return {"transformers": theirs, "hf_segtx": ours}
 
 
-def matrix_speed() -> float:
-    """Multiply-adds a second of a large float32 product on this machine, best of five: of the faster library.
-
-    On a CPU PyTorch gives matrix products to MKL and convolutions to oneDNN; see hf_segtx/models/layers.py.
-    """
-    a, b = torch.randn(2048, 2048), torch.randn(2048, 2048)
-    image = torch.randn(1, 2048, 2048, 1).contiguous(memory_format=torch.channels_last)
-    seconds = []
-    for _ in range(6):
-        for product in (lambda: a @ b, lambda: torch.nn.functional.conv2d(image, b[:, :, None, None])):
-            start = time.perf_counter()
-            product()
-            seconds.append(time.perf_counter() - start)
-    return 2048**3 / min(seconds[2:])
-
-
-def multiply_adds(model, x) -> float:
-    """Of a forward pass."""
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        model(x)
-    return counter.get_total_flops() / 2
-
-
-def compare(title: str, steps: dict, rounds: int, products: float):
-    """Prints one line; `steps` are functions without arguments, `products` the multiply-adds that ours needs."""
-    seconds = {name: statistics.median(values) for name, values in interleave(steps, rounds).items()}
-    memory = {name: peak_additional_memory(step) for name, step in steps.items()}
-    theirs, ours = seconds["transformers"], seconds["hf_segtx"]
-    floor = products / matrix_speed()
-    print(
-        f"{title:24} {theirs * 1e3:9.0f} {ours * 1e3:9.0f} {theirs / ours:7.2f}x "
-        f"{memory['transformers'] / 2**20:9.0f} {memory['hf_segtx'] / 2**20:9.0f} "
-        f"{memory['hf_segtx'] / memory['transformers']:7.0%} {ours / floor:9.2f}x",
-        flush=True,
-    )
-
-
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", nargs="*", default=["b0", "b2", "b5"], choices=list(SIZES), help="inference")
@@ -83,9 +43,8 @@ def main():
     logging.disable_progress_bar()
     side = arguments.side
 
-    threads = torch.get_num_threads()
-    print(f"{threads} threads, float32, {side}x{side}, {arguments.num_labels} classes; milliseconds and MiB; t: theirs")
-    print(f"{'':24} {'t':>9} {'ours':>9} {'ratio':>8} {'t':>9} {'ours':>9} {'share':>7} {'over floor':>10}")
+    print(f"{torch.get_num_threads()} threads, float32, {side}x{side}, {arguments.num_labels} classes")
+    print_header("transformers")
     for size in arguments.sizes:
         models = both(size, arguments.num_labels)
         x = torch.randn(1, 3, side, side)
@@ -96,10 +55,10 @@ def main():
             with torch.inference_mode():
                 return model(x).logits
 
-        steps = {name: lambda model=model: inference(model) for name, model in models.items()}
-        compare(f"{size} inference, batch 1", steps, arguments.rounds, multiply_adds(models["hf_segtx"], x))
+        steps = [lambda model=model: inference(model) for model in models.values()]
+        compare(f"{size} inference, batch 1", *steps, multiply_adds(models["hf_segtx"], x), arguments.rounds)
         difference = (logits["hf_segtx"] - logits["transformers"]).abs().max() / logits["transformers"].std()
-        print(f"{'':24} largest difference of the logits: {difference:.1e} of their standard deviation")
+        print(f"{'':32} largest difference of the logits: {difference:.1e} of their standard deviation")
 
     for size in arguments.training_sizes:
         models = both(size, arguments.num_labels)
@@ -112,9 +71,9 @@ def main():
 
         for model in models.values():
             model.train()
-        steps = {name: lambda model=model: training(model) for name, model in models.items()}
+        steps = [lambda model=model: training(model) for model in models.values()]
         products = 3 * multiply_adds(models["hf_segtx"], x)  # backward: as many for weights and for inputs
-        compare(f"{size} training, batch {arguments.batch_size}", steps, max(3, arguments.rounds // 2), products)
+        compare(f"{size} training, batch {arguments.batch_size}", *steps, products, max(3, arguments.rounds // 2))
 
 
 if __name__ == "__main__":

@@ -9,13 +9,10 @@ network needs, at the speed that one large matrix product reaches here.
 """
 
 import argparse
-import statistics
-import time
 
 import mmsegmentation
 import torch
-from measure import interleave, peak_additional_memory
-from torch.utils.flop_counter import FlopCounterMode
+from measure import compare, multiply_adds, print_header
 
 from hf_segtx.models.configuration_segmenter import SIZES
 from hf_segtx.models.upsampling import upsampled_argmax
@@ -48,37 +45,6 @@ def theirs(size: str, decode_head: str, num_labels: int, side: int) -> torch.nn.
     )
 
 
-def matrix_speed() -> float:
-    """Multiply-adds a second of a large float32 matrix product on this machine, best of five."""
-    a, b = torch.randn(2048, 2048), torch.randn(2048, 2048)
-    seconds = []
-    for _ in range(6):
-        start = time.perf_counter()
-        a @ b
-        seconds.append(time.perf_counter() - start)
-    return 2048**3 / min(seconds[1:])
-
-
-def multiply_adds(step) -> float:
-    with FlopCounterMode(display=False) as counter:
-        step()
-    return counter.get_total_flops() / 2
-
-
-def compare(title: str, steps: dict, rounds: int):
-    """Prints one line; `steps` are functions without arguments, theirs first."""
-    seconds = {name: statistics.median(values) for name, values in interleave(steps, rounds).items()}
-    memory = {name: peak_additional_memory(step) for name, step in steps.items()}
-    peer, ours = seconds["mmsegmentation"], seconds["hf_segtx"]
-    floor = multiply_adds(steps["hf_segtx"]) / matrix_speed()
-    print(
-        f"{title:30} {peer * 1e3:9.0f} {ours * 1e3:9.0f} {peer / ours:7.2f}x "
-        f"{memory['mmsegmentation'] / 2**20:9.0f} {memory['hf_segtx'] / 2**20:9.0f} "
-        f"{memory['hf_segtx'] / memory['mmsegmentation']:7.0%} {ours / floor:9.2f}x",
-        flush=True,
-    )
-
-
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", nargs="*", default=["tiny", "small", "base"], choices=list(SIZES))
@@ -91,9 +57,8 @@ def main():
     arguments = parser.parse_args()
     side = arguments.side
 
-    setting = f"{torch.get_num_threads()} threads, float32, {side}x{side}, {arguments.num_labels} classes"
-    print(f"{setting}; milliseconds, MiB")
-    print(f"{'':30} {'mmseg':>9} {'hf_segtx':>9} {'ratio':>8} {'mmseg':>9} {'hf_segtx':>9} {'share':>7} over floor")
+    print(f"{torch.get_num_threads()} threads, float32, {side}x{side}, {arguments.num_labels} classes")
+    print_header("mmsegmentation")
     image = torch.randn(1, 3, side, side)
     batch = torch.randn(arguments.batch_size, 3, side, side)
     labels = torch.randint(0, arguments.num_labels, (arguments.batch_size, side, side))
@@ -121,16 +86,17 @@ def main():
                 loss.backward()
                 model.zero_grad(set_to_none=True)
 
-            models = {"mmsegmentation": peer, "hf_segtx": ours}
             expected = logits(peer)
             difference = (logits(ours) - expected).abs().max() / expected.std()
             for step in (logits, label_map, training):
                 if step.__name__ in arguments.steps:
-                    steps = {name: lambda model=model, step=step: step(model) for name, model in models.items()}
+                    steps = [lambda model=model, step=step: step(model) for model in (peer, ours)]
+                    # backward: as many products for weights and for inputs
+                    products = 3 * multiply_adds(ours, batch) if step is training else multiply_adds(ours, image)
                     count = arguments.batch_size if step is training else 1
                     rounds = max(2, arguments.rounds // 2) if step is training else arguments.rounds
-                    compare(f"{size} {decode_head}: {step.__name__}, batch {count}", steps, rounds)
-            print(f"{'':30} largest difference of the logits: {difference:.1e} of their standard deviation")
+                    compare(f"{size} {decode_head}: {step.__name__}, batch {count}", *steps, products, rounds)
+            print(f"{'':32} largest difference of the logits: {difference:.1e} of their standard deviation")
 
 
 if __name__ == "__main__":

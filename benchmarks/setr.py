@@ -14,7 +14,7 @@ import argparse
 import mmsegmentation
 import torch
 import torch.nn.functional as F
-from segmenter import compare
+from measure import compare, multiply_adds, print_header
 
 from hf_segtx.models.configuration_setr import SETRConfig
 from hf_segtx.models.upsampling import upsampled_argmax
@@ -76,9 +76,8 @@ def main():
     arguments = parser.parse_args()
     side = arguments.side
 
-    setting = f"{torch.get_num_threads()} threads, float32, {side}x{side}, {arguments.num_labels} classes"
-    print(f"{setting}; milliseconds, MiB")
-    print(f"{'':30} {'mmseg':>9} {'hf_segtx':>9} {'ratio':>8} {'mmseg':>9} {'hf_segtx':>9} {'share':>7} over floor")
+    print(f"{torch.get_num_threads()} threads, float32, {side}x{side}, {arguments.num_labels} classes")
+    print_header("mmsegmentation")
     image = torch.randn(1, 3, side, side)
     batch = torch.randn(arguments.batch_size, 3, side, side)
     labels = torch.randint(0, arguments.num_labels, (arguments.batch_size, side, side))
@@ -106,17 +105,18 @@ def main():
                 loss.backward()
                 model.zero_grad(set_to_none=True)
 
-            models = {"mmsegmentation": peer, "hf_segtx": ours}
             expected = logits(peer)
             own = F.interpolate(logits(ours), size=expected.shape[2:], mode="bilinear", align_corners=False)
             difference = (own - expected).abs().max() / expected.std()
             for step in (logits, label_map, training):
                 if step.__name__ in arguments.steps:
-                    steps = {name: lambda model=model, step=step: step(model) for name, model in models.items()}
+                    steps = [lambda model=model, step=step: step(model) for model in (peer, ours)]
+                    # backward: as many products for weights and for inputs
+                    products = 3 * multiply_adds(ours, batch) if step is training else multiply_adds(ours, image)
                     count = arguments.batch_size if step is training else 1
                     rounds = max(2, arguments.rounds // 2) if step is training else arguments.rounds
-                    compare(f"{size} {decode_head}: {step.__name__}, batch {count}", steps, rounds)
-            print(f"{'':30} largest difference of the logits: {difference:.1e} of their standard deviation")
+                    compare(f"{size} {decode_head}: {step.__name__}, batch {count}", *steps, products, rounds)
+            print(f"{'':32} largest difference of the logits: {difference:.1e} of their standard deviation")
 
 
 if __name__ == "__main__":
