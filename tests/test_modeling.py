@@ -204,10 +204,8 @@ def test_loss_function_can_be_replaced(name):
 def test_compiles_without_graph_breaks(name, training):
     """Traces forward and backward as torch.compile does, without the minutes of its C++ compiler."""
     torch._dynamo.reset()
-    model = build(name, training=training, drop_path_rate=0.0)
-    for module in model.modules():
-        if isinstance(module, torch.nn.modules.dropout._DropoutNd):
-            module.p = 0.0
+    randomness = [key for key in configuration(name).to_dict() if key.endswith(("dropout_prob", "drop_path_rate"))]
+    model = build(name, training=training, **dict.fromkeys(randomness, 0.0))
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     x, y = images(SIDE, SIDE), labels(SIDE, SIDE)
     with torch.set_grad_enabled(training):
