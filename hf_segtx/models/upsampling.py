@@ -23,7 +23,7 @@ import torch.nn.functional as F
 
 
 BLOCK_NUMEL_CPU = 3 * 2**19  # upsampled logits held at once: few enough for a CPU's cache
-BLOCK_NUMEL_GPU = 2**24  # and enough to occupy a GPU
+BLOCK_NUMEL_GPU = 2**25  # and enough to occupy a GPU
 OPERATORS = re.sub(r"\W", "_", __name__)  # a process may hold other versions of this file, from checkpoints on the Hub
 
 
@@ -215,11 +215,11 @@ def _summed_loss(
             upsampled = cells.upsample(corners, weights, buffers[0])
             probabilities = torch.softmax(upsampled, axis, out=buffers[1, : upsampled.numel()].view_as(upsampled))
             picked = probabilities.gather(axis, label).squeeze(axis).masked_fill_(~counted, 1)
-            if not picked.is_cpu or picked.amin() < 1e-30:  # underflow; asking a GPU would cost more
-                loss_of_label = upsampled.logsumexp(axis) - upsampled.gather(axis, label).squeeze(axis)
-                loss_of_label.masked_fill_(~counted, 0)
-            else:
+            if picked.is_cpu and picked.amin() > 1e-30:  # it does not underflow; a GPU would wait longer for the answer
                 loss_of_label = -picked.log()
+            else:
+                logsumexp = upsampled.amax(axis) - probabilities.amax(axis).log()
+                loss_of_label = (logsumexp - upsampled.gather(axis, label).squeeze(axis)).masked_fill_(~counted, 0)
             scale, share = weight, 1.0  # of softmax, and of the one-hot label relative to it, in the gradient
             if label_smoothing:
                 uniform = counted * class_weights.new_tensor(label_smoothing / classes)  # weight of all classes' terms
