@@ -52,7 +52,8 @@ class SegtxImageProcessorKwargs(ImagesKwargs, total=False):
     Args:
         do_reduce_labels: label 0 becomes 255 and label k becomes k - 1; 255 stays. For label maps whose 0 means
             "none of the classes" (ADE20K as distributed).
-        size_divisor: pad height and width to multiples of this many pixels; None for no such padding.
+        size_divisor: pad height and width to multiples of this many pixels; None for no such padding. A `size` of
+            "height" and "width" is meant as it is said and not padded.
         align_corners: how post-processing upsamples the logits, as in `F.interpolate`; as the model was trained.
     """
 
@@ -108,6 +109,11 @@ def nearest_resize(label_map: torch.Tensor, size: tuple[int, int]) -> torch.Tens
         for source, target in zip(label_map.shape, size, strict=True)
     )
     return label_map[rows[:, None], columns]
+
+
+def effective_divisor(size: SizeDict, do_resize: bool, size_divisor: int | None) -> int | None:
+    """`size_divisor`, unless `size` says height and width."""
+    return None if do_resize and size.height and size.width else size_divisor
 
 
 def unpadded_logits(
@@ -225,7 +231,8 @@ class SegmentationProcessing:
         )  # each (C, H, W)
         original_sizes = [tuple(image.shape[-2:]) for image in images]
         sizes = [resized_size(*original, size) if do_resize else original for original in original_sizes]
-        pad_size = SizeDict(**dict(zip(("height", "width"), padded_size(sizes, size_divisor), strict=True)))
+        padded = padded_size(sizes, effective_divisor(size, do_resize, size_divisor))
+        pad_size = SizeDict(height=padded[0], width=padded[1])
         pixel_values = self._resize_and_normalize(images, sizes, image_mean=image_mean, **kwargs)
         if do_pad:
             pixel_values = self.pad(pixel_values, pad_size=pad_size)
@@ -307,7 +314,8 @@ class SegmentationProcessing:
             if len(targets) != len(logits):
                 raise ValueError(f"{len(targets)} target sizes for {len(logits)} images; give one (H, W) an image")
             processed = [resized_size(*target, self.size) if self.do_resize else target for target in targets]
-            padded = padded_size(processed, self.size_divisor) if self.do_pad else processed[0]
+            divisor = effective_divisor(SizeDict(**dict(self.size)), self.do_resize, self.size_divisor)
+            padded = padded_size(processed, divisor) if self.do_pad else processed[0]
 
         results = [None] * len(targets)
         for target, own in dict(zip(targets, processed, strict=True)).items():  # images of one size in one call
