@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 
 
-BLOCK_NUMEL_CPU = 3 * 2**19  # upsampled logits held at once: few enough for a CPU's cache
+BLOCK_NUMEL_CPU = 5 * 2**18  # upsampled logits held at once: few enough for a CPU's cache
 BLOCK_NUMEL_GPU = 2**25  # and enough to occupy a GPU
 OPERATORS = re.sub(r"\W", "_", __name__)  # a process may hold other versions of this file, from checkpoints on the Hub
 
