@@ -9,7 +9,7 @@ import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import SemanticSegmenterOutput
 
-from .upsampling import upsampled_cross_entropy
+from .upsampling import hard_labels, upsampled_cross_entropy
 
 
 @dataclass
@@ -33,6 +33,8 @@ def segmentation_loss(
     auxiliary_logits: tuple[torch.Tensor, ...] = (),
     class_weights: torch.Tensor | None = None,
     label_smoothing: float = 0.0,
+    ohem_threshold: float | None = None,
+    ohem_min_kept: int = 131072,
 ) -> torch.Tensor:
     """Cross-entropy of the resized logits, plus `auxiliary_loss_weight` times that of each auxiliary head.
 
@@ -43,6 +45,8 @@ def segmentation_loss(
         config: reads `semantic_loss_ignore_index` and, where they exist, `auxiliary_loss_weight` and `align_corners`.
         class_weights: (K,) weight of each class in the mean, or None.
         label_smoothing: share of the target spread over all classes, in [0, 1).
+        ohem_threshold: if given, in the main loss only hard pixels count: those whose label has a probability below it,
+            but at least the `ohem_min_kept` hardest of the batch (HRNet-OCR: 0.9).
 
     Shape:
         logits, auxiliary_logits: (B, K, h, w)
@@ -58,19 +62,16 @@ def segmentation_loss(
             f"image: ({logits.shape[0]}, height, width)"
         )
 
-    def cross_entropy(head_logits: torch.Tensor) -> torch.Tensor:
-        return upsampled_cross_entropy(
-            head_logits,
-            labels,
-            ignore_index=config.semantic_loss_ignore_index,
-            class_weights=class_weights,
-            label_smoothing=label_smoothing,
-            align_corners=getattr(config, "align_corners", False),
-        )
-
-    loss = cross_entropy(logits)
+    resize = dict(
+        ignore_index=config.semantic_loss_ignore_index, align_corners=getattr(config, "align_corners", False)
+    )
+    weighting = dict(class_weights=class_weights, label_smoothing=label_smoothing)
+    main_labels = labels
+    if ohem_threshold is not None:
+        main_labels = hard_labels(logits, labels, threshold=ohem_threshold, min_kept=ohem_min_kept, **resize)
+    loss = upsampled_cross_entropy(logits, main_labels, **resize, **weighting)
     for head_logits in auxiliary_logits:
-        loss = loss + config.auxiliary_loss_weight * cross_entropy(head_logits)
+        loss = loss + config.auxiliary_loss_weight * upsampled_cross_entropy(head_logits, labels, **resize, **weighting)
     return loss
 
 
