@@ -99,6 +99,7 @@ def evaluate(
     batch_size: int = 1,
     num_workers: int = 0,
     progress: bool = True,
+    extra_metrics: Sequence = (),
 ) -> dict:
     """Scores a model on a data set at the images' own size.
 
@@ -111,6 +112,8 @@ def evaluate(
         batch_size: images read at a time in each process; those of equal size go through the model together.
         num_workers: processes that read images, in each process.
         progress: show a progress bar in the first process.
+        extra_metrics: further objects whose `add_batch(predictions=..., references=...)` is given the same label maps;
+            the caller asks them for their results, and they sum over processes themselves.
 
     Returns:
         what `MeanIoU.compute` returns, plus "images" (number of them), "seconds" and "images_per_second" (wall clock).
@@ -130,7 +133,9 @@ def evaluate(
     with tqdm(total=len(dataset), desc="evaluation", unit="image", disable=hidden, leave=False) as bar:
         for batch in loader:
             predictions = predict(model, processor, batch["images"])
-            metric.add_batch(predictions=predictions, references=[label.to(device) for label in batch["labels"]])
+            references = [label.to(device) for label in batch["labels"]]
+            for each in (metric, *extra_metrics):
+                each.add_batch(predictions=predictions, references=references)
             bar.update(min(len(predictions) * processes, bar.total - bar.n))
     results = metric.compute()
     seconds = time.perf_counter() - start
