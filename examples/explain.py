@@ -8,12 +8,16 @@ Writes, for models on a plain Vision Transformer (Segmenter, SETR):
     NAME_attention.png    a picture, one patch of it, and where each head of each layer looks from there
     distances.png .csv    how far each head of each layer looks, mean over the pictures
 
+for OCRNet:
+
+    NAME_regions.png      a picture, the soft object regions of the classes found in it, and how pixels relate to them
+
 and for every model:
 
     class_embeddings.png .csv    the classes in the plane in which they differ most: the class embeddings of Segmenter's
                                  mask transformer, elsewhere the classifier's weights
 
-These are Figures 6, 7 and 8 of the Segmenter paper (arXiv 2105.05633).
+These are Figures 6, 7 and 8 of the Segmenter paper (arXiv 2105.05633), and Eq. 4 and 5 of OCRNet's (arXiv 1909.11065).
 """
 
 import argparse
@@ -39,6 +43,7 @@ from hf_segtx.visualization import (
     mean_attention_distance,
     palette,
     patch_attention,
+    region_picture,
 )
 
 
@@ -131,9 +136,20 @@ def main(arguments: argparse.Namespace):
         write_table(output_dir / "class_embeddings.csv", ["class", "first", "second"], rows)
     if not arguments.images:
         return
+    if hasattr(model.decode_head, "context"):  # OCRNet
+        for file in arguments.images:
+            image = read_image(file, file, model.config.num_channels)
+            pixel_values = processor(image, return_tensors="pt")["pixel_values"]
+            with torch.inference_mode():
+                output = model(pixel_values.to(model.device), output_regions=True)
+            maps = output.region_maps[0], output.pixel_region_relation[0]
+            region_picture(shown(pixel_values[0], processor), *maps, names).save(
+                output_dir / f"{Path(file).stem}_regions.png"
+            )
+        return
     if not hasattr(model.backbone, "vit"):
         raise ValueError(
-            f"attention maps need a plain Vision Transformer (Segmenter, SETR); {arguments.model} is a "
+            f"pictures need a plain Vision Transformer (Segmenter, SETR) or OCRNet; {arguments.model} is a "
             f"{type(model).__name__}: give no images, for the class embeddings only"
         )
     layers = list(range(model.config.num_hidden_layers)) if arguments.layers is None else arguments.layers

@@ -364,13 +364,59 @@ def distance_picture(distances, longest: float | None = None) -> Image.Image:
     distances = np.asarray(distances)
     end = float(longest or 1.05 * distances.max())
     picture, draw, place = _axes(
-        (720, 480), (-0.5, len(distances) - 0.5), (0, end), "layer", "mean attention distance (pixels)", ticks=True
+        (720, 480), (-0.5, len(distances) - 0.5), (0, end), "layer", "mean attention distance (pixels)", ticks=(40, 8)
     )
     for layer, heads in enumerate(distances):
         for distance in heads:
             x, y = place(layer, float(distance))
             draw.ellipse((x - 8, y - 8, x + 8, y + 8), fill=palette(1)[0], outline=PAPER, width=2)
     return picture.resize((720, 480), Image.Resampling.LANCZOS)
+
+
+def training_curves(evaluations: Sequence[dict], losses: Sequence[dict] = ()) -> Image.Image:
+    """Scores over the steps of training, and beside them the loss if there is one.
+
+    Args:
+        evaluations: {"step", "mean_iou", "mean_accuracy", "overall_accuracy"} each, scores of [0, 1]; further keys and
+            missing scores are passed over.
+        losses: {"step", "loss"} each. The line is their running mean over a fiftieth of the training.
+
+    Raises:
+        ValueError: if there is nothing to draw.
+    """
+    names = {"mean_iou": "mean IoU", "mean_accuracy": "mean accuracy", "overall_accuracy": "overall accuracy"}
+    curves = {
+        name: [(entry["step"], 100 * entry[key]) for entry in evaluations if entry.get(key) is not None]
+        for key, name in names.items()
+    }
+    plots = [("score %", curves)]
+    if losses:
+        window = max(1, len(losses) // 50)
+        values = np.convolve([entry["loss"] for entry in losses], np.full(window, 1 / window), mode="valid")
+        steps = [entry["step"] for entry in losses[window - 1 :]]
+        plots.insert(0, ("loss", {"loss": list(zip(steps, values.tolist(), strict=True))}))
+    plots = [(title, {name: curve for name, curve in curves.items() if curve}) for title, curves in plots]
+    plots = [(title, curves) for title, curves in plots if curves]
+    if not plots:
+        raise ValueError("no evaluations and no losses; give at least one of either")
+    size = (560, 400)
+    last = max(step for _, curves in plots for curve in curves.values() for step, _ in curve)
+    picture = Image.new("RGB", (len(plots) * size[0], size[1]), PAPER)
+    for column, (title, curves) in enumerate(plots):
+        highest = 100 if title == "score %" else 1.05 * max(value for _, value in curves["loss"])
+        plot, draw, place = _axes(size, (0, last), (0, max(highest, 1e-9)), "step", title, ticks=(6, 8))
+        for (name, curve), color in zip(curves.items(), palette(len(curves)), strict=True):
+            points = [place(*point) for point in curve]
+            draw.line(points, fill=color, width=5, joint="curve")
+            if title == "score %":
+                for x, y in points:
+                    draw.ellipse((x - 8, y - 8, x + 8, y + 8), fill=color, outline=PAPER, width=2)
+        plot = plot.resize(size, Image.Resampling.LANCZOS)
+        if len(curves) > 1:
+            key = legend(list(curves), palette(len(curves)), width=170)
+            plot.paste(key, (size[0] - 190, size[1] - 65 - key.height))
+        picture.paste(plot, (column * size[0], 0))
+    return picture
 
 
 def embedding_picture(coordinates, names: Sequence[str], palette: Palette) -> Image.Image:
@@ -382,7 +428,7 @@ def embedding_picture(coordinates, names: Sequence[str], palette: Palette) -> Im
     low, high = coordinates.min(0), coordinates.max(0)
     room = 0.08 * np.maximum(high - low, 1e-12)
     limits = np.stack([low - room, high + room], -1)
-    picture, draw, place = _axes((900, 700), limits[0], limits[1], "first direction", "second direction", ticks=False)
+    picture, draw, place = _axes((900, 700), limits[0], limits[1], "first direction", "second direction")
     dots = [place(*point) for point in coordinates.tolist()]
     taken = [(x - 10, y - 10, x + 10, y + 10) for x, y in dots]
     font = _font(2 * TEXT_SIZE - 4)
@@ -404,6 +450,48 @@ def embedding_picture(coordinates, names: Sequence[str], palette: Palette) -> Im
     return picture.resize((900, 700), Image.Resampling.LANCZOS)
 
 
+def region_picture(
+    image, region_maps, relation, names: Sequence[str], classes: Sequence[int] | None = None, panel_width: int = 240
+) -> Image.Image:
+    """OCRNet's object regions: for each class its soft region (Eq. 4) and each pixel's relation to it (Eq. 5).
+
+    A region map is drawn from black (0) to pale yellow (its largest share), a relation from black (0) to pale yellow
+    (1).
+
+    Args:
+        image: PIL image or (H, W, 3) uint8 array that the maps cover.
+        region_maps, relation: (K, h, w) `region_maps` and `pixel_region_relation` of one image of the output.
+        names: of the K classes.
+        classes: ids of those that are drawn; by default the eight whose relation is largest in the mean.
+    """
+    maps = [
+        np.asarray(values.float().cpu() if hasattr(values, "cpu") else values) for values in (region_maps, relation)
+    ]
+    image = _as_image(image)
+    if classes is None:
+        classes = np.argsort(-maps[1].mean((1, 2)))[:8].tolist()
+    panel = (panel_width, max(1, round(image.height * panel_width / image.width)))
+    title_height = round(1.8 * TEXT_SIZE)
+    columns = 2 if len(classes) > 1 else 1  # of classes, with two panels each
+    block = (2 * (panel[0] + GAP), panel[1] + title_height + GAP)
+    top = panel[1] + 2 * GAP
+    rows = -(-len(classes) // columns)
+    picture = Image.new("RGB", (columns * block[0] + GAP, top + rows * block[1]), PAPER)
+    draw, font = ImageDraw.Draw(picture), _font(TEXT_SIZE)
+    picture.paste(image.resize(panel, Image.Resampling.LANCZOS), (GAP, GAP))
+    lines = ("each class: where its region is (left),", "how much each pixel is related to it (right)")
+    for number, line in enumerate(lines):
+        draw.text((panel[0] + 2 * GAP, GAP + number * 1.4 * TEXT_SIZE), line, fill=FAINT, font=font)
+    for number, index in enumerate(classes):
+        x, y = GAP + number % columns * block[0], top + number // columns * block[1]
+        draw.text((x, y), names[index], fill=INK, font=font)
+        region, related = maps[0][index], maps[1][index]
+        for side, values in enumerate((region / max(region.max(), 1e-12), related)):
+            colors = Image.fromarray(_heat(values)).resize(panel, Image.Resampling.BILINEAR)
+            picture.paste(colors, (x + side * (panel[0] + GAP), y + title_height))
+    return picture
+
+
 def _as_weights(weights, grid_size: tuple[int, int]) -> tuple[np.ndarray, int]:
     """Attention weights as a float32 array, and the number of prefix tokens."""
     weights = np.asarray(weights.detach().float().cpu() if hasattr(weights, "cpu") else weights, np.float32)
@@ -423,8 +511,12 @@ def _heat(values: np.ndarray) -> np.ndarray:
     return np.stack(channels, -1).round().astype(np.uint8)
 
 
-def _axes(size, x_limits, y_limits, x_title: str, y_title: str, ticks: bool):
-    """An empty plot of twice the size, for smooth dots; its draw object, and the function (x, y) -> pixels."""
+def _axes(size, x_limits, y_limits, x_title: str, y_title: str, ticks: tuple[int, int] = (0, 0)):
+    """An empty plot of twice the size, for smooth dots; its draw object, and the function (x, y) -> pixels.
+
+    Args:
+        ticks: how many numbers there may be at most along x and y.
+    """
     width, height = 2 * size[0], 2 * size[1]
     left, right, top, bottom = 130, width - 30, 30, height - 110
     picture = Image.new("RGB", (width, height), PAPER)
@@ -440,13 +532,19 @@ def _axes(size, x_limits, y_limits, x_title: str, y_title: str, ticks: bool):
     ImageDraw.Draw(turned).text((0, 0), y_title, fill=INK, font=font)
     turned = turned.rotate(90, expand=True)
     picture.paste(turned, (4, round((top + bottom - turned.height) / 2)))
-    if ticks:
-        for x in range(int(np.ceil(x_limits[0])), int(x_limits[1]) + 1):
-            draw.text((place(x, y_limits[0])[0], bottom + 10), str(x), fill=FAINT, font=font, anchor="mt")
-        step = 10.0 ** np.floor(np.log10(y_limits[1]))
-        step = next(s for s in (step / 5, step / 2, step, 2 * step) if y_limits[1] / s <= 8)
-        for y in np.arange(y_limits[0], y_limits[1], step):
-            level = place(x_limits[0], y)[1]
-            draw.text((left - 10, level), f"{y:g}", fill=FAINT, font=font, anchor="rm")
-            draw.line((left, level, right, level), fill=(225, 228, 232), width=1)
+    for x in _ticks(*x_limits, ticks[0]):
+        draw.text((place(x, y_limits[0])[0], bottom + 10), f"{x:g}", fill=FAINT, font=font, anchor="mt")
+    for y in _ticks(*y_limits, ticks[1]):
+        level = place(x_limits[0], y)[1]
+        draw.text((left - 10, level), f"{y:g}", fill=FAINT, font=font, anchor="rm")
+        draw.line((left, level, right, level), fill=(225, 228, 232), width=1)
     return picture, draw, place
+
+
+def _ticks(low: float, high: float, count: int) -> list[float]:
+    """At most `count` multiples of 1, 2 or 5 times a power of ten within the limits."""
+    if count == 0:
+        return []
+    step = 10.0 ** np.floor(np.log10((high - low) / count))
+    step = next(s for s in (step, 2 * step, 5 * step, 10 * step) if (high - low) / s < count)
+    return [step * i for i in range(int(np.ceil(low / step - 1e-9)), int(high / step + 1e-9) + 1)]

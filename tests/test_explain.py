@@ -8,9 +8,11 @@ import pytest
 import torch
 from PIL import Image
 
+from hf_segtx.models.configuration_ocrnet import OCRNetConfig
 from hf_segtx.models.configuration_segmenter import SegmenterConfig
 from hf_segtx.models.configuration_setr import SETRConfig
-from hf_segtx.models.image_processing_segtx import SegmenterImageProcessor
+from hf_segtx.models.image_processing_segtx import OCRNetImageProcessor, SegmenterImageProcessor
+from hf_segtx.models.modeling_ocrnet import OCRNetForSemanticSegmentation
 from hf_segtx.models.modeling_segmenter import SegmenterForSemanticSegmentation
 from hf_segtx.models.modeling_setr import SETRForSemanticSegmentation
 from hf_segtx.visualization import (
@@ -21,6 +23,7 @@ from hf_segtx.visualization import (
     mean_attention_distance,
     palette,
     patch_attention,
+    region_picture,
 )
 
 
@@ -105,6 +108,20 @@ def test_embedding_picture_draws_every_class():
     assert set(colors) <= {color for _, color in picture.getcolors(2**20)}
 
 
+def test_region_picture_shows_the_classes_that_pixels_relate_to():
+    relation = np.zeros((10, 3, 4))
+    relation[7] = 1
+    region_maps = np.full((10, 3, 4), 1 / 12)
+    image, names = Image.new("RGB", (64, 48), (0, 0, 255)), [str(k) for k in range(10)]
+    alone = np.asarray(region_picture(image, region_maps, relation, names, classes=[7]))
+    dark = np.asarray(region_picture(image, region_maps, relation, names, classes=[3]))
+    panel = 240 * 180  # pixels; the region map is even and so is all at its largest value
+    bright = [(picture == (252, 253, 191)).all(-1).sum() for picture in (alone, dark)]
+    assert bright == [2 * panel, panel]
+    chosen = np.asarray(region_picture(image, region_maps, relation, names))
+    assert (chosen == (252, 253, 191)).all(-1).sum() == (8 + 1) * panel  # eight classes, class 7 among them
+
+
 def explain():
     path = Path(__file__).parents[1] / "examples" / "explain.py"
     spec = importlib.util.spec_from_file_location("explain", path)
@@ -146,3 +163,18 @@ def test_script_writes_its_pictures(name, tmp_path, monkeypatch):
     assert table[:, 1:] == pytest.approx(32, abs=10)
     with pytest.raises(ValueError, match=r"layers \[4\]; there are 0 to 3"):
         script.main(script.parse_arguments([*command[:-4], "4", "--device", "cpu"]))
+
+
+def test_script_draws_the_regions_of_ocrnet(tmp_path, monkeypatch):
+    config = OCRNetConfig(
+        num_labels=5, backbone_type="resnet", hidden_sizes=[8, 8, 8, 8], depths=[1, 1, 1, 1], decoder_hidden_size=8
+    )
+    script, processor = explain(), OCRNetImageProcessor(do_resize=False)
+    model = OCRNetForSemanticSegmentation(config).eval()
+    monkeypatch.setattr(script, "load_model", lambda *arguments, **options: (model, processor))
+    Image.fromarray(np.random.randint(0, 256, (60, 90, 3), dtype=np.uint8)).save(tmp_path / "street.png")
+    command = ["model", str(tmp_path / "street.png"), "--output_dir", str(tmp_path / "out"), "--device", "cpu"]
+    script.main(script.parse_arguments(command))
+    assert {file.name for file in (tmp_path / "out").iterdir()} == {
+        "street_regions.png", "class_embeddings.png", "class_embeddings.csv",
+    }  # fmt: skip
