@@ -1,0 +1,464 @@
+"""Losses of bilinearly upsampled logits, none of which holds the full-size logits `(B, K, H, W)`; sums of them by name.
+
+    model.loss_function = parse_loss("ce + 0.5*lovasz", label_smoothing=0.1)
+
+| name     | what it is                                                                         | mean over            |
+|----------|------------------------------------------------------------------------------------|----------------------|
+| ce       | cross-entropy with class weights and label smoothing                               | valid pixels         |
+| ohem     | cross-entropy of hard pixels (online hard example mining, arXiv 1604.03540)        | hard pixels          |
+| focal    | -(1 - p) ** gamma * log(p), p the label's probability (arXiv 1708.02002, Eq. 4)    | valid pixels         |
+| boundary | cross-entropy with a larger weight beside other classes                            | valid pixels         |
+| dice     | 1 - 2 sum(p y) / (sum(p) + sum(y)), y whether it is the label (arXiv 1606.04797)   | classes in the batch |
+| lovasz   | Lovasz-softmax, the convex extension of 1 - IoU (arXiv 1705.08790)                 | classes in the batch |
+
+Ignored pixels take no part in any; a batch without valid pixels gives 0 and a gradient of 0. One class (K = 1) is a
+sigmoid, that is two classes with logits 0 and x, in all losses: Dice and Lovasz count the background as well, as mean
+IoU does here. The means over pixels are weighted with the class weights, as in `F.cross_entropy`; a step of several
+micro-batches, weighted with their shares of that sum, is exactly one large batch for ce, focal and boundary. The
+other three look at all pixels of a batch together, so there each micro-batch of each process counts as a batch of its
+own.
+
+How the memory is saved: the pixel losses are functions of one map, the log-probability of the labels (B, H, W), whose
+backward pass computes the probabilities a second time, block by block (see models/upsampling.py). Dice and Lovasz take
+the classes one at a time; a class that is not in the batch costs nothing.
+
+Letters: B images, K classes, (h, w) size of the logits, (H, W) of the labels, N cells of a block, S pixels a cell.
+"""
+
+import re
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from transformers import PreTrainedConfig
+
+from .models.upsampling import _Cells, _check_labels, hard_labels, upsampled_cross_entropy
+
+
+def parse_loss(
+    text: str = "ce",
+    *,
+    class_weights: torch.Tensor | None = None,
+    label_smoothing: float = 0.0,
+    ohem_threshold: float = 0.9,
+    ohem_min_kept: int = 131072,
+    focal_gamma: float = 2.0,
+    boundary_weight: float = 5.0,
+    boundary_width: int = 3,
+    auxiliary_weights: Sequence[float] | None = None,
+) -> Callable[..., torch.Tensor]:
+    """A weighted sum of losses, such as "ce + 0.5*lovasz", to be set as `model.loss_function`.
+
+    The sum is that of the main logits; auxiliary heads are trained with cross-entropy, as in the papers.
+
+    Args:
+        class_weights: (K,) (two if K = 1), of the pixels in ce, ohem, focal, boundary.
+        label_smoothing: share of the target spread over all classes in ce, ohem and the auxiliary heads, in [0, 1].
+        ohem_threshold, ohem_min_kept: as in `hard_labels` (these: HRNet-OCR).
+        focal_gamma: how fast easy pixels lose weight; 0 is ce.
+        boundary_weight, boundary_width: as in `boundary_cross_entropy`.
+        auxiliary_weights: factor of each auxiliary head's loss; default: the configuration's for all.
+
+    Returns:
+        a function (logits (B, K, h, w), labels (B, H, W), config, auxiliary_logits=()) -> scalar.
+
+    Raises:
+        ValueError: if the text is not such a sum, a name is not known, or a setting has no effect.
+    """
+    terms = []
+    for term in text.split("+"):
+        match = re.fullmatch(r"(?:([\d.]+(?:e-?\d+)?)\s*\*\s*)?(\w+)", term.strip())
+        if match is None or match[2] not in LOSSES:
+            raise ValueError(
+                f"{term.strip()!r} in the loss {text!r} is not known; write a sum of {', '.join(LOSSES)}, each with a "
+                "factor if it is not 1, such as 'ce + 0.5*lovasz'"
+            )
+        terms.append((float(match[1] or 1), match[2]))
+    if not 0 <= label_smoothing <= 1:
+        raise ValueError(f"label_smoothing is {label_smoothing}; it is a share of the target, between 0 and 1")
+    smoothing = {"label_smoothing": label_smoothing, "class_weights": class_weights}
+    settings = {
+        "ce": smoothing,
+        "ohem": smoothing | {"threshold": ohem_threshold, "min_kept": ohem_min_kept},
+        "focal": {"gamma": focal_gamma, "class_weights": class_weights},
+        "boundary": {"weight": boundary_weight, "width": boundary_width, "class_weights": class_weights},
+        "dice": {},
+        "lovasz": {},
+    }
+    main = [(factor, LOSSES[name], settings[name]) for factor, name in terms]
+    return partial(_sum_of_losses, main=main, auxiliary=smoothing, auxiliary_weights=auxiliary_weights)
+
+
+def _sum_of_losses(
+    logits: torch.Tensor,
+    labels: torch.Tensor,
+    config: PreTrainedConfig,
+    auxiliary_logits: Sequence[torch.Tensor] = (),
+    *,
+    main: list[tuple[float, Callable, dict]],
+    auxiliary: dict,
+    auxiliary_weights: Sequence[float] | None,
+) -> torch.Tensor:
+    if auxiliary_weights is None:
+        auxiliary_weights = [getattr(config, "auxiliary_loss_weight", 0.4)] * len(auxiliary_logits)
+    if len(auxiliary_weights) != len(auxiliary_logits):
+        raise ValueError(f"{len(auxiliary_weights)} auxiliary weights for {len(auxiliary_logits)} heads; give one each")
+    resize = {
+        "ignore_index": config.semantic_loss_ignore_index,
+        "align_corners": getattr(config, "align_corners", False),
+    }
+    loss = sum(factor * function(logits, labels, **resize, **settings) for factor, function, settings in main)
+    for factor, head_logits in zip(auxiliary_weights, auxiliary_logits, strict=True):
+        loss = loss + factor * upsampled_cross_entropy(head_logits, labels, **resize, **auxiliary)
+    return loss
+
+
+def ohem_cross_entropy(
+    logits: torch.Tensor,
+    labels: torch.Tensor,
+    *,
+    threshold: float = 0.9,
+    min_kept: int = 131072,
+    class_weights: torch.Tensor | None = None,
+    label_smoothing: float = 0.0,
+    ignore_index: int = 255,
+    align_corners: bool = False,
+) -> torch.Tensor:
+    """Cross-entropy of the hard pixels alone; arguments as in `hard_labels` and `upsampled_cross_entropy`."""
+    resize = {"ignore_index": ignore_index, "align_corners": align_corners}
+    hard = hard_labels(logits, labels, threshold=threshold, min_kept=min_kept, **resize)
+    return upsampled_cross_entropy(
+        logits, hard, class_weights=class_weights, label_smoothing=label_smoothing, **resize
+    )
+
+
+def focal_loss(
+    logits: torch.Tensor,
+    labels: torch.Tensor,
+    *,
+    gamma: float = 2.0,
+    class_weights: torch.Tensor | None = None,
+    ignore_index: int = 255,
+    align_corners: bool = False,
+) -> torch.Tensor:
+    """Mean of (1 - p) ** gamma * -log(p) over valid pixels, p the label's probability (arXiv 1708.02002, Eq. 4, 5).
+
+    Shape:
+        logits: (B, K, h, w)
+        labels: (B, H, W), class ids or the ignore index
+        class_weights: (K,)
+    """
+    log_probability = label_log_probability(logits, labels, ignore_index=ignore_index, align_corners=align_corners)
+    loss = (-torch.expm1(log_probability)).pow(gamma) * -log_probability
+    return _pixel_mean(loss, labels, logits.shape[1], class_weights, ignore_index)
+
+
+def boundary_cross_entropy(
+    logits: torch.Tensor,
+    labels: torch.Tensor,
+    *,
+    weight: float = 5.0,
+    width: int = 3,
+    class_weights: torch.Tensor | None = None,
+    ignore_index: int = 255,
+    align_corners: bool = False,
+) -> torch.Tensor:
+    """Cross-entropy in which pixels near a boundary between two classes count `weight` times, others once.
+
+    The sum is divided by the number of valid pixels (by their class weights), so it is larger than cross-entropy.
+
+    Args:
+        width: largest distance (pixels, horizontally and vertically) to a pixel of another class; ignored pixels make
+            no boundary.
+
+    Shape:
+        logits: (B, K, h, w)
+        labels: (B, H, W), class ids or the ignore index
+        class_weights: (K,)
+    """
+    ignored = labels == ignore_index
+    ids = labels.unsqueeze(1).float()  # exact for ids up to 2 ** 24
+    ends = [
+        F.max_pool2d(sign * ids.masked_fill(ignored.unsqueeze(1), -sign * torch.inf), 2 * width + 1, 1, width)
+        for sign in (1, -1)
+    ]
+    near = (ends[0] != -ends[1]).squeeze(1)  # the largest and the smallest id around
+    log_probability = label_log_probability(logits, labels, ignore_index=ignore_index, align_corners=align_corners)
+    loss = -log_probability * torch.where(near, weight, 1.0)
+    return _pixel_mean(loss, labels, logits.shape[1], class_weights, ignore_index)
+
+
+def dice_loss(
+    logits: torch.Tensor, labels: torch.Tensor, *, ignore_index: int = 255, align_corners: bool = False
+) -> torch.Tensor:
+    """Mean over the classes in the batch of 1 - 2 sum(p y) / (sum(p) + sum(y)) (arXiv 1606.04797, without squares).
+
+    The sums go over all valid pixels of the batch; p is a class's probability, y whether it is the label.
+
+    Shape:
+        logits: (B, K, h, w)
+        labels: (B, H, W), class ids or the ignore index
+    """
+    return _mean_over_classes(logits, labels, "dice", ignore_index, align_corners)
+
+
+def lovasz_softmax(
+    logits: torch.Tensor, labels: torch.Tensor, *, ignore_index: int = 255, align_corners: bool = False
+) -> torch.Tensor:
+    """Lovasz-softmax over the classes in the batch (arXiv 1705.08790, Eq. 8 to 11; Algorithm 1).
+
+    The Jaccard index is that of all valid pixels of the batch, not of each image.
+
+    Shape:
+        logits: (B, K, h, w)
+        labels: (B, H, W), class ids or the ignore index
+    """
+    return _mean_over_classes(logits, labels, "lovasz", ignore_index, align_corners)
+
+
+LOSSES = {
+    "ce": upsampled_cross_entropy,
+    "ohem": ohem_cross_entropy,
+    "focal": focal_loss,
+    "boundary": boundary_cross_entropy,
+    "dice": dice_loss,
+    "lovasz": lovasz_softmax,
+}
+
+
+def class_weights_from_counts(pixel_counts: torch.Tensor) -> torch.Tensor:
+    """Weights that raise rare classes, 1 / ln(1.02 + share of the pixels) (ENet, arXiv 1606.02147, Section 5.1).
+
+    They lie between 1.4 (a class that covers everything) and 50.5 (one that does not occur).
+
+    Shape:
+        pixel_counts: (K,), of the training labels, without ignored pixels
+        returns: (K,), float32
+
+    Raises:
+        ValueError: if there are no pixels.
+    """
+    counts = torch.as_tensor(pixel_counts, dtype=torch.float64)
+    if not counts.sum() > 0:
+        raise ValueError("there are no labelled pixels to compute class weights from; check labels and ignore index")
+    return (1.02 + counts / counts.sum()).log().reciprocal().float()
+
+
+def label_log_probability(
+    logits: torch.Tensor, labels: torch.Tensor, *, ignore_index: int = 255, align_corners: bool = False
+) -> torch.Tensor:
+    """Logarithm of the probability that upsampled logits give each pixel's label; 0 at ignored pixels.
+
+    Computed in float32 at least, also under autocast. The gradient cannot be differentiated again.
+
+    Shape:
+        logits: (B, K, h, w), any float type and strides
+        labels: (B, H, W), any integer type, class ids or the ignore index
+        returns: (B, H, W), float32, or float64 for float64 logits
+
+    Raises:
+        ValueError: if shapes do not fit, or, on the CPU, a label is neither a class nor `ignore_index`.
+    """
+    logits = _two_classes(logits, labels)
+    with torch.autocast(logits.device.type, enabled=False):
+        return _pass_over_pixels(logits, labels, None, ignore_index, align_corners)
+
+
+def _two_classes(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """The logits, or 0 and the logit if there is one class."""
+    if labels.dim() != 3 or labels.shape[0] != logits.shape[0]:
+        raise ValueError(f"labels {tuple(labels.shape)} do not fit logits {tuple(logits.shape)}; pass labels (B, H, W)")
+    return logits if logits.shape[1] > 1 else torch.cat([torch.zeros_like(logits), logits], dim=1)
+
+
+def _pixel_mean(loss: torch.Tensor, labels: torch.Tensor, classes: int, class_weights, ignore_index: int):
+    """Mean of a map (B, H, W) over the valid pixels, weighted with the weights of their labels; 0 if there are none."""
+    valid = labels != ignore_index
+    if class_weights is None:
+        weight = valid.to(loss.dtype)
+    else:
+        if class_weights.shape != (max(classes, 2),):
+            raise ValueError(
+                f"class_weights have shape {tuple(class_weights.shape)}, not ({max(classes, 2)},); pass one per class"
+            )
+        weight = class_weights.to(loss)[labels.long().masked_fill(~valid, 0)] * valid
+    return (weight * loss).sum() / weight.sum().clamp(min=torch.finfo(loss.dtype).tiny)
+
+
+# ------------------------------------------------------------------------------------------------------- operators
+
+
+@torch.library.custom_op("hf_segtx::label_log_probability", mutates_args=())
+def _pass_over_pixels(
+    logits: torch.Tensor,
+    labels: torch.Tensor,
+    map_gradient: torch.Tensor | None,
+    ignore_index: int,
+    align_corners: bool,
+) -> torch.Tensor:
+    """The labels' log-probabilities (B, H, W); given their gradient instead that of the logits, (B, K, h, w)."""
+    cells = _Cells(logits, *labels.shape[1:], align_corners)
+    axis = 2 if cells.classes_last else 1
+    classes, ignored = logits.shape[1], labels == ignore_index
+    buffers = torch.empty(2, cells.block_numel, dtype=cells.dtype, device=logits.device)
+    if map_gradient is None:
+        result = torch.empty(labels.shape, dtype=cells.dtype, device=logits.device)
+    else:
+        result = torch.empty_like(logits, dtype=cells.dtype)
+        image_gradient = buffers.new_empty(logits.shape[2] + 2, logits.shape[3] + 2, classes)
+        map_gradient = map_gradient.masked_fill(ignored, 0)
+    for index, image in enumerate(logits):
+        if map_gradient is not None:
+            image_gradient.zero_()
+        for start, stop in cells.blocks:
+            rows, position = cells.output(start, stop)
+            weights = cells.weights(start, stop)  # (N, 4, S)
+            label = labels[index, rows].long().masked_fill(ignored[index, rows], 0).flatten()
+            if label.is_cpu and label.numel():
+                _check_labels(label, classes, ignore_index)
+            label = label.new_zeros(len(weights) * cells.pixels).scatter_(0, position, label)
+            label = label.view(-1, cells.pixels).unsqueeze(axis)  # (N, 1, S) or (N, S, 1)
+            corners = cells.corners(cells.inputs(image, start, stop), cells.corner_index[: len(weights)])  # (N, 4, K)
+            upsampled = cells.upsample(corners, weights, buffers[0])
+            out = buffers[1, : upsampled.numel()].view_as(upsampled)
+            if map_gradient is None:
+                picked = torch.log_softmax(upsampled, axis, out=out).gather(axis, label).flatten()
+                result[index, rows] = picked.index_select(0, position).view(-1, labels.shape[2])
+                continue
+            probabilities = torch.softmax(upsampled, axis, out=out)
+            probabilities.scatter_add_(axis, label, probabilities.new_full((), -1.0).expand_as(label))
+            scale = probabilities.new_zeros(label.numel())  # empty slots: 0
+            scale = scale.scatter_(0, position, -map_gradient[index, rows].flatten()).view(-1, 1, cells.pixels)
+            pixels_last = probabilities.mT if axis == 1 else probabilities
+            torch.bmm(weights * scale, pixels_last, out=corners)  # the corners' gradient, (N, 4, K)
+            for corner in range(4):
+                row, column = start + corner // 2, corner % 2
+                target = image_gradient[row : row + stop - start, column : column + cells.columns]
+                target += corners[:, corner].view_as(target)
+        if map_gradient is not None:  # the repeated border goes back to where it came from
+            for padded in (image_gradient, image_gradient.transpose(0, 1)):
+                padded[1] += padded[0]
+                padded[-2] += padded[-1]
+            result[index] = image_gradient[1:-1, 1:-1].permute(2, 0, 1)
+    return result if map_gradient is not None else result.masked_fill_(ignored, 0)
+
+
+@_pass_over_pixels.register_fake
+def _(logits, labels, map_gradient, ignore_index, align_corners):
+    dtype = torch.promote_types(logits.dtype, torch.float32)
+    if map_gradient is None:
+        return torch.empty(labels.shape, dtype=dtype, device=logits.device)
+    return torch.empty_like(logits, dtype=dtype)
+
+
+def _save_inputs(ctx, inputs, output):
+    ctx.save_for_backward(*inputs[:2])
+    ctx.settings = inputs[3:]
+
+
+def _pixels_backward(ctx, map_gradient):
+    logits, labels = ctx.saved_tensors
+    return _pass_over_pixels(logits, labels, map_gradient, *ctx.settings).to(logits.dtype), *[None] * 4
+
+
+_pass_over_pixels.register_autograd(_pixels_backward, setup_context=_save_inputs)
+
+
+def _mean_over_classes(logits, labels, kind: str, ignore_index: int, align_corners: bool) -> torch.Tensor:
+    logits = _two_classes(logits, labels)
+    with_gradient = torch.is_grad_enabled() and logits.requires_grad
+    with torch.autocast(logits.device.type, enabled=False):
+        return _region_loss(logits, labels, kind, ignore_index, align_corners, with_gradient)[0]
+
+
+@torch.library.custom_op("hf_segtx::region_loss", mutates_args=())
+def _region_loss(
+    logits: torch.Tensor, labels: torch.Tensor, kind: str, ignore_index: int, align_corners: bool, with_gradient: bool
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Dice or Lovasz-softmax (), and its gradient (B, K, h, w), empty unless asked for.
+
+    Both are functions of each class's probability map alone. With g_k the gradient of that of class k, and s the sum
+    of g_k p_k over the classes, the gradient of the logit z_k is p_k (g_k - s).
+    """
+    size, align = labels.shape[1:], align_corners
+    dtype = torch.promote_types(logits.dtype, torch.float32)
+    valid = labels != ignore_index
+    log_probability = _pass_over_pixels(logits, labels, None, ignore_index, align)
+    present = labels[valid].unique().tolist()
+
+    def upsample(k: int) -> torch.Tensor:  # (B, H, W)
+        return F.interpolate(logits[:, k : k + 1].to(dtype), size, mode="bilinear", align_corners=align).squeeze(1)
+
+    def downsample(pixels: torch.Tensor) -> torch.Tensor:  # (B, h, w)
+        shape = (len(logits), 1, *logits.shape[2:])
+        return torch.ops.aten.upsample_bilinear2d_backward(pixels.unsqueeze(1), size, shape, align).squeeze(1)
+
+    # every valid pixel is of a class that is present, whose probability is known: that gives log(sum(exp(z)))
+    normalizer = torch.zeros_like(log_probability)
+    for k in present:
+        normalizer = torch.where(labels == k, upsample(k) - log_probability, normalizer)
+    loss = normalizer.new_zeros(())
+    weighted = torch.zeros_like(normalizer)  # s
+    gradient = torch.zeros_like(logits, dtype=dtype) if with_gradient else loss.new_empty(0)
+    for k in present:
+        of_class = (labels == k)[valid]
+        probability = (upsample(k) - normalizer).exp_()
+        class_loss, class_gradient = REGION_LOSSES[kind](probability[valid], of_class)
+        loss += class_loss / len(present)
+        if with_gradient:
+            product = torch.zeros_like(normalizer).masked_scatter_(valid, class_gradient / len(present))
+            product *= probability
+            weighted += product
+            gradient[:, k] = downsample(product)
+    if with_gradient:  # -p_k s for all classes, which is the gradient of s log p_label but for s at the label
+        gradient += _pass_over_pixels(logits, labels, weighted, ignore_index, align)
+        for k in present:
+            gradient[:, k] -= downsample(weighted * (labels == k))
+    return loss, gradient
+
+
+def _dice_of_class(probability: torch.Tensor, of_class: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Loss of one class and its gradient, from the probabilities of the valid pixels (P,) and where it is the label."""
+    overlap, total = probability[of_class].sum(), probability.sum() + of_class.sum()
+    return 1 - 2 * overlap / total, 2 * (overlap / total - of_class.to(total)) / total
+
+
+def _lovasz_of_class(probability: torch.Tensor, of_class: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The same of Lovasz-softmax."""
+    errors, order = (of_class.to(probability) - probability).abs_().sort(descending=True)
+    of_class = of_class[order]
+    found = of_class.cumsum(0)
+    union = found[-1] + torch.arange(1, len(found) + 1, device=found.device) - found  # if all up to here are wrong
+    intersection = (found[-1] - found).to(errors)
+    union = union.to(errors)
+    # By how much 1 - intersection / union rises from pixel to pixel; differences of that itself would cancel.
+    rise = torch.where(of_class, 1 / union, intersection / (union * (union - 1)))
+    loss = errors @ rise
+    gradient = torch.empty_like(rise).scatter_(0, order, torch.where(of_class, -rise, rise))
+    return loss, gradient
+
+
+REGION_LOSSES = {"dice": _dice_of_class, "lovasz": _lovasz_of_class}
+
+
+@_region_loss.register_fake
+def _(logits, labels, kind, ignore_index, align_corners, with_gradient):
+    dtype = torch.promote_types(logits.dtype, torch.float32)
+    gradient = torch.empty_like(logits, dtype=dtype) if with_gradient else logits.new_empty(0, dtype=dtype)
+    return logits.new_empty((), dtype=dtype), gradient
+
+
+def _save_gradient(ctx, inputs, output):
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(output[1])
+    ctx.logits_dtype = inputs[0].dtype
+
+
+def _region_backward(ctx, gradient_of_loss, _):
+    (gradient,) = ctx.saved_tensors
+    used = gradient_of_loss is not None
+    return (gradient * gradient_of_loss).to(ctx.logits_dtype) if used else None, *[None] * 5
+
+
+_region_loss.register_autograd(_region_backward, setup_context=_save_gradient)
