@@ -20,6 +20,7 @@ import numpy as np
 
 CONTRACT_FILES = ("classes.json", "id2label.json")
 UNKNOWN = -(2**15)  # marks raw ids outside the contract in the int16 table; no train id
+IGNORED_16_BIT = 2**16 - 1  # stands for a negative ignore index in files
 VOID_NAMES = {"_background_", "background", "ignore", "ignored", "other", "unlabeled", "unlabelled", "void"}
 
 
@@ -87,6 +88,15 @@ class Labels:
         return {name: train_id for train_id, name in enumerate(self.names)}
 
     @classmethod
+    def named(cls, name: str) -> "Labels":
+        """The contract of a public data set, e.g. "ade20k", "cityscapes", "voc"; see `hf_segtx.label_tables`."""
+        from .label_tables import TABLES
+
+        if name not in TABLES:
+            raise ValueError(f"there is no class table (or file) {name!r}; the tables are {', '.join(TABLES)}")
+        return cls(**TABLES[name])
+
+    @classmethod
     def from_folder(cls, folder: str | Path) -> "Labels":
         """Reads `classes.json` or `id2label.json` in the folder or its parent.
 
@@ -103,11 +113,13 @@ class Labels:
 
     @classmethod
     def from_file(cls, file: str | Path, do_reduce_labels: bool = False) -> "Labels":
-        """Reads a contract from JSON: `{"classes": [...]}`, `{"0": name, ...}` or `[name, ...]`.
+        """Reads a contract from JSON: `{"classes": [...]}`, `{"0": name, ...}` or `[name, ...]`; or `Labels.named`.
 
         An entry of "classes" has "id" (raw id), "name", and optionally "color" and "ignore": true. Raw ids in
         "ignore_index" or "void_label" are ignored, too. Train ids follow the order of the raw ids that remain.
         """
+        if not Path(file).suffix and not Path(file).exists():
+            return cls.named(str(file))
         try:
             content = json.loads(Path(file).read_text(encoding="utf-8"))
             if isinstance(content, dict) and "classes" in content:
@@ -176,15 +188,34 @@ class Labels:
         raw_to_train = {0: ignore_index, **{raw: raw - 1 for raw in range(1, len(names) + 1)}}
         return cls(names=tuple(names), ignore_index=ignore_index, raw_to_train=raw_to_train)
 
+    def write(self, folder: str | Path) -> None:
+        """Writes classes.json and id2label.json for masks of `as_mask`; `from_folder` reads them."""
+        first = self.num_ids - self.num_labels  # a single class is 1, its background 0
+        classes = [
+            {"id": train_id, "name": name, "color": list(color)}
+            for train_id, (name, color) in enumerate(zip(self.names, self.palette), first)
+        ]
+        ignored = self.ignore_index if self.ignore_index >= 0 else IGNORED_16_BIT
+        contents = {"classes": classes, "ignore_index": ignored}, self.id2label
+        for file, content in zip(CONTRACT_FILES, contents):
+            (Path(folder) / file).write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+    def as_mask(self, train: np.ndarray) -> np.ndarray:
+        """(H, W) train ids as uint8 or uint16 for a PNG file: a negative ignore index becomes 65535."""
+        return train if train.dtype == np.uint8 else np.where(train < 0, IGNORED_16_BIT, train).astype(np.uint16)
+
     def with_255_as_class(self) -> "Labels":
         """The same two classes (or one and its background) for masks whose values are 0 and 255."""
         return replace(self, raw_to_train={0: 0, 255: 1})
 
     def check_names(self, id2label: dict[int, str], where: str) -> None:
-        """Raises ValueError if the class names of `where` (e.g. a checkpoint) are not these, naming the first."""
+        """Raises ValueError if the class names of `where` (e.g. a checkpoint) are not these, naming the first.
+
+        Case and outer spaces do not count: public checkpoints of ADE20K call a class "bed ".
+        """
         theirs = {int(train_id): name for train_id, name in id2label.items()}
         for train_id in sorted({*theirs, *self.id2label}):
-            if theirs.get(train_id) != self.id2label.get(train_id):
+            if str(theirs.get(train_id)).strip().lower() != str(self.id2label.get(train_id)).strip().lower():
                 raise ValueError(
                     f"class {train_id} is {self.id2label.get(train_id)!r} in the data ({self.num_labels} classes) but "
                     f"{theirs.get(train_id)!r} in {where} ({len(theirs)} classes); use the class names it was made with"
