@@ -10,7 +10,8 @@ Writes, for models on a plain Vision Transformer (Segmenter, SETR):
 
 for OCRNet:
 
-    NAME_regions.png      a picture, the soft object regions of the classes found in it, and how pixels relate to them
+    NAME_regions.png      a picture, the soft object regions of the (at most eight) largest classes in it, and how pixels
+                          relate to them
 
 and for every model:
 
@@ -142,10 +143,11 @@ def main(arguments: argparse.Namespace):
             pixel_values = processor(image, return_tensors="pt")["pixel_values"]
             with torch.inference_mode():
                 output = model(pixel_values.to(model.device), output_regions=True)
+            found, counts = output.logits[0].argmax(0).unique(return_counts=True)
+            largest = found[counts.argsort(descending=True)[:8]].tolist()
             maps = output.region_maps[0], output.pixel_region_relation[0]
-            region_picture(shown(pixel_values[0], processor), *maps, names).save(
-                output_dir / f"{Path(file).stem}_regions.png"
-            )
+            picture = region_picture(shown(pixel_values[0], processor), *maps, names, largest)
+            picture.save(output_dir / f"{Path(file).stem}_regions.png")
         return
     if not hasattr(model.backbone, "vit"):
         raise ValueError(

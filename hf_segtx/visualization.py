@@ -451,25 +451,23 @@ def embedding_picture(coordinates, names: Sequence[str], palette: Palette) -> Im
 
 
 def region_picture(
-    image, region_maps, relation, names: Sequence[str], classes: Sequence[int] | None = None, panel_width: int = 240
+    image, region_maps, relation, names: Sequence[str], classes: Sequence[int], panel_width: int = 240
 ) -> Image.Image:
     """OCRNet's object regions: for each class its soft region (Eq. 4) and each pixel's relation to it (Eq. 5).
 
-    A region map is drawn from black (0) to pale yellow (its largest share), a relation from black (0) to pale yellow
-    (1).
+    A region map is drawn from black (0) to pale yellow (its largest share), relations from black (0) to pale yellow
+    (the largest of all classes).
 
     Args:
         image: PIL image or (H, W, 3) uint8 array that the maps cover.
         region_maps, relation: (K, h, w) `region_maps` and `pixel_region_relation` of one image of the output.
         names: of the K classes.
-        classes: ids of those that are drawn; by default the eight whose relation is largest in the mean.
+        classes: ids of those that are drawn.
     """
-    maps = [
+    region_maps, relation = (
         np.asarray(values.float().cpu() if hasattr(values, "cpu") else values) for values in (region_maps, relation)
-    ]
+    )
     image = _as_image(image)
-    if classes is None:
-        classes = np.argsort(-maps[1].mean((1, 2)))[:8].tolist()
     panel = (panel_width, max(1, round(image.height * panel_width / image.width)))
     title_height = round(1.8 * TEXT_SIZE)
     columns = 2 if len(classes) > 1 else 1  # of classes, with two panels each
@@ -485,8 +483,8 @@ def region_picture(
     for number, index in enumerate(classes):
         x, y = GAP + number % columns * block[0], top + number // columns * block[1]
         draw.text((x, y), names[index], fill=INK, font=font)
-        region, related = maps[0][index], maps[1][index]
-        for side, values in enumerate((region / max(region.max(), 1e-12), related)):
+        region, related = region_maps[index] / region_maps[index].max(), relation[index] / relation.max()
+        for side, values in enumerate((region, related)):
             colors = Image.fromarray(_heat(values)).resize(panel, Image.Resampling.BILINEAR)
             picture.paste(colors, (x + side * (panel[0] + GAP), y + title_height))
     return picture
