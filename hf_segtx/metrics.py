@@ -158,7 +158,7 @@ class MeanIoU(evaluate.Metric):
         if len(predictions) != len(references):
             raise ValueError(f"{len(predictions)} predictions but {len(references)} references; give one for each")
         for prediction, reference in zip(predictions, references, strict=True):
-            prediction, reference = _as_array(prediction, "prediction"), _as_array(reference, "reference")
+            prediction, reference = as_label_array(prediction, "prediction"), as_label_array(reference, "reference")
             if prediction.shape != reference.shape:
                 raise ValueError(
                     f"prediction of shape {tuple(prediction.shape)} for a reference of shape {tuple(reference.shape)}; "
@@ -182,7 +182,7 @@ class MeanIoU(evaluate.Metric):
             raise ValueError("num_labels is not known; give it to `MeanIoU(num_labels=...)` or to `compute`")
         if settings != self._defaults:
             _check_settings(settings["num_labels"], settings["ignore_index"])
-        processes = torch.distributed.get_world_size() if _is_distributed() else 1
+        processes = torch.distributed.get_world_size() if is_distributed() else 1
         if processes == 1 and self.num_process > 1:
             raise ValueError(f"num_process is {self.num_process}, but torch.distributed is not initialised to add them")
         try:
@@ -203,7 +203,7 @@ class MeanIoU(evaluate.Metric):
 
         Returns: the four means, when `compute_result`.
         """
-        references = _as_array(evaluation.label_ids, "reference")
+        references = as_label_array(evaluation.label_ids, "reference")
         padding = references == -100
         if padding.any():
             references = references.clone() if isinstance(references, torch.Tensor) else references.copy()
@@ -317,8 +317,8 @@ def class_table(results: dict, names: list[str]) -> str:
         results: what `MeanIoU.compute` returned.
         names: K class names.
 
-    Returns: a row per class with IoU, accuracy, Dice and share of the true pixels in per cent ("-" for a class that
-        does not occur), then their means.
+    Returns: a row per class with IoU, accuracy, Dice and share of the true pixels in per cent ("-" for what is not
+        defined), their means, and the names of classes that are in no reference.
     """
     if len(names) != len(results["per_category_iou"]):
         raise ValueError(f"{len(names)} names for {len(results['per_category_iou'])} classes; give one name each")
@@ -326,20 +326,36 @@ def class_table(results: dict, names: list[str]) -> str:
     columns = [results[f"per_category_{score}"] for score in ("iou", "accuracy", "dice")]
     columns.append(pixels / max(pixels.sum(), 1))
     rows = [("class", "IoU %", "accuracy %", "Dice %", "pixels %")]
-    rows += [(name, *map(_per_cent, scores)) for name, *scores in zip(names, *columns, strict=True)]
-    rows += [("mean", *(_per_cent(results[f"mean_{score}"]) for score in ("iou", "accuracy", "dice")), "")]
-    rows += [("all pixels", "", _per_cent(results["overall_accuracy"]), "", "")]
+    rows += [(name, *map(per_cent, scores)) for name, *scores in zip(names, *columns, strict=True)]
+    rows += [("mean", *(per_cent(results[f"mean_{score}"]) for score in ("iou", "accuracy", "dice")), "")]
+    rows += [("all pixels", "", per_cent(results["overall_accuracy"]), "", "")]
+    table = markdown_table(rows)
+    never = np.isnan(columns[0])
+    false_alarm = (pixels == 0) & ~never
+    for which, meaning in (
+        (never, "neither in the references nor predicted, left out of the means"),
+        (false_alarm, "in no reference but predicted, which makes their IoU 0 and lowers the mean"),
+    ):
+        if which.any():
+            table += f"\n{meaning}: {', '.join(name for name, is_it in zip(names, which, strict=True) if is_it)}"
+    return table
+
+
+def markdown_table(rows: list[tuple[str, ...]]) -> str:
+    """Rows of texts, the first one the head, as a table: the first column to the left, the others to the right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    rows.insert(1, ("-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])))
-    cells = ([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])] for row in rows)
+    lines = [rows[0], ("-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])), *rows[1:]]
+    cells = ([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])] for row in lines)
     return "\n".join(f"| {' | '.join(row)} |" for row in cells)
 
 
-def _per_cent(value: float) -> str:
+def per_cent(value: float) -> str:
+    """Two digits, or "-" for nan."""
     return "-" if np.isnan(value) else f"{100 * value:.2f}"
 
 
-def _is_distributed() -> bool:
+def is_distributed() -> bool:
+    """Whether this process is one of several."""
     return torch.distributed.is_available() and torch.distributed.is_initialized()
 
 
@@ -357,7 +373,7 @@ def _check_settings(num_labels: int | None, ignore_index: int) -> None:
         )
 
 
-def _as_array(label_map, what: str):
+def as_label_array(label_map, what: str):
     """A torch tensor as it is, anything else (numpy, PIL, lists) as a numpy array; integers only."""
     array = label_map if isinstance(label_map, torch.Tensor) else np.asarray(label_map)
     if isinstance(array, torch.Tensor):

@@ -324,6 +324,12 @@ def test_class_table():
         "| bus          |     - |          - |      - |     0.00 |",
         "| mean         | 50.00 |      75.00 |  66.67 |          |",
         "| all pixels   |       |      66.67 |        |          |",
+        "neither in the references nor predicted, left out of the means: bus",
     ]
+    results = MeanIoU(num_labels=3).compute(predictions=[np.array([[0, 1, 1]])], references=[np.array([[0, 0, 0]])])
+    assert class_table(results, ["sky", "traffic sign", "bus"]).endswith(
+        "left out of the means: bus\n"
+        "in no reference but predicted, which makes their IoU 0 and lowers the mean: traffic sign"
+    )
     with pytest.raises(ValueError, match="2 names for 3 classes"):
         class_table(results, ["sky", "bus"])
