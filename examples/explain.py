@@ -10,7 +10,7 @@ Writes, for models on a plain Vision Transformer (Segmenter, SETR):
 
 for OCRNet:
 
-    NAME_regions.png      a picture, the soft object regions of the (at most eight) largest classes in it, and how pixels
+    NAME_regions.png      a picture, soft object regions of the (at most eight) largest classes in it, and how pixels
                           relate to them
 
 and for every model:
