@@ -1,10 +1,13 @@
-"""Parameter groups and schedule of hf_segtx/optim.py, against counting and against the formula by hand."""
+"""Parameter groups, schedules and averages of hf_segtx/optim.py, against counting and against formulas by hand."""
+
+import copy
 
 import pytest
 import torch
 from torch import nn
 
-from hf_segtx.optim import parameter_groups, polynomial_schedule
+import hf_segtx
+from hf_segtx.optim import EMA, make_schedule, parameter_groups
 
 
 class Block(nn.Module):
@@ -64,6 +67,66 @@ def test_frozen_and_shared_parameters():
     assert len(grouped) == len({id(p) for p in grouped}) == len([p for p in model.parameters() if p.requires_grad])
 
 
+def small_models():
+    """Each kind of backbone, on the meta device, with the layers of it that named parameters have (counted by hand)."""
+    vit = {"vit.cls_token": 0, "vit.pos_embed": 0, "vit.patch_embed.proj.weight": 0, "vit.blocks.0.norm1.weight": 1}
+    vit |= {"vit.blocks.11.mlp.fc2.bias": 12}
+    mit = {"stages.0.patch_embed.proj.weight": 0, "stages.0.blocks.1.norm1.weight": 0, "stages.2.norm.bias": 2}
+    mit |= {"stages.3.patch_embed.proj.weight": 3, "stages.3.norm.weight": 3}
+    hrnet = {"conv1.weight": 0, "bn2.bias": 0, "layer1.3.conv1.weight": 1, "transition1.0.0.weight": 2}
+    hrnet |= {"stage2.0.branches.1.3.conv1.weight": 2, "transition2.2.0.0.weight": 3}
+    hrnet |= {"stage4.2.branches.0.0.bn1.bias": 4}
+    resnet = {"stem.0.weight": 0, "layer1.0.conv1.weight": 1, "layer3.22.bn2.weight": 3, "layer4.2.conv3.weight": 4}
+    return [
+        (hf_segtx.SETRForSemanticSegmentation, hf_segtx.SETRConfig.from_size("base"), vit, 13),
+        (hf_segtx.SETRForSemanticSegmentation, hf_segtx.SETRConfig.from_size("hybrid_base"), vit, 13),
+        (
+            hf_segtx.SegmenterForSemanticSegmentation,
+            hf_segtx.SegmenterConfig.from_size("tiny"),
+            vit | {"vit.norm.weight": 13},  # the final norm is learned at the full rate
+            13,
+        ),
+        (hf_segtx.SegFormerForSemanticSegmentation, hf_segtx.SegFormerConfig.from_size("b1"), mit, 4),
+        (
+            hf_segtx.OCRNetForSemanticSegmentation,
+            hf_segtx.OCRNetConfig.from_size("hrnet_w18"),
+            {f"encoder.{name}": layer for name, layer in hrnet.items()},
+            5,
+        ),
+        (
+            hf_segtx.OCRNetForSemanticSegmentation,
+            hf_segtx.OCRNetConfig.from_size("resnet101"),
+            {f"encoder.{name}": layer for name, layer in resnet.items()},
+            5,
+        ),
+    ]
+
+
+@pytest.mark.parametrize("case", range(6), ids=["vit", "hybrid", "segmenter", "mit", "hrnet", "resnet"])
+def test_layer_decay_matches_the_layers_counted_by_hand(case):
+    model_class, config, layers, depth = small_models()[case]
+    with torch.device("meta"):
+        model = model_class(config)
+    groups = parameter_groups(model, 1e-3, weight_decay=0.01, head_lr_multiplier=10, layer_decay=0.5)
+    assert sorted(id(p) for group in groups for p in group["params"]) == sorted(id(p) for p in model.parameters())
+    rate = {id(p): group["lr"] for group in groups for p in group["params"]}
+    names = dict(model.named_parameters())
+    for name, layer in layers.items():
+        assert rate[id(names[f"backbone.{name}"])] == pytest.approx(1e-3 * 0.5 ** (depth - layer)), name
+    heads = {rate[id(p)] for name, p in names.items() if not name.startswith("backbone.")}
+    assert heads == {1e-3 * 10}
+    finals = {1e-3} if "vit.norm.weight" in layers else set()
+    backbone = {rate[id(p)] for name, p in names.items() if name.startswith("backbone.")}
+    assert backbone == {1e-3 * 0.5**k for k in range(1, depth + 1)} | finals
+
+
+def test_layer_decay_refuses_bad_values():
+    with pytest.raises(ValueError, match="layer_decay is 1.5"):
+        parameter_groups(Model(), 1e-3, layer_decay=1.5)
+    with pytest.raises(ValueError, match="Sequential has no layers with numbers"):
+        parameter_groups(Model(), 1e-3, layer_decay=0.5)
+
+
 def rates(schedule, steps):
     values = []
     for _ in range(steps):
@@ -75,8 +138,8 @@ def rates(schedule, steps):
 
 def test_schedule_matches_the_formula():
     groups = [{"params": [nn.Parameter(torch.zeros(1))], "lr": rate} for rate in (1e-2, 1e-1)]
-    schedule = polynomial_schedule(
-        torch.optim.SGD(groups), warmup_steps=10, total_steps=100, power=0.9, min_learning_rate=1e-4,
+    schedule = make_schedule(
+        "polynomial", torch.optim.SGD(groups), warmup_steps=10, total_steps=100, power=0.9, min_learning_rate=1e-4,
         warmup_start_factor=0.1,
     )  # fmt: skip
     values = rates(schedule, 100)
@@ -91,12 +154,90 @@ def test_schedule_matches_the_formula():
 
 def test_schedule_without_warmup_starts_at_the_full_rate():
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.5)
-    assert polynomial_schedule(optimizer, 0, 4, power=1.0).get_last_lr() == [0.5]
+    assert make_schedule("polynomial", optimizer, 0, 4, power=1.0).get_last_lr() == [0.5]
 
 
 def test_schedule_refuses_bad_values():
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1e-3)
     with pytest.raises(ValueError, match="does not fit into 5 steps"):
-        polynomial_schedule(optimizer, 10, 5)
+        make_schedule("polynomial", optimizer, 10, 5)
     with pytest.raises(ValueError, match="lower the minimum"):
-        polynomial_schedule(optimizer, 0, 5, min_learning_rate=1.0)
+        make_schedule("polynomial", optimizer, 0, 5, min_learning_rate=1.0)
+
+
+def test_other_shapes_match_their_formulas():
+    def values(name, **settings):
+        optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
+        return [rate for (rate,) in rates(make_schedule(name, optimizer, 0, 20, **settings), 20)]
+
+    assert values("cosine")[::5] == pytest.approx([1, 0.5 + 0.5**1.5, 0.5, 0.5 - 0.5**1.5, 0])
+    assert values("cosine", min_learning_rate=0.1)[10] == pytest.approx(0.55)
+    assert values("constant") == [1.0] * 21
+    wsd = values("wsd", decay_share=0.2)
+    assert wsd == pytest.approx([1.0] * 17 + [0.75, 0.5, 0.25, 0])
+    assert values("inverse_sqrt")[:1] == [1.0]  # one of transformers'
+    with pytest.raises(ValueError, match="nonsense"):
+        values("nonsense")
+
+
+class Normalized(nn.Sequential):
+    def __init__(self):
+        super().__init__(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
+        self[0].bias.requires_grad_(False)
+
+
+def train_step(model, optimizer):
+    optimizer.zero_grad()
+    model(torch.randn(8, 3)).square().mean().backward()
+    optimizer.step()
+
+
+def test_average_matches_the_recursion_with_buffers():
+    torch.manual_seed(0)
+    model = Normalized()
+    ema, optimizer = EMA(model, 0.2), torch.optim.SGD(model.parameters(), lr=0.1)
+    expected = copy.deepcopy(model.state_dict())
+    for step in range(1, 6):
+        train_step(model, optimizer)
+        ema.update()
+        decay = min(0.2, (1 + step) / (10 + step))  # both are met: 2/11 and 0.2
+        for name, value in model.state_dict().items():
+            is_float = value.is_floating_point()
+            expected[name] = decay * expected[name] + (1 - decay) * value if is_float else value
+    own = copy.deepcopy(model.state_dict())
+    with ema.swapped():
+        torch.testing.assert_close(model.state_dict(), expected)
+        assert not torch.equal(model[1].running_mean, own["1.running_mean"])
+    torch.testing.assert_close(model.state_dict(), own, rtol=0, atol=0)
+
+
+def test_average_goes_on_after_saving_and_loading(tmp_path):
+    torch.manual_seed(0)
+    model = Normalized()
+    optimizer, ema = torch.optim.SGD(model.parameters(), lr=0.1), EMA(model, 0.9)
+    train_step(model, optimizer)
+    ema.update()
+    torch.save(ema.state_dict(), tmp_path / "ema.pt")
+    other = copy.deepcopy(model)
+    resumed = EMA(other, 0.9)
+    resumed.load_state_dict(torch.load(tmp_path / "ema.pt", weights_only=True))
+    for trained, average in ((model, ema), (other, resumed)):
+        torch.manual_seed(1)
+        train_step(trained, torch.optim.SGD(trained.parameters(), lr=0.1))
+        average.update()
+    assert all(torch.equal(a, b) for a, b in zip(ema.averages, resumed.averages, strict=True))
+    with pytest.raises(ValueError, match="saved for another model"):
+        EMA(nn.Linear(3, 4), 0.9).load_state_dict(ema.state_dict())
+    with pytest.raises(ValueError, match="below 1"):
+        EMA(model, 1.0)
+
+
+def test_half_precision_weights_are_averaged_in_float32_and_come_back_bit_by_bit():
+    model = nn.Linear(4, 4).bfloat16()
+    ema, own = EMA(model, 0.999), copy.deepcopy(model.state_dict())
+    for _ in range(3):
+        ema.update()
+    with ema.swapped():
+        pass
+    assert ema.averages[0].dtype == torch.float32
+    torch.testing.assert_close(model.state_dict(), own, rtol=0, atol=0)
