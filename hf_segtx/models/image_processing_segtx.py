@@ -1,7 +1,8 @@
 """Image processors: from pictures and label maps to tensors, and from logits back to label maps.
 
-Order of the steps: to channels first (and to RGB), resize, rescale to [0, 1], normalise, pad on the right and bottom.
-Label maps go the same way by nearest neighbour, then labels are reduced if asked, then padded with 255.
+Order of the steps: to channels first (and to RGB), resize, rescale to [0, 1], normalise, pad on the right and bottom,
+cut into windows if `window_size` is set. Label maps go the same way by nearest neighbour, then labels are reduced if
+asked, then padded with 255.
 
 Each architecture has one class a back-end, torchvision and PIL (for machines without torchvision), with these defaults:
 
@@ -16,10 +17,15 @@ Each architecture has one class a back-end, torchvision and PIL (for machines wi
 at most 512 and its longest at most 2048 pixels. transformers' SegformerImageProcessor squashes to 512 x 512 instead;
 a checkpoint saved with that (`size={"height": 512, "width": 512}`) keeps it here.
 
-Shapes: B images, C channels, K classes; (H, W) original size, (h, w) size of the logits. Sizes are (height, width).
+A processor with `window_size` returns the windows of all images as one batch, and `windows`, where they lie; the model
+passes these through to its output, where post-processing finds them. So a checkpoint predicts as it was scored.
+
+Shapes: B images, N windows, C channels, K classes; (H, W) original size, (h, w) size of the logits. Sizes are (height,
+width).
 """
 
 import math
+from itertools import product
 
 import numpy as np
 import torch
@@ -40,7 +46,8 @@ from transformers.image_utils import (
 )
 from transformers.processing_utils import ImagesKwargs, Unpack
 
-from .upsampling import upsampled_argmax
+from .sliding_windows import MergedWindows, window_starts
+from .upsampling import argmax_at, logits_at, positions, upsampled_argmax
 
 
 IGNORE_LABEL = 255  # what unlabelled and padded pixels get
@@ -55,11 +62,17 @@ class SegtxImageProcessorKwargs(ImagesKwargs, total=False):
         size_divisor: pad height and width to multiples of this many pixels; None for no such padding. A `size` of
             "height" and "width" is meant as it is said and not padded.
         align_corners: how post-processing upsamples the logits, as in `F.interpolate`; as the model was trained.
+        window_size: show the model windows of this size, in pixels after resizing: a number, or height and width; None
+            for whole images. Smaller images are padded to it, and `size_divisor` is not needed.
+        window_stride: from one window to the next, likewise; None for windows side by side. The last window is aligned
+            to the border.
     """
 
     do_reduce_labels: bool
     size_divisor: int | None
     align_corners: bool
+    window_size: int | list[int] | tuple[int, int] | None
+    window_stride: int | list[int] | tuple[int, int] | None
 
 
 # transformers looks for the keyword arguments of a processor class under the name of the class.
@@ -116,47 +129,61 @@ def effective_divisor(size: SizeDict, do_resize: bool, size_divisor: int | None)
     return None if do_resize and size.height and size.width else size_divisor
 
 
-def unpadded_logits(
-    logits: torch.Tensor, target: tuple[int, int], own: tuple[int, int], padded: tuple[int, int], align_corners: bool
-) -> torch.Tensor:
-    """Bilinear upsampling of the part of the logits that shows the image, without its padding.
+def unpadded_positions(
+    target: tuple[int, int], own: tuple[int, int], padded: tuple[int, int], steps: tuple[int, int], align_corners: bool
+) -> list[torch.Tensor]:
+    """Where the pixels of the image lie among the logits of the padded image: their rows (H,) and columns (W,).
 
     Args:
-        target: size of the result.
+        target: (H, W), size of the result.
         own: size of the image that the model was given, at the top left of the padded one.
         padded: size of the model's input, which the logits cover.
+        steps: size of the logits.
         align_corners: as in `F.interpolate`.
-
-    Shape:
-        logits: (B, K, h, w)
-        returns: (B, K, H, W) with (H, W) = target, at least float32
     """
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    if own == padded:
-        return F.interpolate(logits, target, mode="bilinear", align_corners=align_corners)
-    grid = []
-    for size, part, whole, steps in zip(target, own, padded, logits.shape[-2:], strict=True):
-        position = torch.arange(size, dtype=torch.float64)  # in pixels of the target, then in steps of the logits
-        if align_corners:
-            position = position * (part - 1) / max(size - 1, 1) * (steps - 1) / max(whole - 1, 1)
-        else:
-            position = (position + 0.5) * part / size * steps / whole - 0.5
-        grid.append((position * 2 + 1) / steps - 1)  # as grid_sample counts: the edges of the logits are -1 and 1
-    grid = torch.stack(torch.meshgrid(*grid, indexing="ij")[::-1], -1).to(logits)  # (H, W, 2)
-    grid = grid.expand(len(logits), -1, -1, -1)
-    return F.grid_sample(logits, grid, mode="bilinear", padding_mode="border", align_corners=False)
+    places = []
+    for size, part, whole, step in zip(target, own, padded, steps, strict=True):
+        extent = 1 + (part - 1) * (step - 1) / max(whole - 1, 1) if align_corners else part * step / whole
+        places.append(positions(extent, size, align_corners))
+    return places
 
 
-def unpadded_argmax(
-    logits: torch.Tensor, target: tuple[int, int], own: tuple[int, int], padded: tuple[int, int], align_corners: bool
-) -> torch.Tensor:
-    """Label maps (B, H, W) int64 of `unpadded_logits` (same arguments), without holding those where that can be."""
-    if own == padded:
-        return upsampled_argmax(logits, target, align_corners=align_corners)
-    if own == target:
-        return upsampled_argmax(logits, padded, align_corners=align_corners)[:, : target[0], : target[1]]
-    scores = (unpadded_logits(image[None], target, own, padded, align_corners) for image in logits)
-    return torch.cat([(score[:, 0] > 0).long() if score.shape[1] == 1 else score.argmax(1) for score in scores])
+def checked_sizes(target_sizes, defaults: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """The target sizes as integers, or the defaults if there are none.
+
+    Raises:
+        ValueError: if there is not one an image.
+    """
+    if target_sizes is None:
+        return defaults
+    if len(target_sizes) != len(defaults):
+        raise ValueError(f"{len(target_sizes)} target sizes for {len(defaults)} images; give one (H, W) an image")
+    return [(int(height), int(width)) for height, width in target_sizes]
+
+
+def window_pair(value: int | list[int] | tuple[int, int]) -> tuple[int, int]:
+    """A `window_size` or `window_stride` as height and width."""
+    height, width = (value, value) if isinstance(value, int) else value
+    return height, width
+
+
+def window_grid(
+    size: tuple[int, int], window_size, window_stride, size_divisor: int | None = None
+) -> tuple[tuple[int, int], tuple[list[int], list[int]]]:
+    """The windows of an image of `size`: their size, and first row of each row and first column of each column of them.
+
+    Raises:
+        ValueError: if the stride would leave pixels out, or the model cannot take windows of that size.
+    """
+    window = window_pair(window_size)
+    stride = window_pair(window_stride or window)
+    for edge, step in zip(window, stride, strict=True):
+        if not 0 < step <= edge:
+            raise ValueError(f"window_stride {stride} for window_size {window}; set it to at least 1, at most the size")
+        if edge % (size_divisor or 1):
+            raise ValueError(f"window_size {window} is not a multiple of size_divisor {size_divisor}; change either")
+    rows, columns = (window_starts(*axis) for axis in zip(size, window, stride, strict=True))
+    return window, (rows, columns)
 
 
 class SegmentationProcessing:
@@ -175,6 +202,8 @@ class SegmentationProcessing:
     do_reduce_labels = False
     size_divisor = None
     align_corners = False
+    window_size = None
+    window_stride = None
 
     def __init__(self, **kwargs: Unpack[SegtxImageProcessorKwargs]):
         if "reduce_labels" in kwargs:  # the name in checkpoints written by transformers before 4.30
@@ -199,7 +228,9 @@ class SegmentationProcessing:
 
         Shape:
             images: (H, W, C) or (C, H, W); segmentation_maps: (H, W)
-            returns: `pixel_values` (B, C, H', W') float32 and, with maps, `labels` (B, H', W') int64
+            returns: `pixel_values` (B, C, H', W') float32 and, with maps, `labels` (B, H', W') int64. With `window_size`,
+                N windows instead of B images, and `windows` (N, 7) int64: number of the image; top, left, height
+                and width of the window; height and width of the resized image.
 
         Raises:
             ValueError: if maps and images differ in number or size, or channels and `image_mean` in number.
@@ -219,6 +250,8 @@ class SegmentationProcessing:
         image_mean,
         input_data_format,
         return_tensors,
+        window_size,
+        window_stride,
         device=None,
         **kwargs,
     ):
@@ -231,12 +264,25 @@ class SegmentationProcessing:
         )  # each (C, H, W)
         original_sizes = [tuple(image.shape[-2:]) for image in images]
         sizes = [resized_size(*original, size) if do_resize else original for original in original_sizes]
-        padded = padded_size(sizes, effective_divisor(size, do_resize, size_divisor))
-        pad_size = SizeDict(height=padded[0], width=padded[1])
         pixel_values = self._resize_and_normalize(images, sizes, image_mean=image_mean, **kwargs)
-        if do_pad:
-            pixel_values = self.pad(pixel_values, pad_size=pad_size)
+        if window_size is not None:
+            grids = [window_grid(resized, window_size, window_stride, size_divisor) for resized in sizes]
+            padded = [tuple(map(max, resized, window)) for resized, (window, _) in zip(sizes, grids, strict=True)]
+        elif do_pad:
+            padded = [padded_size(sizes, effective_divisor(size, do_resize, size_divisor))] * len(images)
+        else:
+            padded = sizes
+        pixel_values = [
+            self.pad([image], pad_size=SizeDict(height=height, width=width))[0]
+            for image, (height, width) in zip(pixel_values, padded, strict=True)
+        ]
         data = {"pixel_values": pixel_values}
+        if window_size is not None:
+            data["windows"] = [
+                (index, top, left, *window, *resized)
+                for index, (resized, (window, starts)) in enumerate(zip(sizes, grids, strict=True))
+                for top, left in product(*starts)
+            ]
 
         if segmentation_maps is not None:
             labels = self._prepare_image_like_inputs(
@@ -248,14 +294,18 @@ class SegmentationProcessing:
                     f"{original_sizes}; give one map of label ids, (height, width), for each image and of its size"
                 )
             data["labels"] = []
-            for label, resized in zip(labels, sizes, strict=True):
+            for label, resized, (height, width) in zip(labels, sizes, padded, strict=True):
                 label = nearest_resize(torch.as_tensor(label)[0].long(), resized)
                 if do_reduce_labels:
                     label = torch.where((label == 0) | (label == IGNORE_LABEL), IGNORE_LABEL, label - 1)
-                if do_pad:
-                    bottom, right = pad_size.height - resized[0], pad_size.width - resized[1]
-                    label = F.pad(label, (0, right, 0, bottom), value=IGNORE_LABEL)
+                label = F.pad(label, (0, width - resized[1], 0, height - resized[0]), value=IGNORE_LABEL)
                 data["labels"].append(label.numpy() if self.backend == "pil" else label)
+        for name in ("pixel_values", "labels") if "windows" in data else ():
+            if name in data:
+                data[name] = [
+                    data[name][index][..., top : top + height, left : left + width]
+                    for index, top, left, height, width, *_ in data["windows"]
+                ]
         return BatchFeature(data=data, tensor_type=return_tensors)
 
     def process_image(self, image, do_convert_rgb=None, input_data_format=None, num_channels=None, **kwargs):
@@ -289,49 +339,78 @@ class SegmentationProcessing:
         """Label maps from the output of a `...ForSemanticSegmentation` model.
 
         Logits are upsampled bilinearly and the class of the largest is taken (with one class: 1 where the logit is
-        positive). Padding is left out: which part of the logits belongs to the image follows from the target sizes and
-        the processor's own rules, so give the same images, in one batch, with the processor's own `size`, `do_resize`,
-        `do_pad` and `size_divisor`. What the model saw in the padding still has its effect near the border.
+        positive). Windows are averaged where they overlap. Padding is left out: which part of the logits belongs to the
+        image follows from the target sizes and the processor's own rules, so give the same images, in one batch, with
+        the processor's own `size`, `do_resize`, `do_pad` and `size_divisor`; windows say it themselves. What the model
+        saw in the padding still has its effect near the border.
 
         Args:
-            outputs: has `logits`.
-            target_sizes: size of each original image; None for maps at the resolution of the logits, with padding.
+            outputs: has `logits` and, if the processor cut the images into windows, `windows`.
+            target_sizes: size of each original image; None for maps at the resolution of the logits, with padding, or,
+                with windows, at that of the resized images.
             return_segmentation_scores: return the upsampled logits too. Takes K times the memory of the image.
 
         Shape:
-            logits: (B, K, h, w); target_sizes: B pairs (H, W)
+            logits: (B, K, h, w), or (N, K, h, w) of windows; target_sizes: B pairs (H, W)
             returns: B maps (H, W) int64, or B outputs with `segmentation` (H, W), `segmentation_scores` (K, H, W)
 
         Raises:
-            ValueError: if there is not one target size an image.
+            ValueError: if there is not one target size an image, or the windows are missing.
         """
-        logits = outputs.logits
-        if target_sizes is None:
-            targets = processed = [tuple(logits.shape[-2:])] * len(logits)
-            padded = targets[0]
+        windows = getattr(outputs, "windows", None)
+        if windows is not None:
+            results = self._merge_windows(outputs.logits, windows.tolist(), target_sizes, return_segmentation_scores)
+        elif self.window_size is not None:
+            raise ValueError(
+                "the processor cuts images into windows, but the model's output has none; call the model with all that "
+                "the processor returns, model(**inputs), or the processor with window_size=None and set it to None"
+            )
         else:
-            targets = [(int(height), int(width)) for height, width in target_sizes]
-            if len(targets) != len(logits):
-                raise ValueError(f"{len(targets)} target sizes for {len(logits)} images; give one (H, W) an image")
+            results = self._upsample(outputs.logits, target_sizes, return_segmentation_scores)
+        if not return_segmentation_scores:
+            return [label_map for label_map, _ in results]
+        names = ("segmentation", "segmentation_scores")
+        return [SemanticSegmentationPostProcessorOutput(dict(zip(names, result, strict=True))) for result in results]
+
+    def _merge_windows(self, logits, windows, target_sizes, with_scores) -> list[tuple[torch.Tensor, ...]]:
+        """Label map and, if asked for, logits of each image."""
+        members: dict[int, list[int]] = {}
+        for position, (index, *_) in enumerate(windows):
+            members.setdefault(index, []).append(position)
+        own_sizes = [tuple(windows[first][5:]) for first, *_ in members.values()]
+        targets = checked_sizes(target_sizes, own_sizes)
+        results = []
+        for own, target, window_numbers in zip(own_sizes, targets, members.values(), strict=True):
+            starts = tuple(sorted({windows[position][axis] for position in window_numbers}) for axis in (1, 2))
+            size = tuple(windows[window_numbers[0]][3:5])
+            merged = MergedWindows(own, target, size, starts, self.align_corners)
+            for position in window_numbers:
+                merged.add(logits[position])
+            results.append((merged.label_map(0, target[0]), merged.logits(0, target[0]) if with_scores else None))
+        return results
+
+    def _upsample(self, logits, target_sizes, with_scores) -> list[tuple[torch.Tensor, ...]]:
+        """Label map and, if asked for, logits of each image."""
+        steps = tuple(logits.shape[-2:])
+        targets = checked_sizes(target_sizes, [steps] * len(logits))
+        if target_sizes is None:
+            processed, padded = targets, steps
+        else:
             processed = [resized_size(*target, self.size) if self.do_resize else target for target in targets]
             divisor = effective_divisor(SizeDict(**dict(self.size)), self.do_resize, self.size_divisor)
             padded = padded_size(processed, divisor) if self.do_pad else processed[0]
-
         results = [None] * len(targets)
         for target, own in dict(zip(targets, processed, strict=True)).items():  # images of one size in one call
             indices = [index for index, other in enumerate(targets) if other == target]
             group = logits if len(indices) == len(targets) else logits[indices]
-            label_maps = unpadded_argmax(group, target, own, padded, self.align_corners)
-            if return_segmentation_scores:
-                scores = unpadded_logits(group, target, own, padded, self.align_corners)
-                outputs_of_group = [
-                    SemanticSegmentationPostProcessorOutput({"segmentation": label_map, "segmentation_scores": score})
-                    for label_map, score in zip(label_maps, scores, strict=True)
-                ]
+            places = unpadded_positions(target, own, padded, steps, self.align_corners)
+            if own == padded:
+                label_maps = upsampled_argmax(group, target, align_corners=self.align_corners)
             else:
-                outputs_of_group = list(label_maps)
-            for index, output in zip(indices, outputs_of_group, strict=True):
-                results[index] = output
+                label_maps = argmax_at(group, *places)
+            scores = logits_at(group, *places) if with_scores else indices
+            for index, *result in zip(indices, label_maps, scores, strict=True):
+                results[index] = tuple(result)
         return results
 
     def to_dict(self):

@@ -424,6 +424,8 @@ class OCRNetModel(OCRNetPreTrainedModel):
         returns: [`OCRNetModelOutput`]
     """
 
+    _keys_to_ignore_on_load_unexpected = [r"^(decode_head|auxiliary_heads)\."]  # when read from a whole checkpoint
+
     def __init__(self, config: OCRNetConfig):
         super().__init__(config)
         if config.backbone_type == "auto":
@@ -456,6 +458,7 @@ class OCRNetForSemanticSegmentation(OCRNetPreTrainedModel):
     Shape:
         pixel_values: (B, num_channels, H, W), normalised
         labels: (B, H', W') class ids or the ignore index, of any size; usually that of the image
+        windows: (B, 7), where the images lie, for post-processing; returned as they are
         returns: [`OCRNetOutput`] with logits (B, K, h, w); with `output_auxiliary_logits` those of the soft object
             regions, with `output_regions` region maps, relation and representations
     """
@@ -476,6 +479,7 @@ class OCRNetForSemanticSegmentation(OCRNetPreTrainedModel):
         self,
         pixel_values: torch.Tensor,
         labels: torch.Tensor | None = None,
+        windows: torch.Tensor | None = None,
         output_auxiliary_logits: bool = False,
         output_regions: bool = False,
         **kwargs,
@@ -499,6 +503,7 @@ class OCRNetForSemanticSegmentation(OCRNetPreTrainedModel):
             logits=logits,
             hidden_states=features.hidden_states,
             auxiliary_logits=(region_logits,) if output_auxiliary_logits else None,
+            windows=windows,
             region_maps=region_maps if output_regions else None,
             pixel_region_relation=relation if output_regions else None,
             region_representations=regions if output_regions else None,

@@ -322,6 +322,8 @@ class SegFormerModel(SegFormerPreTrainedModel):
         returns: [`SegFormerModelOutput`], maps at 1/4, 1/8, 1/16 and 1/32 of the image
     """
 
+    _keys_to_ignore_on_load_unexpected = [r"^(decode_head|classifier)\."]  # when read from a whole checkpoint
+
     def __init__(self, config: SegFormerConfig):
         super().__init__(config)
         rates = torch.linspace(0, config.drop_path_rate, sum(config.depths), device="cpu").split(list(config.depths))
@@ -348,6 +350,7 @@ class SegFormerForSemanticSegmentation(SegFormerPreTrainedModel):
     Shape:
         pixel_values: (B, num_channels, H, W), normalised
         labels: (B, H', W') class ids or the ignore index, of any size; usually that of the image
+        windows: (B, 7), where the images lie, for post-processing; returned as they are
         returns: [`SegmentationOutput`] with logits (B, K, H / 4, W / 4)
     """
 
@@ -361,13 +364,21 @@ class SegFormerForSemanticSegmentation(SegFormerPreTrainedModel):
 
     @can_return_tuple
     def forward(
-        self, pixel_values: torch.Tensor, labels: torch.Tensor | None = None, **kwargs
+        self,
+        pixel_values: torch.Tensor,
+        labels: torch.Tensor | None = None,
+        windows: torch.Tensor | None = None,
+        **kwargs,
     ) -> SegmentationOutput:
         features = self.backbone(pixel_values, **kwargs)
         logits = self.decode_head(features.feature_maps)
         loss = None if labels is None else self.loss_function(logits, labels, self.config)
         return SegmentationOutput(
-            loss=loss, logits=logits, hidden_states=features.hidden_states, attentions=features.attentions
+            loss=loss,
+            logits=logits,
+            hidden_states=features.hidden_states,
+            attentions=features.attentions,
+            windows=windows,
         )
 
 

@@ -142,6 +142,8 @@ class SegmenterModel(SegmenterPreTrainedModel):
         returns: [`SegmenterModelOutput`], a map at 1 / patch_size of the image
     """
 
+    _keys_to_ignore_on_load_unexpected = [r"^decode_head\."]  # when read from a whole checkpoint
+
     def __init__(self, config: SegmenterConfig):
         super().__init__(config)
         self.vit = VisionTransformer(config, final_norm=True)
@@ -168,6 +170,7 @@ class SegmenterForSemanticSegmentation(SegmenterPreTrainedModel):
     Shape:
         pixel_values: (B, num_channels, H, W), normalised
         labels: (B, H', W') class ids or the ignore index, of any size; usually that of the image
+        windows: (B, 7), where the images lie, for post-processing; returned as they are
         returns: [`SegmentationOutput`] with logits (B, K, H / patch_size, W / patch_size)
     """
 
@@ -179,14 +182,22 @@ class SegmenterForSemanticSegmentation(SegmenterPreTrainedModel):
 
     @can_return_tuple
     def forward(
-        self, pixel_values: torch.Tensor, labels: torch.Tensor | None = None, **kwargs
+        self,
+        pixel_values: torch.Tensor,
+        labels: torch.Tensor | None = None,
+        windows: torch.Tensor | None = None,
+        **kwargs,
     ) -> SegmentationOutput:
         features = self.backbone(pixel_values, **kwargs)
         logits = self.decode_head(features.feature_maps[-1])
         logits = crop_padding(logits, pixel_values.shape[2:], self.config.patch_size)
         loss = None if labels is None else self.loss_function(logits, labels, self.config)
         return SegmentationOutput(
-            loss=loss, logits=logits, hidden_states=features.hidden_states, attentions=features.attentions
+            loss=loss,
+            logits=logits,
+            hidden_states=features.hidden_states,
+            attentions=features.attentions,
+            windows=windows,
         )
 
 

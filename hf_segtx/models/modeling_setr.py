@@ -177,6 +177,8 @@ class SETRModel(SETRPreTrainedModel):
         returns: [`SETRModelOutput`], maps at 1 / patch_size of the image
     """
 
+    _keys_to_ignore_on_load_unexpected = [r"^(decode_head|auxiliary_heads)\."]  # when read from a whole checkpoint
+
     def __init__(self, config: SETRConfig):
         super().__init__(config)
         mla = config.decode_head == "mla"
@@ -205,6 +207,7 @@ class SETRForSemanticSegmentation(SETRPreTrainedModel):
     Shape:
         pixel_values: (B, num_channels, H, W), normalised
         labels: (B, H', W') class ids or the ignore index, of any size; usually that of the image
+        windows: (B, 7), where the images lie, for post-processing; returned as they are
         returns: [`SegmentationOutput`] with logits (B, K, s h, s w), s = 1 (naive), 8 (pup) or 4 (mla) as published
     """
 
@@ -230,6 +233,7 @@ class SETRForSemanticSegmentation(SETRPreTrainedModel):
         self,
         pixel_values: torch.Tensor,
         labels: torch.Tensor | None = None,
+        windows: torch.Tensor | None = None,
         output_auxiliary_logits: bool = False,
         **kwargs,
     ) -> SegmentationOutput:
@@ -251,6 +255,7 @@ class SETRForSemanticSegmentation(SETRPreTrainedModel):
             hidden_states=features.hidden_states,
             attentions=features.attentions,
             auxiliary_logits=tuple(auxiliary_logits) if output_auxiliary_logits else None,
+            windows=windows,
         )
 
 

@@ -21,9 +21,11 @@ class SegmentationOutput(SemanticSegmenterOutput):
         logits: (B, K, h, w), before softmax, at the resolution of the decode head (not that of the image).
         hidden_states, attentions: as recorded by the backbone, on request.
         auxiliary_logits: one (B, K, h, w) an auxiliary head, shallow to deep, on request.
+        windows: (B, 7), as the model was given them by an image processor that cuts images into windows.
     """
 
     auxiliary_logits: tuple[torch.Tensor, ...] | None = None
+    windows: torch.Tensor | None = None
 
 
 def segmentation_loss(

@@ -90,6 +90,52 @@ def upsampled_argmax(logits: torch.Tensor, size: tuple[int, int], *, align_corne
         return _label_map(logits, size[0], size[1], align_corners)
 
 
+def positions(
+    size_in: float, size_out: int, align_corners: bool, dtype: torch.dtype = torch.float64
+) -> torch.Tensor:
+    """Where bilinear upsampling of `size_in` values (not always whole) reads each of `size_out`: (size_out,).
+
+    Position 1.25 is three quarters of value 1 and one of value 2; below 0 and beyond the last value the border counts.
+    """
+    output = torch.arange(size_out, dtype=dtype)
+    if align_corners:
+        return output * ((size_in - 1) / max(size_out - 1, 1))
+    return (output + 0.5) * (size_in / size_out) - 0.5
+
+
+def argmax_at(logits: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
+    """`upsampled_argmax` of any part of the logits: of their bilinear interpolation at the product of rows and columns.
+
+    Shape:
+        logits: (B, K, h, w)
+        rows: (H,), columns: (W,), ascending positions as those of `positions`
+        returns: (B, H, W), int64
+    """
+    logits = logits.detach()
+    if logits.shape[1] == 1:
+        logits = torch.cat([torch.zeros_like(logits), logits], dim=1)
+    with torch.autocast(logits.device.type, enabled=False):
+        return _best_class(logits, _Cells(logits, rows, columns))
+
+
+def logits_at(logits: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
+    """Bilinear interpolation of the logits at the product of rows and columns, in any order.
+
+    Shape:
+        logits: (B, K, h, w)
+        rows: (H,), columns: (W,), positions as those of `positions`
+        returns: (B, K, H, W), at least float32
+    """
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    for dim, position in ((2, rows), (3, columns)):
+        position = position.clamp(0, logits.shape[dim] - 1)
+        below = position.floor()
+        share = (position - below).to(logits).view(-1, *[1] * (3 - dim))
+        below, above = (index.long().to(logits.device) for index in (below, position.ceil()))
+        logits = torch.lerp(logits.index_select(dim, below), logits.index_select(dim, above), share)
+    return logits
+
+
 def hard_labels(
     logits: torch.Tensor,
     labels: torch.Tensor,
@@ -126,34 +172,32 @@ def hard_labels(
     return labels.masked_fill(probability >= bound, ignore_index)
 
 
-def _axis(size_in: int, size_out: int, align_corners: bool, dtype: torch.dtype):
-    """The cells of one axis; cell c is between the inputs c - 1 and c, and has as many slots as the fullest needs.
+def _axis(size_in: int, position: torch.Tensor, dtype: torch.dtype):
+    """The cells of one axis, whose outputs are at these ascending positions.
+
+    Cell c is between the inputs c - 1 and c, and has as many slots as the fullest needs.
 
     Returns the number of slots a cell, the cell and the slot of each output position (size_out,), the first output
     position of each cell and size_out, and the shares (cells, 2, slots) of the two inputs, 0 in slots without output.
     """
-    output = torch.arange(size_out)
-    if align_corners:  # rounded as F.interpolate does
-        position = output.to(dtype) * ((size_in - 1) / max(size_out - 1, 1))
-    else:
-        position = (output.to(dtype) + 0.5) * (size_in / size_out) - 0.5
     below = position.floor().clamp(-1, size_in - 1)
     cell = below.long() + 1
     first = torch.searchsorted(cell, torch.arange(size_in + 2))
-    slots, slot = int(first.diff().max()), output - first[cell]
+    slots, slot = int(first.diff().max()), torch.arange(len(position)) - first[cell]
     weights = torch.zeros(size_in + 1, 2, slots, dtype=dtype)
-    weights[cell, :, slot] = torch.stack([1 - (position - below), position - below], dim=1)
+    weights[cell, :, slot] = torch.stack([1 - (position - below), position - below], dim=1).to(dtype)
     return slots, cell, slot, first.tolist(), weights
 
 
 class _Cells:
     """The cells of an upsampling, in `blocks` of cell rows [start, stop)."""
 
-    def __init__(self, logits: torch.Tensor, height: int, width: int, align_corners: bool):
+    def __init__(self, logits: torch.Tensor, row_positions: torch.Tensor, column_positions: torch.Tensor):
         _, classes, rows, columns = logits.shape
         device, self.dtype = logits.device, torch.promote_types(logits.dtype, torch.float32)
-        row_slots, row_cell, row_slot, self.first_row, row_weights = _axis(rows, height, align_corners, self.dtype)
-        column_slots, column_cell, column_slot, _, column_weights = _axis(columns, width, align_corners, self.dtype)
+        self.size = len(row_positions), len(column_positions)
+        row_slots, row_cell, row_slot, self.first_row, row_weights = _axis(rows, row_positions, self.dtype)
+        column_slots, column_cell, column_slot, _, column_weights = _axis(columns, column_positions, self.dtype)
         self.pixels, self.columns = row_slots * column_slots, columns + 1
         # CPU kernels are fast along many classes, and across classes over whole vectors of pixels
         self.classes_last = device.type != "cpu" or (self.pixels % 16 > 0 and classes >= 16)
@@ -174,6 +218,14 @@ class _Cells:
         corners = torch.arange(step)[:, None] * (columns + 2) + torch.arange(columns + 1)
         self.corner_index = (corners.view(-1, 1) + torch.tensor([0, 1, columns + 2, columns + 3])).to(device)
         self.input_column = torch.arange(-1, columns + 1, device=device).clamp_(0, columns - 1)
+
+    @classmethod
+    def of_size(cls, logits: torch.Tensor, size: tuple[int, int], align_corners: bool) -> "_Cells":
+        """The cells of the upsampling to `size` pixels, with positions rounded as F.interpolate does."""
+        dtype = torch.promote_types(logits.dtype, torch.float32)
+        return cls(
+            logits, *(positions(*pair, align_corners, dtype) for pair in zip(logits.shape[2:], size, strict=True))
+        )
 
     def inputs(self, image: torch.Tensor, start: int, stop: int) -> torch.Tensor:
         """The logits around a block, from (K, h, w), with the border repeated: (stop - start + 1, w + 2, K)."""
@@ -222,7 +274,7 @@ def _summed_loss(
     An operator, so that compilers see one step, whose labels can be checked.
     """
     classes = logits.shape[1]
-    cells = _Cells(logits, *labels.shape[1:], align_corners)
+    cells = _Cells.of_size(logits, labels.shape[1:], align_corners)
     axis = 2 if cells.classes_last else 1
     loss, total = (torch.zeros((), dtype=cells.dtype, device=logits.device) for _ in range(2))
     gradient = torch.empty_like(logits, dtype=cells.dtype) if with_gradient else loss.new_empty(0)
@@ -321,7 +373,7 @@ def _label_probability(
     logits: torch.Tensor, labels: torch.Tensor, ignore_index: int, align_corners: bool
 ) -> torch.Tensor:
     """Probability of each pixel's label (B, H, W); of ignored pixels that of class 0."""
-    cells = _Cells(logits, *labels.shape[1:], align_corners)
+    cells = _Cells.of_size(logits, labels.shape[1:], align_corners)
     axis = 2 if cells.classes_last else 1
     probability = torch.empty(labels.shape, dtype=cells.dtype, device=logits.device)
     buffer = torch.empty(cells.block_numel, dtype=cells.dtype, device=logits.device)
@@ -350,8 +402,17 @@ def _(logits, labels, ignore_index, align_corners):
 @torch.library.custom_op(f"{OPERATORS}::upsampled_argmax", mutates_args=())
 def _label_map(logits: torch.Tensor, height: int, width: int, align_corners: bool) -> torch.Tensor:
     """Label map (B, H, W)."""
-    classes = logits.shape[1]
-    cells = _Cells(logits, height, width, align_corners)
+    return _best_class(logits, _Cells.of_size(logits, (height, width), align_corners))
+
+
+@_label_map.register_fake
+def _(logits, height, width, align_corners):
+    return logits.new_empty((logits.shape[0], height, width), dtype=torch.long)
+
+
+def _best_class(logits: torch.Tensor, cells: _Cells) -> torch.Tensor:
+    """Label map (B, H, W)."""
+    classes, (height, width) = logits.shape[1], cells.size
     label_map = torch.empty(len(logits), height, width, dtype=torch.long, device=logits.device)
     numbers = torch.arange(classes, dtype=cells.dtype, device=logits.device)
     buffer = torch.empty(cells.block_numel, dtype=cells.dtype, device=logits.device)
@@ -377,8 +438,3 @@ def _label_map(logits: torch.Tensor, height: int, width: int, align_corners: boo
             rows, position = cells.output(start, stop)
             label_map[index, rows] = labels.flatten().index_select(0, position).view(-1, width)
     return label_map
-
-
-@_label_map.register_fake
-def _(logits, height, width, align_corners):
-    return logits.new_empty((logits.shape[0], height, width), dtype=torch.long)

@@ -1,0 +1,205 @@
+"""Sliding windows: where they lie in an image, and the label map of the image from the logits of its windows.
+
+As Segmenter (arXiv 2105.05633, segm/model/utils.py) and mmsegmentation (`slide_inference`) do it: the logits of each
+window are upsampled to the window, averaged at each pixel over the windows that cover it, and the result is resized to
+the image's size. All of this is linear, and acts on rows and on columns alike and apart. Along an axis the result is
+linear between **knots**, of which there are hardly more than there are logits: where a window begins or ends, and where
+one of its logits lies. So only the logits at the knots are averaged, in blocks of rows, and `argmax_at` does the rest;
+neither windows nor images of full-size logits are ever held.
+
+Letters: K classes, (h, w) size of a window's logits, (H, W) of the result. Sizes and places are in pixels.
+"""
+
+import torch
+
+from .upsampling import argmax_at, logits_at, positions
+
+
+BLOCK_NUMEL = 2**22  # logits at knots held at once
+
+
+def window_starts(length: int, window: int, stride: int) -> list[int]:
+    """First pixel of each window along an axis: every `stride` pixels, the last one aligned to the border."""
+    return [*range(0, length - window, stride), max(length - window, 0)]
+
+
+class MergedWindows:
+    """The logits of one image, from those of its windows, which are added row by row.
+
+    Args:
+        own: size of the image that was cut into windows. If smaller than a window, it was padded on the right, bottom.
+        target: size of the result.
+        window: size of the windows.
+        starts: first row of each row of windows, and first column of each column.
+        align_corners: as in `F.interpolate`, for both resizings.
+    """
+
+    def __init__(
+        self,
+        own: tuple[int, int],
+        target: tuple[int, int],
+        window: tuple[int, int],
+        starts: tuple[list[int], list[int]],
+        align_corners: bool = False,
+    ):
+        self._geometry = list(zip(own, target, window, starts, strict=True))
+        self._align_corners = align_corners
+        self._rows: _Axis | None = None  # they follow from the size of the first logits
+        self._columns: _Axis | None = None
+        self._windows: list[torch.Tensor] = []  # logits of a row of windows that is not complete
+        self._strips: list[torch.Tensor | None] = []  # of each row of windows, merged along columns: (h, knots, K)
+        self._done = 0  # rows of the label map that were handed out
+
+    def resume(self, row: int) -> int:
+        """Makes ready for a label map whose first rows exist; returns the first row of windows that is needed.
+
+        For results of the image's own size. To be called before the first `add`.
+        """
+        own, target, window, starts = self._geometry[0]
+        if own != target:
+            raise ValueError(f"a label map of {target} rows for an image of {own} rows cannot be resumed")
+        first = next(index for index, start in enumerate(starts) if start + window > min(row, own - 1))
+        self._strips, self._done = [None] * first, row
+        return first
+
+    def add(self, logits: torch.Tensor) -> None:
+        """Takes the logits (K, h, w) of the next window: from left to right, then from top to bottom."""
+        if self._rows is None:
+            self._rows, self._columns = (
+                _Axis(*axis, steps, self._align_corners)
+                for axis, steps in zip(self._geometry, logits.shape[1:], strict=True)
+            )
+        self._windows.append(logits)
+        if len(self._windows) == len(self._geometry[1][3]):
+            strip = torch.stack([window.permute(1, 2, 0) for window in self._windows], dim=1)  # (h, windows, w, K)
+            strip = strip.flatten(1, 2).to(torch.promote_types(strip.dtype, torch.float32))
+            merged = strip.new_zeros(len(strip), self._columns.knots, strip.shape[2])
+            self._strips.append(self._columns.mix(strip, merged, dim=1))
+            self._windows = []
+
+    def next_rows(self) -> torch.Tensor:
+        """Label map (rows, W) int64 of the rows that are complete now; gives back memory that no other row needs."""
+        begin = self._done
+        self._done = max(begin, int(torch.searchsorted(self._rows.last_window, len(self._strips))))
+        label_map = self.label_map(begin, self._done)
+        if self._done < len(self._rows.positions):
+            unneeded = int(self._rows.first_window[self._done])
+            self._strips[:unneeded] = [None] * unneeded
+        return label_map
+
+    def label_map(self, begin: int, end: int) -> torch.Tensor:
+        """Classes (end - begin, W) int64 of some rows of the result, as `upsampled_argmax`."""
+        rows, columns = self._rows, self._columns
+        step = max(1, BLOCK_NUMEL * len(rows.positions) // (rows.knots * self._strips[-1][0].numel()))
+        blocks = [
+            argmax_at(*self._block(start, min(start + step, end)), columns.positions)[0]
+            for start in range(begin, end, step)
+        ]
+        empty = torch.empty(0, len(columns.positions), dtype=torch.long, device=self._strips[-1].device)
+        return torch.cat([empty, *blocks])
+
+    def logits(self, begin: int, end: int, mirrored: bool = False) -> torch.Tensor:
+        """Logits (K, end - begin, W) of some rows of the result, from right to left if `mirrored`."""
+        columns = self._columns.positions
+        return logits_at(*self._block(begin, end), columns.flip(0) if mirrored else columns)[0]
+
+    def _block(self, begin: int, end: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Logits (1, K, k, l) at the knots around some rows of the result, and the places of these rows among them."""
+        rows = self._rows.positions[begin:end]
+        first, last = int(rows[0].floor()), int(rows[-1].ceil())
+        strips = self._strips
+        merged = strips[-1].new_zeros(last + 1 - first, *strips[-1].shape[1:])
+        for window, strip in enumerate(strips):
+            if strip is not None:
+                self._rows.mix(strip, merged, 0, first, last, window)
+        return merged.permute(2, 0, 1)[None], rows - first
+
+
+class _Axis:
+    """One axis of the way from the logits of windows to the result.
+
+    Args:
+        own, target, window, starts, align_corners: as in `MergedWindows`, of this axis.
+        steps: logits of a window.
+
+    Attributes:
+        knots: their number.
+        positions: (target,) float64, place of each output among the knots, in the sense of `upsampling.positions`.
+        first_window, last_window: (target,) the windows that each output needs.
+    """
+
+    def __init__(self, own: int, target: int, window: int, starts: list[int], steps: int, align_corners: bool):
+        # Place of a pixel among a window's logits: (pixel - origin) / stride.
+        if align_corners and steps > 1:
+            stride, origin = (window - 1) / (steps - 1), torch.tensor(starts, dtype=torch.float64)
+        else:
+            stride = window / steps
+            origin = torch.tensor(starts, dtype=torch.float64) + (stride - 1) / 2
+
+        # Pieces: runs of pixels that lie in the same windows, between the same logits of each.
+        pixels = torch.arange(own, dtype=torch.float64)
+        into = pixels[:, None] - torch.tensor(starts)  # (own, windows)
+        cell = ((pixels[:, None] - origin) / stride + 1e-9).floor().clamp(-1, steps - 1)
+        cell[(into < 0) | (into >= window)] = -2
+        cell, piece, length = torch.unique_consecutive(cell, dim=0, return_inverse=True, return_counts=True)
+        covered = cell > -2  # (pieces, windows)
+        if own == target:  # pieces end at the logits themselves, where most have the end of the next in common
+            begin = (origin + cell * stride).masked_fill(~covered, -torch.inf).amax(1)
+            end = (origin + (cell + 1) * stride).masked_fill(~covered, torch.inf).amin(1)
+        else:  # the second resizing sees only pixels
+            end = length.cumsum(0).double() - 1
+            begin = end - length + 1
+
+        # A knot: place among each window's logits, -1 outside of the window.
+        places = ((torch.stack([begin, end], 1)[..., None] - origin) / stride).round(decimals=9)  # (pieces, 2, windows)
+        places = places.clamp(cell[:, None], cell[:, None] + 1).clamp(0, steps - 1)
+        places = places.masked_fill(~covered[:, None], -1).flatten(0, 1)
+        places, knot = torch.unique_consecutive(places, dim=0, return_inverse=True)
+        first_knot, last_knot = knot.view(-1, 2)[piece].unbind(1)  # of each pixel's piece; one knot or neighbours
+        share = ((pixels - begin[piece]) / (end - begin)[piece]).nan_to_num(0.0)
+        of_pixel = first_knot + share * (last_knot - first_knot)
+        if own == target:
+            self.positions = of_pixel
+        else:
+            place = positions(own, target, align_corners).clamp(0, own - 1)
+            self.positions = torch.lerp(of_pixel[place.long()], of_pixel[place.ceil().long()], place.frac())
+
+        # Each knot is a mean over its windows of mixtures of two logits; below are all terms that are not 0.
+        self.knots = len(places)
+        inside = places >= 0
+        below, share = places.floor(), places.frac()
+        weight = torch.stack([1 - share, share], 2) / inside.sum(1)[:, None, None]
+        weight = weight * inside[..., None]  # (knots, windows, 2)
+        self._knot, self._window, above = weight.nonzero().T.contiguous()
+        self._weight = weight[self._knot, self._window, above]
+        self._step = below[self._knot, self._window].long() + above
+        self._steps = steps
+        windows = torch.arange(len(starts))
+        first = windows.where(inside, len(starts)).amin(1)
+        last = windows.where(inside, -1).amax(1)
+        self.first_window = first[self.positions.floor().long()]
+        self.last_window = last[self.positions.ceil().long()]
+
+    def mix(
+        self,
+        logits: torch.Tensor,
+        merged: torch.Tensor,
+        dim: int,
+        first: int = 0,
+        last: int | None = None,
+        window: int | None = None,
+    ) -> torch.Tensor:
+        """Adds the logits' terms to knots `first` to `last` along dimension `dim`: `merged`, which is returned.
+
+        The logits are those of all windows, one after the other, or of `window` only.
+        """
+        chosen = slice(*torch.searchsorted(self._knot, torch.tensor([first, self.knots if last is None else last + 1])))
+        knot, step, weight = self._knot[chosen] - first, self._step[chosen], self._weight[chosen]
+        if window is None:
+            step = step + self._window[chosen] * self._steps
+        else:
+            own = self._window[chosen] == window
+            knot, step, weight = knot[own], step[own], weight[own]
+        terms = logits.index_select(dim, step.to(logits.device))
+        terms *= weight.to(logits).view(-1, *[1] * (logits.dim() - dim - 1))
+        return merged.index_add_(dim, knot.to(logits.device), terms)
