@@ -13,6 +13,7 @@ from transformers import ConvNextConfig, TimmBackboneConfig
 
 from hf_segtx import OCRNetConfig, OCRNetForSemanticSegmentation, OCRNetModel
 from hf_segtx.models.configuration_ocrnet import SIZES
+from hf_segtx.models.layers import WinogradConv2d
 from hf_segtx.models.modeling_ocrnet import OCRNetDecodeHead, convolve_concatenated
 from hf_segtx.models.segmentation_base import segmentation_loss
 from hf_segtx.weights import load_backbone, load_original
@@ -300,6 +301,28 @@ def test_convolution_of_coarse_maps_matches_that_of_their_upsampling(size, kerne
     torch.testing.assert_close(
         convolve_concatenated(conv, maps, align_corners), conv(concatenated(maps, align_corners))
     )
+
+
+@pytest.mark.parametrize("dilation", [1, 2, 4])
+@pytest.mark.parametrize("size", [(16, 16), (13, 9), (3, 5)])
+def test_winograd_convolution_matches_the_plain_one_in_float64(size, dilation):
+    torch.manual_seed(0)
+    conv = nn.Conv2d(40, 24, 3, padding=dilation, dilation=dilation)
+    feature_map = torch.randn(2, 40, *size)
+    with torch.no_grad():
+        expected = conv.double()(feature_map.double())
+        output = WinogradConv2d(conv.float())(feature_map)
+    assert output.shape == expected.shape
+    assert (output - expected).abs().max() < 1e-5 * expected.std()  # float32; sums of rows before the products
+
+
+def test_fused_copy_with_large_convolutions_is_the_same_function():
+    config = OCRNetConfig(**TINY_HEAD, **{**RESNET, "hidden_sizes": [32, 48, 64, 1024]})
+    model = randomize(OCRNetForSemanticSegmentation(config))
+    fused = model.fuse_batch_norm()
+    assert sum(isinstance(module, WinogradConv2d) for module in fused.modules()) == 3  # of the last stage, 256 wide
+    with torch.no_grad():
+        assert_equal(fused(images(75, 101)).logits, model(images(75, 101)).logits)
 
 
 def test_complexity_of_table_1():

@@ -95,3 +95,48 @@ class ConvNormAct(nn.Sequential):
         self.conv = nn.Conv2d(in_channels, out_channels, kernel_size, padding=padding, bias=bias, **conv_arguments)
         self.norm = nn.BatchNorm2d(out_channels)
         self.act = nn.ReLU(inplace=True)
+
+
+class WinogradConv2d(nn.Conv2d):
+    """A trained 3x3 convolution of stride 1 for inference on a CPU, in two thirds of the multiplications.
+
+    Winograd's F(2, 3) (Lavin and Gray, arXiv 1509.09308, Section 4.1) along the height: two rows of the result take
+    four products of sums of rows with sums of the kernel's rows, instead of six. The same up to rounding (1e-5 of the
+    result's standard deviation). From about 256 channels on the products outweigh the sums. Elsewhere than in float32
+    on a CPU the convolution is computed as usual.
+
+    Args:
+        conv: with "same" padding, its dilation the same in height and width.
+
+    Shape:
+        feature_map: (B, C, h, w), channels-last
+        returns: (B, O, h, w)
+    """
+
+    def __init__(self, conv: nn.Conv2d):
+        with torch.device("meta"):
+            super().__init__(conv.in_channels, conv.out_channels, 3, padding=conv.dilation, dilation=conv.dilation)
+        self.weight, self.bias = conv.weight, conv.bias
+        top, middle, bottom = conv.weight.detach().split(1, dim=2)  # each (O, C, 1, 3)
+        kernels = torch.cat([top, (top + middle + bottom) / 2, (top - middle + bottom) / 2, bottom])  # (4 O, C, 1, 3)
+        self.register_buffer("kernels", kernels.contiguous(memory_format=torch.channels_last), persistent=False)
+
+    def forward(self, feature_map: torch.Tensor) -> torch.Tensor:
+        if feature_map.device.type != "cpu" or feature_map.dtype != torch.float32:
+            return super().forward(feature_map)
+        height, dilation = feature_map.shape[2], self.dilation[0]
+        pairs = -(-height // (2 * dilation))  # of rows that are `dilation` apart, so many for each row below it
+        x = F.pad(feature_map, (0, 0, dilation, (2 * pairs + 1) * dilation - height))
+        x = x.unflatten(2, (pairs + 1, 2, dilation))
+        even, odd = x[:, :, :-1, 0], x[:, :, :-1, 1]  # (B, C, pairs, dilation, w): rows 0 and 1 of the four,
+        next_even, next_odd = x[:, :, 1:, 0], x[:, :, 1:, 1]  # 2 and 3
+        sums = (even - next_even, odd + next_even, next_even - odd, odd - next_odd)
+        products = []
+        for rows, kernel, bias in zip(sums, self.kernels.chunk(4), (None, self.bias, None, None)):
+            product = F.conv2d(rows.flatten(2, 3), kernel, bias, padding=(0, dilation), dilation=(1, dilation))
+            products.append(product.unflatten(2, (pairs, dilation)))
+        size = (feature_map.shape[0], pairs, 2, dilation, feature_map.shape[3], self.out_channels)
+        result = feature_map.new_empty(size).permute(0, 5, 1, 2, 3, 4)  # channels-last
+        torch.add(products[0], products[1], out=result[:, :, :, 0]).add_(products[2])
+        torch.sub(products[1], products[2], out=result[:, :, :, 1]).sub_(products[3])
+        return result.flatten(2, 4)[:, :, :height]

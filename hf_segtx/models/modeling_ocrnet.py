@@ -36,7 +36,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_SEMANTIC_SEGMENTATI
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_ocrnet import OCRNetConfig
-from .layers import ConvNormAct, map_to_tokens, tokens_to_map
+from .layers import ConvNormAct, WinogradConv2d, map_to_tokens, tokens_to_map
 from .segmentation_base import SegmentationOutput, SegmentationPreTrainedModel
 
 
@@ -288,6 +288,8 @@ def convolve_concatenated(conv: nn.Conv2d, feature_maps: list[torch.Tensor], ali
         returns: (B, conv.out_channels, h_0, w_0)
     """
     first, *others = feature_maps
+    if not others:
+        return conv(first)
     weight, *weights = conv.weight.split([x.shape[1] for x in feature_maps], dim=1)
     total = F.conv2d(first, weight, conv.bias, padding=conv.padding)
     for x, weight in zip(others, weights):
@@ -402,15 +404,18 @@ class OCRNetPreTrainedModel(SegmentationPreTrainedModel):
     def fuse_batch_norm(self) -> "OCRNetPreTrainedModel":
         """A copy for inference, faster: every BatchNorm is folded into its convolution, weights are channels-last.
 
-        The function is the same up to rounding. The copy is in evaluation mode and is not to be trained or saved; the
-        model itself stays as it is.
+        On a CPU large 3x3 convolutions become [`WinogradConv2d`]. The function is the same up to rounding. The copy is
+        in evaluation mode and is not to be trained or saved; the model itself stays as it is.
         """
         fused = copy.deepcopy(self).eval().requires_grad_(False)
         for parent in list(fused.modules()):
             conv_name, conv = None, None
             for name, module in list(parent.named_children()):
                 if type(conv) is nn.Conv2d and type(module) in (nn.BatchNorm2d, nn.SyncBatchNorm):
-                    setattr(parent, conv_name, fuse_conv_bn_eval(conv, module))
+                    conv = fuse_conv_bn_eval(conv, module)
+                    if conv.kernel_size == (3, 3) and conv.stride == (1, 1) and min(conv.weight.shape[:2]) >= 256:
+                        conv = WinogradConv2d(conv)
+                    setattr(parent, conv_name, conv)
                     setattr(parent, name, nn.Identity())
                 conv_name, conv = name, module
         return fused.to(memory_format=torch.channels_last)
