@@ -271,7 +271,7 @@ class Labels:
     def _map_ids(self, mask: np.ndarray, name: str) -> np.ndarray:
         ids = mask.view(f"u{mask.itemsize}")  # negative values become too large ones
         if ids.itemsize > 1:  # a table always covers the 256 ids of 8 bits
-            ids = np.minimum(ids, len(self._table) - 1)
+            ids = np.minimum(ids, min(len(self._table) - 1, np.iinfo(ids.dtype).max))
         train = np.take(self._table, ids)
         if train.min(initial=0) == UNKNOWN:
             values, counts = np.unique(mask[train == UNKNOWN], return_counts=True)

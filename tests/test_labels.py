@@ -150,7 +150,21 @@ def test_ignore_index_must_not_be_a_class():
         Labels(("a", "b"), ignore_index=1)
 
 
+@pytest.mark.parametrize("count", [1, 2, 150, 300])
+def test_written_contract_gives_back_the_train_ids(tmp_path, count):
+    labels = Labels(tuple(f"class {number}" for number in range(count)), ignore_index=255 if count < 255 else -100)
+    train = labels.map(np.array([[*range(labels.num_ids)]]))
+    train[0, 0] = labels.ignore_index
+    labels.write(tmp_path)
+    back = Labels.from_folder(tmp_path)
+    assert back.names == labels.names and back.palette == labels.palette and back.ignore_index == labels.ignore_index
+    assert np.array_equal(back.map(labels.as_mask(train)), train)
+    names = json.loads((tmp_path / "id2label.json").read_text())
+    assert names == {str(number): name for number, name in enumerate(labels.names)}
+
+
 def test_names_of_a_checkpoint_must_agree():
+    Labels(("bed", "Sea")).check_names({0: "bed ", 1: "sea"}, "a public checkpoint")
     Labels(("a", "b")).check_names({"0": "a", "1": "b"}, "the checkpoint")
     with pytest.raises(ValueError, match="class 1 is 'b' in the data .* 'c' in the checkpoint"):
         Labels(("a", "b")).check_names({0: "a", 1: "c"}, "the checkpoint")
