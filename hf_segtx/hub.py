@@ -1,66 +1,200 @@
-"""The model card with measured results, and the upload of a trained model to the Hub."""
+"""The model card with measured results, and the upload of a trained model to the Hub.
 
+    python -m hf_segtx.hub outputs/run USER/NAME      # uploads an output folder of examples/train.py, or repeats it
+"""
+
+import re
+import sys
 from pathlib import Path
 
-from huggingface_hub import EvalResult, HfApi, ModelCard, ModelCardData
-from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled
+import yaml
+from huggingface_hub import (
+    CommitOperationAdd,
+    EvalResult,
+    EvalResultEntry,
+    HfApi,
+    ModelCard,
+    ModelCardData,
+    eval_result_entries_to_yaml,
+)
+from huggingface_hub.errors import (
+    HfHubHTTPError,
+    HFValidationError,
+    HTTPError,
+    LocalTokenNotFoundError,
+    OfflineModeIsEnabled,
+)
+from jinja2 import Environment, FileSystemLoader
+
+from .visualization import training_curves
 
 
-# Of an output folder of examples/train.py, what is not the final model.
-NOT_UPLOADED = ["step_*", "step_*/**", "best", "best/**", "last", "last/**", ".*"]
-
+# What goes wrong with a network or the Hub; HTTPError is that of the HTTP library that huggingface_hub uses.
+HUB_ERRORS = (OSError, HTTPError, OfflineModeIsEnabled)
 
 def check_token(token: str | None = None) -> str:
     """The user that a Hub token belongs to; with None the token of `hf auth login` or HF_TOKEN.
 
     Raises:
-        ValueError: if there is no token, the Hub refuses it, or the Hub cannot be reached.
+        ValueError: if there is no token, the Hub refuses it, it cannot write, or the Hub cannot be reached.
     """
     try:
-        return HfApi(token=token).whoami()["name"]
+        user = HfApi(token=token).whoami()
     except LocalTokenNotFoundError as error:
         raise ValueError("no Hub token; run `hf auth login`, set HF_TOKEN or give --hub_token") from error
     except HfHubHTTPError as error:
         raise ValueError(f"the Hub refuses the token ({error}); make one at hf.co/settings/tokens") from error
-    except (OfflineModeIsEnabled, OSError) as error:
+    except HUB_ERRORS as error:
         raise ValueError(f"the Hub cannot be reached ({error}); leave --push_to_hub away") from error
+    if user["auth"].get("accessToken", {}).get("role") == "read":
+        raise ValueError("the Hub token may only read; make one that may write at hf.co/settings/tokens")
+    return user["name"]
 
 
-def write_card(folder: str | Path, template: str | Path, results: dict, *, name: str, data: str, **text) -> Path:
-    """Writes README.md from a template of `model_cards/`, with the scores in its metadata too.
+def write_card(
+    folder: str | Path,
+    template: str | Path,
+    results: dict,
+    *,
+    name: str,
+    data: str,
+    dataset_name: str | None = None,
+    start: str | None = None,
+    license: str | None = None,
+    training: str = "",
+) -> Path:
+    """Writes README.md and curves.png, and for data of the Hub the scores in `.eval_results/`; returns the card.
 
     Args:
-        folder: of the saved model.
-        template: Markdown with Jinja fields; it gets `results` (see `hf_segtx.inference.as_json`), `name`, `data` and
-            `text`, and `card_data` as its metadata.
-        name: of the model, e.g. the repository's.
-        data: what it was trained and evaluated on, a name.
+        folder: of the saved model. Its predictions.png, if there, becomes part of the card.
+        template: of `model_cards/`.
+        results: scores of `hf_segtx.inference.as_json`, "protocol" (a sentence) and, for the curves, "evaluations" and
+            "losses": lists of {"step", "mean_iou", ...} and {"step", "loss"}.
+        name: of the model, the repository's.
+        data: what it was trained and evaluated on, in words.
+        dataset_name: the Hub's name of that data set; a folder is passed over.
+        start: Hub name, folder or file of the weights that the training started from; None for random ones.
+        license: identifier of the Hub, such as "apache-2.0"; default: that of `start`, if its card says one.
+        training: Markdown on how it was trained.
     """
-    score = EvalResult(
-        task_type="image-segmentation",
-        dataset_type=data,
-        dataset_name=data,
-        metric_type="mean_iou",
-        metric_name="mean IoU",
-        metric_value=round(results["mean_iou"], 4),
-    )
+    folder = Path(folder)
+    base_model, base_license = lineage(start)
+    if dataset_name is not None and not is_hub_name(dataset_name):
+        dataset_name = None
+    score = round(results["mean_iou"], 4)
     card_data = ModelCardData(
         model_name=name,
         pipeline_tag="image-segmentation",
         library_name="transformers",
-        tags=["hf_segtx", "semantic-segmentation"],
+        tags=["hf_segtx", "semantic-segmentation", Path(template).stem],
+        base_model=base_model,
+        datasets=[dataset_name] if dataset_name else None,
         metrics=["mean_iou"],
-        eval_results=[score],
+        eval_results=[
+            EvalResult(
+                task_type="image-segmentation",
+                dataset_type=dataset_name or "local",
+                dataset_name=data,
+                metric_type="mean_iou",
+                metric_name="mean IoU",
+                metric_value=score,
+                metric_args={"protocol": results["protocol"]},
+            )
+        ],
+        **({"license": license} if license else base_license),
     )
-    card = ModelCard.from_template(card_data, str(template), results=results, name=name, data=data, **text)
-    path = Path(folder) / "README.md"
-    card.save(path)
+    if dataset_name:  # the format knows data sets of the Hub only
+        entry = EvalResultEntry(dataset_id=dataset_name, task_id="mean_iou", value=score, notes=results["protocol"])
+        (folder / ".eval_results").mkdir(exist_ok=True)
+        text = yaml.safe_dump(eval_result_entries_to_yaml([entry]), sort_keys=False)
+        (folder / ".eval_results" / "mean_iou.yaml").write_text(text)
+    evaluations, losses = results.get("evaluations", []), results.get("losses", [])
+    has_curves = max(len(evaluations), len(losses)) > 1
+    if has_curves:
+        training_curves(evaluations, losses).save(folder / "curves.png")
+    template = Path(template)
+    text = (
+        Environment(loader=FileSystemLoader(template.parent), trim_blocks=True, lstrip_blocks=True)
+        .get_template(template.name)
+        .render(
+            card_data=card_data,
+            results=results,
+            name=name,
+            data=data,
+            start=start,
+            base_model=base_model,
+            training=training,
+            has_curves=has_curves,
+            has_predictions=(folder / "predictions.png").is_file(),
+        )
+    )
+    path = folder / "README.md"
+    ModelCard(text).save(path)
     return path
 
 
+def is_hub_name(name: str) -> bool:
+    """Whether this names a repository of the Hub, and no file or folder here."""
+    return re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) is not None and not Path(name).exists()
+
+
+def lineage(start: str | None) -> tuple[str | None, dict]:
+    """Where weights come from: the model of the Hub that training started from, and the licence that its card states.
+
+    Args:
+        start: Hub name, name of timm, or folder, in which case its card tells where it came from; None for nowhere.
+
+    Returns:
+        name on the Hub or None, and those of {"license", "license_name", "license_link"} that are known.
+    """
+    if start is None:
+        return None, {}
+    base_model = None
+    if not Path(start).exists() and is_hub_name(start):
+        base_model = start if "/" in start else f"timm/{start}"
+    source = base_model or Path(start) / "README.md"
+    try:
+        base = ModelCard.load(source, ignore_metadata_errors=True).data
+    except (*HUB_ERRORS, ValueError, HFValidationError):  # no card, or no network
+        return base_model, {}
+    keys = ("license", "license_name", "license_link")
+    return base_model or base.base_model, {key: base.get(key) for key in keys if base.get(key)}
+
+
 def push(folder: str | Path, repository: str, token: str | None = None) -> str:
-    """Uploads the final model of an output folder (not its checkpoints); returns the address of the repository."""
+    """Uploads the final model of an output folder (not its checkpoints) in one commit; returns its address.
+
+    May be repeated after an interruption: a commit is whole or not there, and weights that arrived are not sent again.
+
+    Raises:
+        ValueError: if the upload fails, with the command that repeats it.
+    """
+    folder = Path(folder)
+    files = [file for file in sorted(folder.glob("*")) if file.is_file() and not file.name.startswith(".")]
+    files += sorted(folder.glob(".eval_results/*.yaml"))
+    if folder / "config.json" not in files:
+        raise ValueError(f"{folder} is not the folder of a model: it has no config.json")
     api = HfApi(token=token)
-    address = api.create_repo(repository, exist_ok=True)
-    api.upload_folder(repo_id=address.repo_id, folder_path=folder, ignore_patterns=NOT_UPLOADED)
+    try:
+        address = api.create_repo(repository, exist_ok=True)
+        api.create_commit(  # not upload_folder, which may make several commits
+            address.repo_id,
+            [CommitOperationAdd(str(file.relative_to(folder)), file) for file in files],
+            commit_message=f"Model, processor and card from hf_segtx: {folder.resolve().name}",
+        )
+    except (*HUB_ERRORS, RuntimeError) as error:  # what create_commit makes of a connection that breaks
+        raise ValueError(
+            f"the upload of {folder} to {repository} failed ({error}). The folder is whole; to repeat the upload:\n"
+            f"python -m hf_segtx.hub {folder} {repository}"
+        ) from error
     return str(address)
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 3:
+        sys.exit(__doc__)
+    try:
+        check_token()
+        print(f"uploaded to {push(*sys.argv[1:])}")
+    except ValueError as error:
+        sys.exit(f"error: {error}")

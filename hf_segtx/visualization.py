@@ -405,7 +405,7 @@ def training_curves(evaluations: Sequence[dict], losses: Sequence[dict] = ()) ->
     for column, (title, curves) in enumerate(plots):
         highest = 100 if title == "score %" else 1.05 * max(value for _, value in curves["loss"])
         plot, draw, place = _axes(size, (0, last), (0, max(highest, 1e-9)), "step", title, ticks=(6, 8))
-        for (name, curve), color in zip(curves.items(), palette(len(curves)), strict=True):
+        for curve, color in zip(curves.values(), palette(len(curves)), strict=True):
             points = [place(*point) for point in curve]
             draw.line(points, fill=color, width=5, joint="curve")
             if title == "score %":

@@ -16,10 +16,13 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 
 class FakeHub:
+    """Knows the tokens "hf_fake", which may write, and "hf_read"; whoever has none may read."""
+
     def __init__(self):
         self.repos = {}  # (type, id) -> {"commits": [(sha, {path: bytes})], "private": bool}
         self.log = []
         self.blobs = {}  # sha256 -> bytes, from LFS uploads
+        self.is_broken = False  # refuse the files of uploads
         hub = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -43,6 +46,10 @@ class FakeHub:
             def missing(self, what, head=False):
                 self.reply(404, {"error": what}, {"X-Error-Code": what, "X-Error-Message": what}, head)
 
+            def role(self):
+                token = (self.headers.get("Authorization") or "").removeprefix("Bearer ")
+                return {"hf_fake": "write", "hf_read": "read"}.get(token)
+
             def do_HEAD(self):
                 self.download(True)
 
@@ -51,7 +58,10 @@ class FakeHub:
                 if path[:1] != ["api"]:
                     return self.download(False)
                 if path[1] == "whoami-v2":
-                    user = {"name": "tester", "type": "user", "orgs": [], "auth": {"type": "access_token"}}
+                    if self.role() is None:
+                        return self.reply(401, {"error": "Invalid username or password."})
+                    auth = {"type": "access_token", "accessToken": {"role": self.role()}}
+                    user = {"name": "tester", "type": "user", "orgs": [], "auth": auth}
                     return self.reply(200, user)
                 kind = path[1].rstrip("s")
                 repo = hub.repos.get((kind, "/".join(path[2:4])))
@@ -75,6 +85,8 @@ class FakeHub:
                 size = int(self.headers.get("Content-Length") or 0)
                 body = self.rfile.read(size) if size else self.chunks()
                 path = unquote(urlsplit(self.path).path).strip("/").split("/")
+                if self.role() != "write" and "paths-info" not in path:
+                    return self.reply(401, {"error": "Invalid username or password."})
                 if path == ["api", "repos", "create"]:
                     data = json.loads(body)
                     owner = data.get("organization") or "tester"
@@ -89,7 +101,8 @@ class FakeHub:
                 if path[-4:] == ["info", "lfs", "objects", "batch"] or path[-3:] == ["lfs", "objects", "batch"]:
                     return self.reply(200, {"transfer": "basic", "objects": [
                         {"oid": o["oid"], "size": o["size"], "authenticated": True,
-                         "actions": {"upload": {"href": f"{hub.endpoint}/lfs/{o['oid']}", "header": {}}}}
+                         **({} if o["oid"] in hub.blobs else
+                            {"actions": {"upload": {"href": f"{hub.endpoint}/lfs/{o['oid']}", "header": {}}}})}
                         for o in json.loads(body)["objects"]
                     ]}, {"Content-Type": "application/vnd.git-lfs+json"})
                 repo = hub.repos.get((path[1].rstrip("s"), "/".join(path[2:4])))
@@ -125,6 +138,9 @@ class FakeHub:
             def do_PUT(self):
                 size = int(self.headers.get("Content-Length") or 0)
                 data = self.rfile.read(size) if size else self.chunks()
+                if hub.is_broken:
+                    self.close_connection = True  # without a word, as a network does
+                    return
                 hub.blobs[self.path.rsplit("/", 1)[1]] = data
                 self.reply(200, b"")
 

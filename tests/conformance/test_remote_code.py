@@ -30,36 +30,46 @@ processor.save_pretrained({folder!r})
 model.push_to_hub({repository!r})
 processor.push_to_hub({repository!r})
 images = torch.randn(1, 3, case.image_size, case.image_size)
+picture = torch.randint(256, (3, 37, 53), dtype=torch.uint8)
 with torch.no_grad():
-    torch.save((images, model(images).logits), {expected!r})
+    outputs = model(**processor(picture, return_tensors="pt"))
+    label_map = processor.post_process_semantic_segmentation(outputs, target_sizes=[(37, 53)])[0]
+    torch.save((images, model(images).logits, picture, label_map), {expected!r})
 """
 
 USE = """
-import io, json, logging, sys
-sys.modules["hf_segtx"] = None  # as where it is not installed
+import io, json, logging, sys, warnings
+{first}
 import torch
 from PIL import Image
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForSemanticSegmentation, pipeline
 log = io.StringIO()
-logging.getLogger("transformers").addHandler(logging.StreamHandler(log))
-where, trust = {where!r}, dict(trust_remote_code=True)
+for logger in ("transformers", "huggingface_hub", "py.warnings"):
+    logging.getLogger(logger).addHandler(logging.StreamHandler(log))
+logging.captureWarnings(True)
+warnings.simplefilter("always", FutureWarning)
+where, trust = {where!r}, {trust!r}
 package = lambda thing: type(thing).__module__.split(".")[0]
 model = AutoModelForSemanticSegmentation.from_pretrained(where, **trust).eval()
-images, logits = torch.load({expected!r})
+images, logits, picture, label_map = torch.load({expected!r})
 with torch.no_grad():
-    same_logits = torch.allclose(model(images).logits, logits, atol=1e-5)  # rounding
-segments = pipeline("image-segmentation", model=where, **trust)(Image.new("RGB", (53, 37), (9, 200, 30)))
+    same_logits = torch.equal(model(images).logits, logits)
+segments = pipeline("image-segmentation", model=where, **trust)(Image.fromarray(picture.permute(1, 2, 0).numpy()))
+merged = torch.full((37, 53), -1)
+for segment in segments:
+    mask = torch.frombuffer(bytearray(segment["mask"].tobytes()), dtype=torch.uint8).view(37, 53) > 0
+    merged[mask] = model.config.label2id[segment["label"]]
 model.save_pretrained({again!r})
 AutoImageProcessor.from_pretrained(where, **trust).save_pretrained({again!r})
 print("RESULT", json.dumps(dict(
     same_logits=same_logits,
+    same_label_map=torch.equal(merged, label_map),
     packages=[
         package(model),
         package(AutoConfig.from_pretrained(where, **trust)),
         package(AutoModel.from_pretrained(where, **trust)),
     ],
     backends=[AutoImageProcessor.from_pretrained(where, backend=b, **trust).backend for b in ("torchvision", "pil")],
-    segments=[(segment["label"], segment["mask"].size) for segment in segments],
     log=log.getvalue().splitlines(),
 )))
 """
@@ -93,36 +103,45 @@ def pushed(request, tmp_path_factory):
         yield base, environment, repository
 
 
+def use(pushed, where, base, with_package=False):
+    """What a fresh process reports on a checkpoint, and the folder where it saved it again."""
+    _, environment, _ = pushed
+    if with_package:  # and no remote code is allowed
+        first, trust = f"sys.path.insert(0, {str(Path(hf_segtx.__file__).parents[1])!r}); import hf_segtx", {}
+    else:
+        first, trust = 'sys.modules["hf_segtx"] = None  # as where it is not installed', {"trust_remote_code": True}
+    names = {"where": str(where), "expected": str(pushed[0] / "expected.pt"), "again": str(base / "again")}
+    output = run(USE.format(first=first, trust=trust, **names), {**environment, "HF_HOME": str(base / "home")})
+    return json.loads(output.split("RESULT")[1]), base / "again"
+
+
 @pytest.fixture(scope="module", params=["folder", "hub", "saved again"])
 def used(request, pushed, tmp_path_factory):
     """What a process without hf_segtx reports on the checkpoint."""
-    base, environment, repository = pushed
-
-    def use(where):
-        home, again = tmp_path_factory.mktemp("home"), tmp_path_factory.mktemp("again")
-        code = USE.format(where=str(where), expected=str(base / "expected.pt"), again=str(again))
-        report = json.loads(run(code, {**environment, "HF_HOME": str(home)}).split("RESULT")[1])
-        return report, again
-
-    if request.param == "saved again":
-        return use(use(base / "folder")[1])[0]
-    return use(repository if request.param == "hub" else base / "folder")[0]
+    base, _, repository = pushed
+    report, again = use(pushed, repository if request.param == "hub" else base / "folder", tmp_path_factory.mktemp("a"))
+    return use(pushed, again, tmp_path_factory.mktemp("b"))[0] if request.param == "saved again" else report
 
 
-def test_loads_without_the_package(used):
-    assert used["same_logits"] and used["packages"] == ["transformers_modules"] * 3
+@pytest.fixture(scope="module", params=["folder", "hub"])
+def used_with_package(request, pushed, tmp_path_factory):
+    base, _, repository = pushed
+    where = repository if request.param == "hub" else base / "folder"
+    return use(pushed, where, tmp_path_factory.mktemp("c"), with_package=True)[0]
 
 
-def test_pipeline_runs(used):
-    assert used["segments"] and all(size == [53, 37] for _, size in used["segments"])
-
-
-def test_each_backend_is_carried(used):
+def test_predicts_the_same_without_the_package(used):
+    assert used["same_logits"] and used["same_label_map"]
+    assert used["packages"] == ["transformers_modules"] * 3
     assert used["backends"] == ["torchvision", "pil"]
+    assert used["log"] == []
 
 
-def test_no_complaints(used):
-    assert not [line for line in used["log"] if "not supported for" in line or "newly initialized" in line]
+def test_needs_no_remote_code_with_the_package(used_with_package):
+    assert used_with_package["same_logits"] and used_with_package["same_label_map"]
+    assert used_with_package["packages"] == ["hf_segtx"] * 3
+    assert used_with_package["backends"] == ["torchvision", "pil"]
+    assert used_with_package["log"] == []
 
 
 def test_auto_map_and_its_files(pushed):

@@ -1,0 +1,176 @@
+"""The model card against what huggingface_hub reads in it; tokens and uploads against a local stand-in of the Hub."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import huggingface_hub
+import pytest
+import yaml
+from conformance.fake_hub import FakeHub
+from huggingface_hub import ModelCard, parse_eval_result_entries
+from PIL import Image
+
+from hf_segtx import SegFormerConfig, SegFormerForSemanticSegmentation, SegFormerImageProcessor
+from hf_segtx.hub import check_token, push, write_card
+from hf_segtx.visualization import training_curves
+
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = {
+    "mean_iou": 0.41236,
+    "mean_accuracy": 0.5,
+    "overall_accuracy": 0.75,
+    "images": 12,
+    "protocol": "single scale, whole images: colons too",
+    "classes": {
+        "sky": {"iou": 0.8, "accuracy": 0.9},
+        "pole": {"iou": 0.02, "accuracy": 0.1},
+        "void|hole": {"iou": None, "accuracy": None},
+    },
+    "evaluations": [{"step": 5, "mean_iou": 0.2}, {"step": 10, "mean_iou": 0.41236}],
+    "losses": [{"step": step, "loss": 1 / step} for step in range(1, 11)],
+}
+SIZES = {"hidden_sizes": [8] * 4, "depths": [1] * 4, "num_attention_heads": [1] * 4, "decoder_hidden_size": 16}
+TEMPLATES = sorted(path for path in (ROOT / "model_cards").glob("*.md") if path.name != "card.md")
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    """A Hub of its own for huggingface_hub, which reads its address at import, and a token that may write."""
+    with FakeHub() as fake:
+        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", fake.endpoint)
+        template = fake.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", True)
+        monkeypatch.setenv("HF_TOKEN", "hf_fake")
+        huggingface_hub.close_session()  # made for the offline mode
+        yield fake
+    huggingface_hub.close_session()
+
+
+@pytest.mark.parametrize("template", TEMPLATES, ids=lambda path: path.stem)
+def test_card_matches_what_huggingface_hub_reads(template, tmp_path):
+    Image.new("RGB", (8, 8)).save(tmp_path / "predictions.png")
+    settings = {"name": "me/run", "data": "CamVid", "dataset_name": "me/camvid", "training": "10 steps"}
+    card = ModelCard.load(write_card(tmp_path, template, RESULTS, start="nvidia/mit-b0", **settings))
+    data = card.data.to_dict()
+    assert (data["pipeline_tag"], data["library_name"]) == ("image-segmentation", "transformers")
+    assert template.stem in data["tags"]
+    assert (data["base_model"], data["datasets"]) == ("nvidia/mit-b0", ["me/camvid"])
+    (result,) = card.data.eval_results
+    assert (result.metric_value, result.dataset_type) == (0.4124, "me/camvid")
+    assert result.metric_args == {"protocol": RESULTS["protocol"]}
+    (entry,) = parse_eval_result_entries(yaml.safe_load((tmp_path / ".eval_results/mean_iou.yaml").read_text()))
+    assert (entry.dataset_id, entry.value, entry.notes) == ("me/camvid", 0.4124, RESULTS["protocol"])
+    for text in ("mean IoU 41.24 %", "| sky | 80.00 | 90.00 |", "| void\\|hole | - | - |", "10 steps", "@inpro"):
+        assert text in card.text
+    assert "below 50 %: pole." in card.text and "hf.co/nvidia/mit-b0" in card.text and "arxiv.org" in card.text
+    for picture in ("predictions.png", "curves.png"):
+        assert f"]({picture})" in card.text and Image.open(tmp_path / picture).width > 0
+    code = card.text.split("```python\n")[1].split("```")[0]
+    assert sum(bool(line) for line in code.splitlines()) <= 5
+    compile(code, "card", "exec")
+
+
+def test_card_without_data_of_the_hub_and_curves(tmp_path):
+    results = {key: value for key, value in RESULTS.items() if key not in ("evaluations", "losses")}
+    settings = {"name": "run", "data": "my photos", "dataset_name": str(tmp_path)}
+    card = ModelCard.load(write_card(tmp_path, TEMPLATES[0], results, license="mit", **settings))
+    assert card.data.license == "mit" and card.data.datasets is None and card.data.base_model is None
+    assert card.data.eval_results[0].dataset_type == "local"
+    assert "from random weights" in card.text and ".png" not in card.text
+    assert not (tmp_path / ".eval_results").exists()
+
+
+def test_card_inherits_licence_and_lineage(tmp_path, hub):
+    """Of a model on the Hub, and through the card of a folder that was trained from it."""
+    base = "---\nlicense: other\nlicense_name: research-only\n---\n"
+    api = huggingface_hub.HfApi()
+    api.create_repo("me/base")
+    api.upload_file(path_or_fileobj=base.encode(), path_in_repo="README.md", repo_id="me/base")
+    settings = {"name": "run", "data": "scenes"}
+    (tmp_path / "first").mkdir()
+    write_card(tmp_path / "first", TEMPLATES[0], RESULTS, start="me/base", **settings)
+    (tmp_path / "second").mkdir()
+    card = ModelCard.load(write_card(tmp_path / "second", TEMPLATES[0], RESULTS, start=tmp_path / "first", **settings))
+    assert (card.data.base_model, card.data.license, card.data.license_name) == ("me/base", "other", "research-only")
+    assert "research-only; derived from [me/base]" in card.text
+
+
+def test_curves_need_something_to_show():
+    assert training_curves(RESULTS["evaluations"], RESULTS["losses"]).width == 2 * 560
+    assert training_curves([], RESULTS["losses"]).width == 560
+    with pytest.raises(ValueError, match="no evaluations and no losses"):
+        training_curves([])
+
+
+def test_tokens_are_checked(hub, monkeypatch):
+    assert check_token() == "tester"
+    with pytest.raises(ValueError, match="refuses the token"):
+        check_token("hf_wrong")
+    with pytest.raises(ValueError, match="may only read"):
+        check_token("hf_read")
+    monkeypatch.delenv("HF_TOKEN")
+    with pytest.raises(ValueError, match="no Hub token"):
+        check_token()
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")  # nobody listens there
+    with pytest.raises(ValueError, match="cannot be reached"):
+        check_token("hf_fake")
+
+
+def test_push_is_one_commit_and_can_be_repeated(tmp_path, hub, monkeypatch):
+    model = SegFormerForSemanticSegmentation(SegFormerConfig(**SIZES))
+    model.save_pretrained(tmp_path)
+    SegFormerImageProcessor().save_pretrained(tmp_path)
+    Image.new("RGB", (8, 8)).save(tmp_path / "predictions.png")
+    write_card(tmp_path, TEMPLATES[0], RESULTS, name="me/run", data="CamVid", dataset_name="me/camvid")
+    for other in ("step_3/model.safetensors", ".partial-test"):
+        (tmp_path / other).parent.mkdir(exist_ok=True)
+        (tmp_path / other).touch()
+    (tmp_path / "last").symlink_to("step_3")
+
+    hub.is_broken = True
+    monkeypatch.setattr("time.sleep", lambda seconds: None)  # between the client's attempts
+    with pytest.raises(ValueError, match="is whole; to repeat the upload:\npython -m hf_segtx.hub"):
+        push(tmp_path, "me/run")
+    assert len(hub.repos["model", "me/run"]["commits"]) == 1  # the empty one
+    hub.is_broken = False
+    assert push(tmp_path, "me/run").endswith("/me/run")
+    commits = hub.repos["model", "me/run"]["commits"]
+    assert len(commits) == 2
+    assert set(commits[-1][1]) - {".gitattributes"} == {
+        "README.md", "curves.png", "predictions.png", ".eval_results/mean_iou.yaml", "config.json", "model.safetensors",
+        "preprocessor_config.json", "configuration_segformer.py", "modeling_segformer.py", "segmentation_base.py",
+        *(path.name for path in tmp_path.glob("*.py")),
+    }  # fmt: skip
+    with pytest.raises(ValueError, match="no config.json"):
+        push(tmp_path / "step_3", "me/run")
+
+
+@pytest.mark.slow
+def test_training_pushes_the_final_model_and_no_token(tmp_path):
+    """In a process of its own: the address of the Hub is read at import."""
+    flags = ["--config_overrides", json.dumps(SIZES), "--max_train_steps", "2"]
+    flags += ["--num_warmup_steps", "0", "--max_eval_samples", "2", "--per_device_train_batch_size", "2"]
+    flags += ["--push_to_hub", "--hub_model_id", "me/scenes", "--output_dir", str(tmp_path / "out")]
+    flags += ["--with_tracking", "--report_to", "tensorboard", "--logging_steps", "1", "--evaluation_steps", "1"]
+    with FakeHub() as hub:
+        environment = {**os.environ, **hub.env(tmp_path / "home"), "PYTHONPATH": str(ROOT)}
+        del environment["HF_TOKEN"]
+        command = [sys.executable, str(ROOT / "examples/train.py"), *flags]
+        settings = {"capture_output": True, "text": True, "env": environment, "timeout": 600}
+        refused = subprocess.run([*command, "--hub_token", "hf_wrong"], **settings)
+        assert refused.returncode == 2 and "refuses the token" in refused.stderr and not (tmp_path / "out").exists()
+        done = subprocess.run([*command, "--hub_token", "hf_fake"], **settings)
+        assert done.returncode == 0, done.stderr
+        assert len(hub.repos["model", "me/scenes"]["commits"]) == 2
+        files = hub.repos["model", "me/scenes"]["commits"][-1][1]
+    assert {"README.md", "curves.png", "predictions.png", "config.json", "model.safetensors"} <= set(files)
+    assert not [file for file in files if file.startswith(("step_", "best", "last"))]
+    written = [path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()]
+    for text in (done.stdout.encode(), done.stderr.encode(), refused.stderr.encode(), *written, *files.values()):
+        assert b"hf_fake" not in text and b"hf_wrong" not in text
