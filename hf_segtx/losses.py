@@ -68,7 +68,7 @@ def parse_loss(
     """
     terms = []
     for term in text.split("+"):
-        match = re.fullmatch(r"(?:([\d.]+(?:e-?\d+)?)\s*\*\s*)?(\w+)", term.strip())
+        match = re.fullmatch(r"(?:(\d+\.?\d*(?:e-?\d+)?)\s*\*\s*)?(\w+)", term.strip())
         if match is None or match[2] not in LOSSES:
             raise ValueError(
                 f"{term.strip()!r} in the loss {text!r} is not known; write a sum of {', '.join(LOSSES)}, each with a "
@@ -77,6 +77,8 @@ def parse_loss(
         terms.append((float(match[1] or 1), match[2]))
     if not 0 <= label_smoothing <= 1:
         raise ValueError(f"label_smoothing is {label_smoothing}; it is a share of the target, between 0 and 1")
+    if label_smoothing and not any(name in ("ce", "ohem") for _, name in terms):
+        raise ValueError(f"the loss {text!r} takes no label_smoothing, only ce and ohem do; add one or set it to 0")
     smoothing = {"label_smoothing": label_smoothing, "class_weights": class_weights}
     settings = {
         "ce": smoothing,
@@ -126,6 +128,7 @@ def ohem_cross_entropy(
     align_corners: bool = False,
 ) -> torch.Tensor:
     """Cross-entropy of the hard pixels alone; arguments as in `hard_labels` and `upsampled_cross_entropy`."""
+    logits = _two_classes(logits, labels)
     resize = {"ignore_index": ignore_index, "align_corners": align_corners}
     hard = hard_labels(logits, labels, threshold=threshold, min_kept=min_kept, **resize)
     return upsampled_cross_entropy(
@@ -150,7 +153,8 @@ def focal_loss(
         class_weights: (K,)
     """
     log_probability = label_log_probability(logits, labels, ignore_index=ignore_index, align_corners=align_corners)
-    loss = (-torch.expm1(log_probability)).pow(gamma) * -log_probability
+    wrong = (-torch.expm1(log_probability)).clamp(min=torch.finfo(log_probability.dtype).tiny)  # 0 ** (gamma - 1) = inf
+    loss = wrong.pow(gamma) * -log_probability
     return _pixel_mean(loss, labels, logits.shape[1], class_weights, ignore_index)
 
 
@@ -298,7 +302,7 @@ def _pass_over_pixels(
     align_corners: bool,
 ) -> torch.Tensor:
     """The labels' log-probabilities (B, H, W); given their gradient instead that of the logits, (B, K, h, w)."""
-    cells = _Cells(logits, *labels.shape[1:], align_corners)
+    cells = _Cells.of_size(logits, labels.shape[1:], align_corners)
     axis = 2 if cells.classes_last else 1
     classes, ignored = logits.shape[1], labels == ignore_index
     buffers = torch.empty(2, cells.block_numel, dtype=cells.dtype, device=logits.device)
@@ -395,7 +399,7 @@ def _region_loss(
         return torch.ops.aten.upsample_bilinear2d_backward(pixels.unsqueeze(1), size, shape, align).squeeze(1)
 
     # every valid pixel is of a class that is present, whose probability is known: that gives log(sum(exp(z)))
-    normalizer = torch.zeros_like(log_probability)
+    normalizer = torch.full_like(log_probability, torch.inf)  # probability 0 at ignored pixels
     for k in present:
         normalizer = torch.where(labels == k, upsample(k) - log_probability, normalizer)
     loss = normalizer.new_zeros(())

@@ -1,12 +1,15 @@
 """The losses against the same formulas on full-size logits, with gradients by autograd."""
 
+import math
 import types
+from functools import partial
 
 import pytest
 import torch
 import torch.nn.functional as F
 
-from hf_segtx.losses import parse_loss
+from hf_segtx import losses
+from hf_segtx.losses import class_weights_from_counts, parse_loss
 from hf_segtx.models import upsampling
 
 
@@ -98,7 +101,7 @@ SLOW = {
 
 def assert_same(ours, slow, logits):
     torch.testing.assert_close(ours, slow.to(ours), **CLOSE[logits.dtype])
-    gradients = [torch.autograd.grad(3 * loss, logits)[0] for loss in (ours, slow)]
+    gradients = [torch.autograd.grad(3 * loss, logits, retain_graph=True)[0] for loss in (ours, slow)]
     torch.testing.assert_close(*gradients, **CLOSE[logits.dtype])
 
 
@@ -112,3 +115,199 @@ def test_matches_the_formula_on_full_size_logits(name, size_in, size_out, align_
         slow = SLOW[name](logits, labels, align_corners)
         monkeypatch.setattr(upsampling, "BLOCK_NUMEL_CPU", 300 if classes == 3 else 2**18)  # many blocks, and one
         assert_same(parse_loss(name)(logits, labels, config(align_corners=align_corners)), slow, logits)
+
+
+@pytest.mark.parametrize("name", losses.LOSSES)
+def test_gradient_matches_finite_differences(name):
+    for classes in (1, 3):
+        logits, labels = example((2, 3), (8, 12), classes)
+        loss = parse_loss(name, ohem_min_kept=20, focal_gamma=1.5)
+        assert torch.autograd.gradcheck(partial(loss, labels=labels, config=config()), logits)
+
+
+@pytest.mark.parametrize("name", losses.LOSSES)
+@pytest.mark.parametrize("classes", [1, 5])
+def test_all_ignored_gives_zero_loss_and_gradient(name, classes):
+    logits, labels = example(classes=classes)
+    loss = parse_loss(name, focal_gamma=0.5)(logits, torch.full_like(labels, 255), config())
+    assert loss.item() == 0 and torch.autograd.grad(loss, logits)[0].count_nonzero() == 0
+
+
+@pytest.mark.parametrize("name", ["ce", "focal", "boundary"])
+def test_class_weights_match_the_weighted_mean(name):
+    for classes in (1, 5):
+        logits, labels = example(classes=classes)
+        weights = torch.linspace(0, 2, max(classes, 2))
+        ours = parse_loss(name, class_weights=weights)(logits, labels, config())
+        assert_same(ours, SLOW[name](logits, labels, False, weights), logits)
+        with pytest.raises(ValueError, match="class_weights have shape"):
+            parse_loss(name, class_weights=torch.ones(7))(logits, labels, config())
+
+
+def test_ohem_matches_the_mean_over_the_hardest_pixels():
+    logits, labels = example()
+    probabilities, logs, label = full_size(logits, labels, False)
+    picked = torch.arange(len(label)), label
+    for threshold, min_kept in ((0.3, 10), (1e-6, 100)):
+        # kept: below the threshold, or below the pixel after the `min_kept` hardest
+        bound = max(threshold, probabilities[picked].sort().values[min_kept].item())
+        slow = -logs[picked][probabilities[picked] < bound].mean()
+        loss = parse_loss("ohem", ohem_threshold=threshold, ohem_min_kept=min_kept)
+        assert_same(loss(logits, labels, config()), slow, logits)
+
+
+def test_sum_with_auxiliary_heads_matches_its_terms():
+    logits, labels = example()
+    heads = [2 * logits[..., :3], logits[..., 2:] - 1]
+    weights = torch.linspace(0.5, 2, 5)
+
+    def cross_entropy(logits):
+        logits = F.interpolate(logits, labels.shape[1:], mode="bilinear")
+        return F.cross_entropy(logits, labels, weights.to(logits), ignore_index=255, label_smoothing=0.1)
+
+    text = " 0.5*lovasz+ce + 2e-1 * dice"
+    settings = {"class_weights": weights, "label_smoothing": 0.1}
+    main = cross_entropy(logits) + 0.5 * slow_lovasz(logits, labels, False) + 0.2 * slow_dice(logits, labels, False)
+    ours = parse_loss(text, **settings)(logits, labels, config(), heads)
+    assert_same(ours, main + 0.4 * cross_entropy(heads[0]) + 0.4 * cross_entropy(heads[1]), logits)
+    ours = parse_loss(text, **settings, auxiliary_weights=[1.0, 0.1])(logits, labels, config(), heads)
+    assert_same(ours, main + cross_entropy(heads[0]) + 0.1 * cross_entropy(heads[1]), logits)
+    with pytest.raises(ValueError, match="1 auxiliary weights for 2 heads"):
+        parse_loss(text, auxiliary_weights=[1.0])(logits, labels, config(), heads)
+
+
+@pytest.mark.parametrize("text", ["", "ce + ", "lovas", "-1*ce", "ce lovasz", "ce * 2", "1.2.3*ce", "2*"])
+def test_what_is_no_sum_of_losses_gets_a_clear_error(text):
+    with pytest.raises(ValueError, match="write a sum of ce, ohem, focal, boundary, dice, lovasz"):
+        parse_loss(text)
+
+
+def test_settings_without_effect_are_refused():
+    with pytest.raises(ValueError, match="label_smoothing is 2"):
+        parse_loss(label_smoothing=2)
+    with pytest.raises(ValueError, match="'dice' takes no label_smoothing, only ce"):
+        parse_loss("dice", label_smoothing=0.1)
+
+
+@pytest.mark.parametrize("name", ["ce", "focal", "boundary"])
+def test_micro_batches_add_up_to_one_batch(name):
+    """With the factors of examples/train.py: the sum of the class weights of their valid pixels over that of all."""
+    logits, labels = example()
+    labels[1, 4:] = 255
+    weights = torch.linspace(0.5, 2, 5)
+    loss = parse_loss(name, class_weights=weights)
+    pixels = [weights[image[image != 255]].sum() for image in labels]
+    parts = [loss(logits[i : i + 1], labels[i : i + 1], config()) * pixels[i] / sum(pixels) for i in range(2)]
+    assert_same(sum(parts), loss(logits, labels, config()), logits)
+
+
+def test_lovasz_is_exact_where_its_weights_are_small():
+    """A rise of the Jaccard loss is about 1 / pixels: as a difference of float32 numbers it would be noise."""
+    generator = torch.Generator().manual_seed(0)
+    probability, of_class = torch.rand(2**20, generator=generator), torch.rand(2**20, generator=generator) < 0.9
+    loss, gradient = losses._lovasz_of_class(probability, of_class)
+    exact_loss, exact_gradient = losses._lovasz_of_class(probability.double(), of_class)
+    torch.testing.assert_close(loss.double(), exact_loss, rtol=1e-5, atol=0)
+    torch.testing.assert_close(gradient.double(), exact_gradient, rtol=1e-5, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", losses.LOSSES)
+def test_extreme_logits_stay_finite(name):
+    logits, labels = example(dtype=torch.float32)
+    extreme = (500 * logits).detach().requires_grad_()
+    loss = parse_loss(name, focal_gamma=0.5)(extreme, labels, config())
+    assert loss.isfinite() and torch.autograd.grad(loss, extreme)[0].isfinite().all()
+
+
+@pytest.mark.parametrize("name", ["focal", "boundary", "dice", "lovasz"])
+def test_half_precision_logits_are_computed_in_float32(name):
+    logits, labels = example(dtype=torch.float32)
+    half = logits.detach().bfloat16().requires_grad_()
+    exact = half.detach().float().requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16):  # must not reach the inside
+        loss = parse_loss(name)(half, labels, config())
+    slow = SLOW[name](exact, labels, False)
+    torch.testing.assert_close(loss, slow, **CLOSE[torch.float32])
+    gradients = torch.autograd.grad(loss, half)[0], torch.autograd.grad(slow, exact)[0].bfloat16()
+    torch.testing.assert_close(*gradients, rtol=1e-2, atol=1e-6)  # one rounding
+
+
+@pytest.mark.parametrize("strides", ["channels_last", "transposed"])
+@pytest.mark.parametrize("name", ["focal", "lovasz"])
+def test_strides_and_label_types_do_not_change_the_result(name, strides):
+    logits, labels = example()
+    other = {
+        "channels_last": lambda: logits.detach().contiguous(memory_format=torch.channels_last),
+        "transposed": lambda: logits.detach().mT.contiguous().mT,
+    }[strides]().requires_grad_()
+    expected, ours = (parse_loss(name)(x, y, config()) for x, y in ((logits, labels), (other, labels.to(torch.uint8))))
+    torch.testing.assert_close(ours, expected)
+    torch.testing.assert_close(torch.autograd.grad(ours, other), torch.autograd.grad(expected, logits))
+
+
+def test_ignore_index_of_any_value():
+    logits, labels = example()
+    other = labels.masked_fill(labels == 255, -100)
+    for name in losses.LOSSES:
+        expected = parse_loss(name)(logits, labels, config())
+        settings = types.SimpleNamespace(semantic_loss_ignore_index=-100)
+        torch.testing.assert_close(parse_loss(name)(logits, other, settings), expected)
+
+
+def test_bad_labels_get_a_clear_error():
+    logits, labels = example()
+    for name in losses.LOSSES:
+        with pytest.raises(ValueError, match="label 7 is neither in"):
+            parse_loss(name)(logits, labels.masked_fill(labels == 1, 7), config())
+        with pytest.raises(ValueError, match="do not fit logits"):
+            parse_loss(name)(logits, labels[:1], config())
+
+
+@pytest.mark.parametrize("name", losses.LOSSES)
+def test_full_size_logits_are_never_allocated(name):
+    logits, labels = example((32, 32), (128, 128), classes=100, dtype=torch.float32)
+    labels = torch.where(labels == 255, labels, labels % 10)  # fewer classes in the batch: a faster test
+    logits, labels = logits.repeat(4, 1, 1, 1).detach().requires_grad_(), labels.repeat(4, 1, 1)
+
+    def largest_allocation(function):
+        with torch.profiler.profile(profile_memory=True) as profile:
+            function()
+        return max(event.self_cpu_memory_usage for event in profile.events())
+
+    full = 4 * labels.numel() * 100
+    blocks = 4 * 2 * upsampling.BLOCK_NUMEL_CPU  # two of them, or a few maps (B, H, W), or the gradient of the logits
+    assert largest_allocation(lambda: parse_loss(name)(logits, labels, config()).backward()) <= blocks < full / 4
+
+
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
+def test_compiled_without_graph_breaks_equals_eager(backend):
+    torch._dynamo.reset()
+    logits, labels = example(dtype=torch.float32)
+    loss = parse_loss("ce + ohem + focal + boundary + dice + 0.5*lovasz", class_weights=torch.linspace(0.5, 2, 5))
+    compiled = torch.compile(loss, fullgraph=True, backend=backend)
+    assert_same(compiled(logits, labels, config()), loss(logits, labels, config()), logits)
+
+
+def test_operators_satisfy_torch_library():
+    logits, labels = example(dtype=torch.float32)
+    torch.library.opcheck(losses._pass_over_pixels, (logits, labels, None, 255, False))
+    torch.library.opcheck(losses._region_loss, (logits, labels, "lovasz", 255, False, True))
+
+
+def test_weights_from_counts_match_enet():
+    weights = class_weights_from_counts(torch.tensor([900, 100, 0]))
+    assert weights.tolist() == pytest.approx([1 / math.log(1.02 + share) for share in (0.9, 0.1, 0)])
+    with pytest.raises(ValueError, match="no labelled pixels"):
+        class_weights_from_counts(torch.zeros(3))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("name", losses.LOSSES)
+def test_gpu_equals_cpu(name):
+    logits, labels = example(dtype=torch.float32)
+    on_gpu = logits.detach().cuda().requires_grad_()
+    loss = parse_loss(name)
+    ours, expected = loss(on_gpu, labels.cuda(), config()), loss(logits, labels, config())
+    torch.testing.assert_close(ours.cpu(), expected, **CLOSE[torch.float32])
+    gradients = torch.autograd.grad(ours, on_gpu)[0].cpu(), torch.autograd.grad(expected, logits)[0]
+    torch.testing.assert_close(*gradients, **CLOSE[torch.float32])
