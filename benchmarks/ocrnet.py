@@ -128,7 +128,7 @@ def compare_context(side: int, rounds: int):
         with torch.inference_mode():
             return head(x)
 
-    steps = {name: lambda head=head: step(head.eval()) for name, head in heads.items()}
+    steps = {name: lambda head=head.eval(): step(head) for name, head in heads.items()}
     seconds = {name: statistics.median(values) for name, values in interleave(steps, rounds).items()}
     print(f"Table 1 at 1x2048x{side}x{side}: parameters (M), GFLOPs, peak additional memory (MiB), milliseconds")
     for name, head in heads.items():
