@@ -1,0 +1,215 @@
+"""examples/evaluate.py against the library's own functions, called by hand; what it writes, repeats and refuses."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from PIL import Image
+from transformers.image_utils import SizeDict
+
+from hf_segtx import SegFormerConfig, SegFormerForSemanticSegmentation, SegFormerImageProcessor
+from hf_segtx.error_analysis import BoundaryIoU, ImageScores, LabelFingerprint, SizeIoU, confusion_pairs
+from hf_segtx.inference import evaluate, load_model
+from hf_segtx.scenes import SceneDataset
+
+
+ROOT = Path(__file__).resolve().parent.parent
+IMAGES = 4
+SIZES = {"hidden_sizes": [8, 8, 16, 16], "depths": [1, 1, 1, 1], "num_attention_heads": [1, 1, 2, 2]}
+
+
+@pytest.fixture(scope="module")
+def script():
+    spec = importlib.util.spec_from_file_location("examples_evaluate", ROOT / "examples" / "evaluate.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    """A model with random weights and the classes of the scenes, saved with its processor."""
+    folder = tmp_path_factory.mktemp("model")
+    labels = SceneDataset(1).labels
+    config = SegFormerConfig(**SIZES, decoder_hidden_size=16, id2label=labels.id2label, label2id=labels.label2id)
+    model = SegFormerForSemanticSegmentation(config).eval()
+    model.decode_head.classifier.weight.data.mul_(50)  # so that several classes are predicted
+    model.save_pretrained(folder)
+    SegFormerImageProcessor(do_resize=False).save_pretrained(folder)
+    return folder
+
+
+def run(script, *words):
+    return script.main(script.parse_arguments([*map(str, words), "--max_eval_samples", str(IMAGES)]))
+
+
+def scenes():
+    return SceneDataset(IMAGES, seed=2**31 - 1)  # those of load_data
+
+
+def test_scores_match_the_library(script, checkpoint, tmp_path, capsys):
+    files = tmp_path / "new" / "scores.json", tmp_path / "worst.png"
+    run(script, checkpoint, "--json", files[0], "--worst_picture", files[1], "--worst", 3)
+    results, shown = json.loads(files[0].read_text()), capsys.readouterr().out
+    model, processor = load_model(checkpoint)
+    metrics = [metric(8) for metric in (BoundaryIoU, SizeIoU, ImageScores)] + [LabelFingerprint()]
+    scores = evaluate(model, processor, scenes(), progress=False, extra_metrics=metrics)
+    boundary, sizes, images, fingerprint = (metric.compute() for metric in metrics)
+    assert results["mean_iou"] == scores["mean_iou"]
+    assert results["mean_boundary_iou"] == boundary["mean_boundary_iou"]
+    assert {size: value["mean_iou"] for size, value in results["sizes"].items()} == {
+        size: None if np.isnan(value["mean_iou"]) else value["mean_iou"] for size, value in sizes.items()
+    }
+    assert tuple(results["mean_iou_interval"]) == images["mean_iou_interval"]
+    assert results["confusions"] == confusion_pairs(scores["confusion_matrix"], scenes().labels.names)
+    assert results["data_fingerprint"] == fingerprint
+    iou = images["image_iou"]
+    order = np.argsort(iou)[:3]
+    worst = [{"name": f"scene_{i:06d}", "mean_iou": iou[i]} for i in order]
+    assert results["worst_images"] == worst
+    assert Image.open(files[1]).height > 3 * 300  # three rows of square images and the legend
+    for text in ("boundary IoU %", "95 % interval", " taken for ", worst[0]["name"], fingerprint, results["protocol"]):
+        assert text in shown
+    assert results["protocol"].startswith("single scale, whole images, no flip") and results["precision"] == "fp32"
+
+
+@pytest.mark.parametrize(
+    "words, settings, views, said",
+    [
+        ("--scales 0.5 1 --flip", {}, {"scales": (0.5, 1), "flip": True}, "scales 0.5, 1 of that, whole images, with"),
+        ("--mode slide --window_size 64 96 --window_stride 32", {"window_size": [64, 96], "window_stride": 32}, {},
+         "windows of 64x96 pixels every 32x32"),
+        ("--image_size 64 96", {"do_resize": True, "size": SizeDict(shortest_edge=64, longest_edge=96)}, {}, "most 96"),
+    ],
+)  # fmt: skip
+def test_protocol_flags_match_the_library(script, checkpoint, words, settings, views, said):
+    results = run(script, checkpoint, *words.split(), "--classes_only")
+    model, processor = load_model(checkpoint)
+    for name, value in settings.items():
+        setattr(processor, name, value)
+    assert results["mean_iou"] == evaluate(model, processor, scenes(), progress=False, **views)["mean_iou"]
+    assert said in results["protocol"]
+    assert "mean_boundary_iou" not in results
+
+
+def test_flags_overrule_the_saved_windows(script, checkpoint, tmp_path):
+    model, processor = load_model(checkpoint)
+    model.save_pretrained(tmp_path)
+    processor.window_size, processor.window_stride = 64, 48
+    processor.save_pretrained(tmp_path)
+    for words, said in (
+        ([], "windows of 64x64 pixels every 48x48"),
+        (["--mode", "slide"], "windows of 64x64 pixels every 48x48"),
+        (["--window_stride", "64"], "windows of 64x64 pixels every 64x64"),
+        (["--window_size", "96"], "windows of 96x96 pixels every 96x96"),  # another window has another stride
+        (["--mode", "whole"], "whole images"),
+    ):
+        assert said in run(script, tmp_path, *words, "--classes_only")["protocol"]
+
+
+def test_what_was_written_can_be_repeated(script, checkpoint, tmp_path):
+    file = tmp_path / "scores.json"
+    flags = "--scales 0.5 1 --flip --mode slide --window_size 64 --window_stride 32".split()
+    first = run(script, checkpoint, *flags, "--json", file)
+    arguments = script.parse_arguments([str(checkpoint), "--from_card", str(file), "--classes_only"])
+    again = script.main(arguments)
+    assert again["is_as_on_card"] and again["mean_iou"] == first["mean_iou"]
+    assert again["protocol"] == first["protocol"] and again["images"] == IMAGES
+
+
+def test_card_is_compared(script, checkpoint, tmp_path, capsys):
+    """Exit status 0, 1 and 2, with all_results.json as train.py writes it, and with a model-index alone."""
+    model, processor = load_model(checkpoint)
+    model.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    arguments = ["--size b0", "--max_train_samples 8800", f"--max_eval_samples {IMAGES}", "--fused True"]
+    command = [str(tmp_path), "--from_card", "--classes_only"]
+    assert script.run(command) == 2
+    assert "the card of" in capsys.readouterr().err
+
+    true = evaluate(model, processor, scenes(), progress=False)["mean_iou"]
+    card = {"mean_iou": true, "images": IMAGES, "arguments": arguments, "protocol": "by eye"}
+    for changes, status, said in (
+        ({}, 0, "the same (difference +0.000"),
+        ({"mean_iou": true + 0.0004}, 0, "the same"),  # within what other hardware changes
+        ({"mean_iou": true - 0.01}, 1, "NOT the same (difference +1.000"),
+        ({"images": 5}, 2, "images is 4 here and 5 on the card"),
+        ({"data_fingerprint": "0123456789abcdef"}, 2, "and 0123456789abcdef on the card; give the same data"),
+        ({"arguments": ["--validation_dir 'my data/val'"]}, 2, "no such folder (data of the card"),
+    ):
+        (tmp_path / "all_results.json").write_text(json.dumps({**card, **changes}))
+        assert script.run(command) == status
+        captured = capsys.readouterr()
+        assert said in captured.out + captured.err
+    assert "protocol on the card: by eye" not in captured.out
+
+    (tmp_path / "all_results.json").unlink()
+    score = EvalResult("image-segmentation", "scenes", "scenes", "mean_iou", round(float(true), 4))
+    data = ModelCardData(model_name="a model", eval_results=[score])
+    ModelCard(f"---\n{data}\n---\n").save(tmp_path / "README.md")
+    assert script.run([*command, "--max_eval_samples", str(IMAGES)]) == 0
+
+
+def test_flags_of_the_card_come_before_those_given(script, checkpoint, tmp_path):
+    lines = ["--validation_dir 'a b/val'", "--do_reduce_labels True", "--learning_rate 1", "--flip True"]
+    file = tmp_path / "scores.json"
+    file.write_text(json.dumps({"mean_iou": 0.5, "arguments": lines}))
+    arguments = script.parse_arguments(["model", "--from_card", str(file), "--validation_dir", "c"])
+    assert arguments.validation_dir == "c" and arguments.do_reduce_labels and arguments.flip
+    file.write_text(json.dumps({"mean_iou": 0.5, "arguments": ["--dataset_name me/data"]}))
+    arguments = script.parse_arguments(["model", "--from_card", str(file)])
+    assert arguments.train_split == "train"  # of which train.py holds a part out if there is no validation split
+
+
+def test_held_out_part_of_training_data_is_scored(script, checkpoint, tmp_path):
+    items = SceneDataset(8)
+    for kind in ("images", "masks"):
+        (tmp_path / kind).mkdir()
+    for index in range(8):
+        items[index]["image"].save(tmp_path / "images" / f"{index}.png")
+        Image.fromarray(items[index]["label"]).save(tmp_path / "masks" / f"{index}.png")
+    (tmp_path / "id2label.json").write_text(json.dumps(items.labels.id2label))
+    words = [str(checkpoint), "--train_dir", str(tmp_path), "--train_val_split", "0.25"]
+    assert script.main(script.parse_arguments(words))["images"] == 2
+
+
+def test_wrong_flags_are_named(script, checkpoint, tmp_path, capsys):
+    for words, said in (
+        ("--mode slide", "no window size"),
+        ("--window_stride 8", "no window size"),
+        ("--mode whole --window_size 64", "leave --window_size away"),
+        ("--window_size 64 64 64", "has 3 numbers"),
+        ("--scales 1 0", "--scales has 0; factors are above 0"),
+        (f"--worst_picture {tmp_path}/worst", "end it in .png"),
+        ("--train_dir nowhere", "no such folder"),
+    ):
+        assert script.run([str(checkpoint), *words.split()]) == 2
+        assert said in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_two_processes_match_one(script, checkpoint, tmp_path):
+    expected = run(script, checkpoint, "--flip")
+    file = tmp_path / "scores.json"
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29517"]
+    command += [str(ROOT / "examples/evaluate.py"), str(checkpoint), "--flip", "--max_eval_samples", str(IMAGES)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    subprocess.run([*command, "--json", str(file)], check=True, env=environment)
+    results = json.loads(file.read_text())
+    for key in expected.keys() - {"seconds", "images_per_second"}:
+        assert results[key] == expected[key], key
+
+
+def test_worst_picture_of_two_classes(script):
+    """A single class is drawn beside its background."""
+    image, label = Image.new("RGB", (32, 24)), np.eye(24, 32, dtype=np.uint8)
+    labels = type(scenes().labels)(names=("crack",))
+    item = {"image": image, "label": label, "name": "a"}
+    picture = script.worst_picture([item], [label], [{"name": "a", "mean_iou": 0.25}], labels)
+    assert picture.width > 3 * 300
