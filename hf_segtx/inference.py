@@ -1,22 +1,35 @@
 """Prediction and evaluation: image processor -> model -> post-processing, exactly what users of the pipeline get.
 
-`load_model` reads a checkpoint, `predict` serves a list of images, `evaluate` a whole data set. `examples/train.py` and
-`examples/evaluate.py` both measure with `evaluate`: the number printed while training is that of the saved checkpoint.
+`load_model` reads a checkpoint, `predict` serves a list of images, `segment` does so at several scales, flipped, and
+with probabilities, `evaluate` scores a whole data set. `examples/train.py` and `examples/evaluate.py` both measure with
+`evaluate`: the number printed while training is that of the saved checkpoint.
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice, product
 from pathlib import Path
+from pickle import UnpicklingError
 
 import torch
+import torch.nn.functional as F
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError, safe_open
 from torch import distributed, nn
 from torch.utils.data import Dataset
 from tqdm.auto import tqdm
-from transformers import AutoConfig, AutoImageProcessor, AutoModelForSemanticSegmentation
+from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation, PreTrainedConfig
+from transformers.image_utils import SizeDict
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from . import ARCHITECTURES
 from .data import evaluation_dataloader
 from .metrics import MeanIoU
+from .models.image_processing_segtx import effective_divisor, padded_size, unpadded_positions, window_grid, window_pair
+from .models.sliding_windows import BLOCK_NUMEL, MergedWindows
+from .models.upsampling import logits_at
 
 
 def load_model(
@@ -41,25 +54,67 @@ def load_model(
         hub: `revision`, `cache_dir`, `token` of the download.
 
     Raises:
-        ValueError: if a folder holds no model, or weights are missing and `allow_new_weights` is not set.
-        OSError: as transformers, if there is no such model.
+        ValueError: if a folder holds no model or no processor, its architecture is unknown, a file is damaged, pickled
+            weights hold more than tensors, or weights are missing or of other shapes without `allow_new_weights`.
+        OSError: as transformers, if there is no such model or a JSON file is damaged.
     """
     if Path(name_or_path).is_dir() and not (Path(name_or_path) / "config.json").is_file():
         raise ValueError(f"{name_or_path} is not the folder of a model: it has no config.json")
     remote = {**hub, "trust_remote_code": trust_remote_code}
-    model_type = AutoConfig.from_pretrained(name_or_path, **remote).model_type
+    settings, _ = PreTrainedConfig.get_config_dict(name_or_path, **hub)
+    model_type = settings.get("model_type", "")
     own = {row[0].model_type: row for row in ARCHITECTURES}.get(f"segtx_{model_type.removeprefix('segtx_')}")
     load, load_processor, options = AutoModelForSemanticSegmentation, AutoImageProcessor, remote
     if own is not None:
         _, _, load, load_processor, _ = own
         options = hub
-    model, report = load.from_pretrained(
-        name_or_path, output_loading_info=True, ignore_mismatched_sizes=allow_new_weights, **options, **(config or {})
-    )
-    if report["missing_keys"] and not allow_new_weights:
-        missing = sorted(report["missing_keys"])
-        raise ValueError(f"{name_or_path} lacks {len(missing)} weights, such as {missing[0]}; train it first")
-    return model, load_processor.from_pretrained(processor_name_or_path or name_or_path, **options)
+    elif model_type not in CONFIG_MAPPING and not (trust_remote_code and "auto_map" in settings):
+        cure = "pass trust_remote_code if you trust its code" if "auto_map" in settings else "install its package"
+        raise ValueError(f"{name_or_path}/config.json: model_type {model_type!r} is unknown to transformers; {cure}")
+    try:
+        model, report = load.from_pretrained(
+            name_or_path, output_loading_info=True, ignore_mismatched_sizes=True, **options, **(config or {})
+        )
+    except SafetensorError as error:
+        raise ValueError(
+            f"{damaged_file(name_or_path)} is cut off or no safetensors file ({error}); copy or download it again"
+        ) from error
+    except UnpicklingError as error:
+        raise ValueError(
+            f"the pickled weights of {name_or_path} are refused: they hold more than tensors, which could run any code "
+            "when it is loaded; where you trust them, save the tensors alone as model.safetensors"
+        ) from error
+    except StrictDataclassError as error:
+        raise ValueError(f"{name_or_path}/config.json: {' '.join(str(error).split())}") from error
+    if not allow_new_weights:
+        for name, found, expected in sorted(report["mismatched_keys"]):
+            raise ValueError(
+                f"{name_or_path}: the weight {name} is {tuple(found)}, but config.json makes it {tuple(expected)}; "
+                "take both from the same checkpoint"
+            )
+        if missing := sorted(report["missing_keys"]):
+            cure = "train it first"
+            if unknown := sorted(report["unexpected_keys"]):
+                cure = f"it has {unknown[0]}: examples/convert.py reads checkpoints of other code bases"
+            raise ValueError(f"{name_or_path} lacks {len(missing)} weights, such as {missing[0]}; {cure}")
+    place = processor_name_or_path or name_or_path
+    if Path(place).is_dir() and not (Path(place) / "preprocessor_config.json").is_file():
+        raise ValueError(
+            f"{place} has no preprocessor_config.json; save the image processor of the training there: "
+            f"{load_processor.__name__}(...).save_pretrained({str(place)!r})"
+        )
+    return model, load_processor.from_pretrained(place, **options)
+
+
+def damaged_file(folder: str | Path) -> str | Path:
+    """The first safetensors file of a folder that cannot be opened, else the folder."""
+    for file in sorted(Path(folder).glob("*.safetensors")):
+        try:
+            with safe_open(file, "pt"):
+                pass
+        except SafetensorError:
+            return file
+    return folder
 
 
 def image_size(image) -> tuple[int, int]:
@@ -68,16 +123,22 @@ def image_size(image) -> tuple[int, int]:
 
 
 @torch.no_grad()
-def predict(model: nn.Module, processor, images: Sequence) -> list[torch.Tensor]:
-    """Label maps of images of any sizes, each at its image's own size.
+def predict(model: nn.Module, processor, images: Sequence, *, window_batch_size: int = 4) -> list[torch.Tensor]:
+    """Label maps of images of any sizes, each at its image's own size, as the processor's protocol wants it.
 
-    Images of equal size go through the model together, so hand over no more than fit into memory. The model should be
-    in evaluation mode.
+    Whole images of equal size go through the model together, so hand over no more than fit into memory. Of windows so
+    many are held as `window_batch_size` says, and logits of two or three rows of windows. The model should be in
+    evaluation mode.
+
+    Args:
+        window_batch_size: windows, of one or of several images, that go through the model together.
 
     Shape:
         images: PIL images, or uint8 tensors or arrays (C, H, W)
         returns: a map (H, W) int64 an image, in the images' order, on the model's device
     """
+    if getattr(processor, "window_size", None) is not None:
+        return _predict_windows(model, processor, images, window_batch_size)
     device = next(model.parameters()).device
     label_maps: list = [None] * len(images)
     sizes = [image_size(image) for image in images]
@@ -91,6 +152,170 @@ def predict(model: nn.Module, processor, images: Sequence) -> list[torch.Tensor]
     return label_maps
 
 
+def _predict_windows(model: nn.Module, processor, images: Sequence, batch_size: int) -> list[torch.Tensor]:
+    label_maps: list[list[torch.Tensor]] = [[] for _ in images]
+
+    def all_windows():
+        for image, rows in zip(images, label_maps, strict=True):
+            pixel_values = resized_image(processor, image)
+            merged, windows = cut_windows(processor, pixel_values, image_size(image))
+            yield from ((merged, rows, window) for window in windows)
+
+    for merged, rows, logits in logits_of_windows(model, all_windows(), batch_size):
+        if merged.add(logits):
+            rows.append(merged.next_rows())
+    return [torch.cat(rows) for rows in label_maps]
+
+
+def logits_of_windows(model: nn.Module, items: Iterator[tuple], batch_size: int) -> Iterator[tuple]:
+    """The items, with their last element, a window (C, H, W), replaced by its logits (K, h, w)."""
+    device = next(model.parameters()).device
+    while batch := list(islice(items, batch_size)):
+        logits = model(torch.stack([window for *_, window in batch]).to(device)).logits
+        for item, window_logits in zip(batch, logits, strict=True):
+            yield *item[:-1], window_logits
+
+
+def resized_image(processor, image, scale: float = 1.0) -> torch.Tensor:
+    """The image (C, H', W') as the processor resizes, `scale` times as large, and normalises it; not padded or cut."""
+    options = {}
+    if scale != 1:
+        edges = zip(("shortest_edge", "longest_edge"), sorted(image_size(image)), strict=True)
+        size = dict(processor.size if processor.do_resize else edges)
+        unit = processor.size_divisor or 1 if size.get("height") else 1  # a size of height and width is not padded
+        size = {key: max(1, round(edge * scale / unit)) * unit for key, edge in size.items() if edge}
+        options = {"do_resize": True, "size": size}
+    inputs = processor(images=[image], window_size=None, do_pad=False, return_tensors="pt", **options)
+    return inputs["pixel_values"][0]
+
+
+def cut_windows(processor, pixel_values: torch.Tensor, target: tuple[int, int]):
+    """The windows (C, h, w) of a resized image, and what makes a result of size `target` of their logits."""
+    size = tuple(pixel_values.shape[1:])
+    window, starts = window_grid(size, processor.window_size, processor.window_stride, processor.size_divisor)
+    padded = F.pad(pixel_values, (0, max(window[1] - size[1], 0), 0, max(window[0] - size[0], 0)))
+    merged = MergedWindows(size, target, window, starts, processor.align_corners)
+    return merged, (padded[:, top : top + window[0], left : left + window[1]] for top, left in product(*starts))
+
+
+@dataclass
+class Segmentation:
+    """What `segment` knows of an image of K classes, (H, W) pixels. What was not asked for is None.
+
+    Args:
+        label_map: (H, W) int64.
+        probabilities: (K, H, W) float32, mean over scales and flips; with one logit (2, H, W), of a sigmoid.
+        confidence: (H, W) float32, probability of each pixel's class, in [0, 1].
+        entropy: (H, W) float32, of each pixel's probabilities, in nats: 0 if sure, log K if all classes are equal.
+        segments: of each class that occurs {"label_id", "label", "area" in pixels, "score": mean confidence}.
+    """
+
+    label_map: torch.Tensor
+    probabilities: torch.Tensor | None = None
+    confidence: torch.Tensor | None = None
+    entropy: torch.Tensor | None = None
+    segments: list[dict] | None = None
+
+
+@torch.no_grad()
+def segment(
+    model: nn.Module,
+    processor,
+    images: Sequence,
+    *,
+    scales: Sequence[float] = (1.0,),
+    flip: bool = False,
+    window_batch_size: int = 4,
+    return_scores: bool = False,
+    return_uncertainty: bool = False,
+) -> list[Segmentation]:
+    """Multi-scale and flip testing, and how sure the model is. With one scale and no flip, the maps of `predict`.
+
+    Averaged are probabilities (softmax of the logits resized to the image), not logits, as in the authors' code of
+    SETR (`inference` and `aug_test` of its mmsegmentation) and Segmenter (segm/model/utils.py). The logits of all
+    scales are held at the resolution of the head, full-size probabilities for a block of rows only.
+
+    Args:
+        scales: factors of the processor's `size`; the papers take 0.5, 0.75, 1, 1.25, 1.5 and 1.75.
+        flip: also predict each scale mirrored left to right.
+        window_batch_size: windows that go through the model together, if the processor cuts images into windows.
+        return_scores: `probabilities`, which take 4 K bytes a pixel.
+        return_uncertainty: `confidence`, `entropy` and `segments`.
+
+    Shape:
+        images: PIL images, or uint8 tensors or arrays (C, H, W)
+    """
+    if list(scales) == [1] and not (flip or return_scores or return_uncertainty):
+        maps = predict(model, processor, images, window_batch_size=window_batch_size)
+        return [Segmentation(label_map) for label_map in maps]
+    results = []
+    for image in images:
+        height, width = image_size(image)
+        views = [
+            _view(model, processor, image, scale, mirrored, window_batch_size)
+            for scale in scales
+            for mirrored in ((False, True) if flip else (False,))
+        ]
+        blocks = []
+        step = max(1, BLOCK_NUMEL // (max(2, model.config.num_labels) * width))
+        for begin in range(0, height, step):
+            probabilities = sum(_probabilities(view(begin, min(begin + step, height))) for view in views) / len(views)
+            confidence, label_map = probabilities.max(0)
+            block = [label_map]
+            if return_uncertainty:
+                block += [confidence, torch.special.entr(probabilities).sum(0)]
+            if return_scores:
+                block.append(probabilities)
+            blocks.append(block)
+        label_map, *others = (torch.cat(parts, dim=-2) for parts in zip(*blocks, strict=True))
+        result = Segmentation(label_map)
+        if return_scores:
+            result.probabilities = others.pop()
+        if return_uncertainty:
+            result.confidence, result.entropy = others
+            result.segments = [
+                {
+                    "label_id": label,
+                    "label": model.config.id2label.get(label),
+                    "area": int(mask.sum()),
+                    "score": float(result.confidence[mask].mean()),
+                }
+                for label in label_map.unique().tolist()
+                for mask in [label_map == label]
+            ]
+        results.append(result)
+    return results
+
+
+def _probabilities(logits: torch.Tensor) -> torch.Tensor:
+    """Softmax of logits (K, rows, W); one class is a sigmoid: two classes with logits 0 and x."""
+    if len(logits) == 1:
+        logits = torch.cat([torch.zeros_like(logits), logits])
+    return logits.softmax(0)
+
+
+def _view(
+    model: nn.Module, processor, image, scale: float, mirrored: bool, window_batch_size: int
+) -> Callable[[int, int], torch.Tensor]:
+    """The model's view of an image: a function that returns its logits (K, end - begin, W) of rows begin to end."""
+    pixel_values = resized_image(processor, image, scale)
+    if mirrored:
+        pixel_values = pixel_values.flip(-1)
+    target, size = image_size(image), tuple(pixel_values.shape[1:])
+    if getattr(processor, "window_size", None) is not None:
+        merged, windows = cut_windows(processor, pixel_values, target)
+        for (logits,) in logits_of_windows(model, ((window,) for window in windows), window_batch_size):
+            merged.add(logits)
+        return partial(merged.logits, mirrored=mirrored)
+    divisor = effective_divisor(SizeDict(**dict(processor.size)), processor.do_resize, processor.size_divisor)
+    padded = padded_size([size], divisor if processor.do_pad else None)
+    pixel_values = F.pad(pixel_values, (0, padded[1] - size[1], 0, padded[0] - size[0]))
+    logits = model(pixel_values[None].to(next(model.parameters()).device)).logits
+    rows, columns = unpadded_positions(target, size, padded, tuple(logits.shape[2:]), processor.align_corners)
+    columns = columns.flip(0) if mirrored else columns
+    return lambda begin, end: logits_at(logits, rows[begin:end], columns)[0]
+
+
 def evaluate(
     model: nn.Module,
     processor,
@@ -99,6 +324,9 @@ def evaluate(
     batch_size: int = 1,
     num_workers: int = 0,
     progress: bool = True,
+    scales: Sequence[float] = (1.0,),
+    flip: bool = False,
+    window_batch_size: int = 4,
     extra_metrics: Sequence = (),
 ) -> dict:
     """Scores a model on a data set at the images' own size.
@@ -112,6 +340,7 @@ def evaluate(
         batch_size: images read at a time in each process; those of equal size go through the model together.
         num_workers: processes that read images, in each process.
         progress: show a progress bar in the first process.
+        scales, flip, window_batch_size: as in `segment`.
         extra_metrics: further objects whose `add_batch(predictions=..., references=...)` is given the same label maps;
             the caller asks them for their results, and they sum over processes themselves.
 
@@ -132,7 +361,10 @@ def evaluate(
     hidden = not progress or rank > 0
     with tqdm(total=len(dataset), desc="evaluation", unit="image", disable=hidden, leave=False) as bar:
         for batch in loader:
-            predictions = predict(model, processor, batch["images"])
+            results = segment(
+                model, processor, batch["images"], scales=scales, flip=flip, window_batch_size=window_batch_size
+            )
+            predictions = [result.label_map for result in results]
             references = [label.to(device) for label in batch["labels"]]
             for each in (metric, *extra_metrics):
                 each.add_batch(predictions=predictions, references=references)
@@ -160,7 +392,9 @@ def as_json(results: dict, names: Sequence[str]) -> dict:
     return {**{key: number(results[key]) for key in keys}, "images": results["images"], "classes": classes}
 
 
-def protocol(processor, ignore_index: int = 255) -> str:
+def protocol(
+    processor, ignore_index: int = 255, *, scales: Sequence[float] = (1.0,), flip: bool = False
+) -> str:
     """How `evaluate` measures with this processor, in a sentence; stands beside every number."""
     size = dict(processor.size) if processor.do_resize else {}
     size = {key: value for key, value in size.items() if value is not None}
@@ -171,8 +405,19 @@ def protocol(processor, ignore_index: int = 255) -> str:
     else:
         longest = f", longest at most {size['longest_edge']}" if "longest_edge" in size else ""
         shown = f"resized with their ratio kept (shortest edge at most {size['shortest_edge']} pixels{longest})"
+    tested = "single scale" if list(scales) == [1] else f"scales {', '.join(f'{scale:g}' for scale in scales)} of that"
+    if getattr(processor, "window_size", None) is None:
+        cut = "whole images"
+    else:
+        window = window_pair(processor.window_size)
+        stride = window_pair(processor.window_stride or window)
+        cut = (
+            f"windows of {window[0]}x{window[1]} pixels every {stride[0]}x{stride[1]}, the last aligned to the border, "
+            "logits averaged where they overlap"
+        )
+    mean = "" if list(scales) == [1] and not flip else "; softmax probabilities averaged over scales and flips"
     return (
-        f"single scale, whole images, no flip; images {shown}; logits upsampled bilinearly and scored at the labels' "
-        f"own size; one confusion matrix over all images, pixels of value {ignore_index} left out; mean over the "
-        "classes that occur."
+        f"{tested}, {cut}, {'with' if flip else 'no'} flip; images {shown}; logits upsampled bilinearly{mean} and "
+        f"scored at the labels' own size; one confusion matrix over all images, pixels of value {ignore_index} left "
+        "out; mean over the classes that occur."
     )

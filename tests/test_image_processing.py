@@ -282,6 +282,94 @@ def test_target_sizes_as_tensor_and_wrong_number(backend):
         backend().post_process_semantic_segmentation(outputs, [(20, 30)])
 
 
+# Windows
+
+
+class EdgeModel(torch.nn.Module):
+    """Logits at a quarter of the image that depend on neighbouring pixels, so that a window's border shows."""
+
+    def __init__(self, labels):
+        super().__init__()
+        self.conv = torch.nn.Conv2d(3, labels, 9, stride=4, padding=4)
+
+    @torch.no_grad()
+    def forward(self, pixel_values, windows=None):
+        return SimpleNamespace(logits=self.conv(pixel_values), windows=windows)
+
+
+def slow_windows(model, image, window, stride, target, align_corners):
+    """Logits (K, H, W) of an image (3, h, w): slide_inference of mmsegmentation, but small images are padded."""
+    height, width = image.shape[1:]
+    image = F.pad(image, (0, max(window[1] - width, 0), 0, max(window[0] - height, 0)))
+    total, count = 0, 0
+    tops, lefts = (
+        [*range(0, max(size - edge, 0), step), max(size - edge, 0)]
+        for size, edge, step in zip((height, width), window, stride, strict=True)
+    )
+    for top in tops:
+        for left in lefts:
+            crop = image[None, :, top : top + window[0], left : left + window[1]]
+            logits = F.interpolate(model(crop).logits, window, mode="bilinear", align_corners=align_corners)
+            around = (left, image.shape[2] - left - window[1], top, image.shape[1] - top - window[0])
+            total, count = total + F.pad(logits, around), count + F.pad(torch.ones_like(logits), around)
+    merged = (total / count)[..., :height, :width]
+    return F.interpolate(merged, target, mode="bilinear", align_corners=align_corners)[0]
+
+
+@pytest.mark.parametrize(
+    "settings, window, stride",
+    [
+        ({"do_resize": False, "window_size": 32}, (32, 32), (32, 32)),
+        ({"do_resize": False, "window_size": 32, "window_stride": 24}, (32, 32), (24, 24)),
+        ({"size": KEEP_RATIO, "window_size": [48, 64], "window_stride": [32, 20]}, (48, 64), (32, 20)),
+        ({"size": KEEP_RATIO, "window_size": 96, "size_divisor": 32}, (96, 96), (96, 96)),  # larger than the image
+    ],
+)
+@pytest.mark.parametrize("labels, align_corners", [(1, False), (5, False), (5, True)])
+def test_windows_match_slow_loop(backend, settings, window, stride, labels, align_corners):
+    images, sizes = [picture(60, 90), picture(81, 70)], [(60, 90), (81, 70)]
+    model = EdgeModel(labels)
+    processor = backend(**settings, align_corners=align_corners)
+    inputs = processor(images, return_tensors="pt")
+    assert inputs["pixel_values"].shape[1:] == (3, *window) and len(inputs["windows"]) == len(inputs["pixel_values"])
+    maps = processor.post_process_semantic_segmentation(model(**inputs), sizes)
+    scored = processor.post_process_semantic_segmentation(model(**inputs), sizes, return_segmentation_scores=True)
+    for image, size, seen, result in zip(images, sizes, maps, scored, strict=True):
+        resized = processor(image, window_size=None, size_divisor=None, return_tensors="pt")["pixel_values"][0]
+        wanted = slow_windows(model, resized, window, stride, size, align_corners)
+        # float32 rounding of values around 1
+        torch.testing.assert_close(result.segmentation_scores, wanted, rtol=0, atol=1e-5)
+        wanted = (wanted[0] > 0).long() if labels == 1 else wanted.argmax(0)
+        assert seen.dtype == torch.int64 and agreement(seen, wanted) > 0.999  # ties at rounding
+        assert torch.equal(result.segmentation, seen)
+
+
+def test_labels_are_cut_like_images(backend):
+    labels = label_map(50, 70)
+    processor = backend(do_resize=False, do_rescale=False, do_normalize=False, window_size=64, window_stride=32)
+    inputs = processor(np.repeat(labels[..., None], 3, -1), labels, return_tensors="pt")
+    assert torch.equal(inputs["windows"][:, 1:3], torch.tensor([[0, 0], [0, 6]]))
+    assert torch.equal(inputs["labels"][:, :50], inputs["pixel_values"][:, 0, :50].long())
+    assert (inputs["labels"][:, 50:] == 255).all()
+
+
+def test_windows_are_saved(backend, tmp_path):
+    backend(window_size=[32, 64], window_stride=24).save_pretrained(tmp_path)
+    saved = json.loads((tmp_path / "preprocessor_config.json").read_text())
+    assert saved["window_size"] == [32, 64] and saved["window_stride"] == 24
+    processor = backend.from_pretrained(tmp_path)
+    assert processor(picture(60, 90), return_tensors="pt")["pixel_values"].shape[1:] == (3, 32, 64)
+
+
+def test_wrong_windows_are_refused_with_the_cure(backend):
+    with pytest.raises(ValueError, match="at most the size"):
+        backend(window_size=32, window_stride=33)(picture(60, 90))
+    with pytest.raises(ValueError, match="not a multiple of size_divisor 32"):
+        backend(window_size=48, size_divisor=32)(picture(60, 90))
+    with pytest.raises(ValueError, match=r"model\(\*\*inputs\)"):
+        backend(window_size=32).post_process_semantic_segmentation(output(1, 3, 8, 8), [(60, 90)])
+
+
 # Saving and loading
 
 

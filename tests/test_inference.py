@@ -1,23 +1,19 @@
-"""Prediction, evaluation, their scripts and the model card: against counting by hand and transformers' pipeline."""
+"""Prediction, evaluation and their scripts: against counting by hand and transformers' pipeline."""
 
+import copy
 import importlib.util
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conformance.fake_hub import FakeHub
-from huggingface_hub import ModelCard
 from PIL import Image
 from transformers import SegformerConfig, SegformerForSemanticSegmentation, pipeline
 
-from hf_segtx import SegFormerConfig, SegFormerForSemanticSegmentation, SegFormerImageProcessor
-from hf_segtx.hub import check_token, write_card
-from hf_segtx.inference import as_json, evaluate, load_model, predict, protocol
+from hf_segtx import SegFormerConfig, SegFormerForSemanticSegmentation, SegFormerImageProcessor, inference
+from hf_segtx.inference import as_json, evaluate, load_model, predict, protocol, segment
+from hf_segtx.metrics import MeanIoU
 from hf_segtx.scenes import SceneDataset
 
 
@@ -85,6 +81,103 @@ def test_evaluate_matches_counting(checkpoint, batch_size):
     assert model.training and torch.equal(before, torch.get_rng_state())  # training goes on as if nothing had been
 
 
+@pytest.fixture(params=[None, 48], ids=["whole", "windows"])
+def protocols(request, checkpoint):
+    """Model and processor, of whole images (padded) or windows."""
+    model, processor = load_model(checkpoint)
+    processor.window_size, processor.window_stride, processor.size_divisor = request.param, 40, 16
+    return model, processor
+
+
+def slow_segment(model, processor, image, scales, flip):
+    """Mean softmax (K, H, W) over scales and flips through the processor's own way, one whole image at a time."""
+    total, size = 0, (image.height, image.width)
+    for scale in scales:
+        for flipped in (False, True)[: 1 + flip]:
+            shown = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if flipped else image
+            scaled = copy.deepcopy(processor)
+            scaled.size = {"shortest_edge": round(64 * scale)}
+            outputs = model(**scaled(images=[shown], return_tensors="pt"))
+            (result,) = scaled.post_process_semantic_segmentation(outputs, [size], return_segmentation_scores=True)
+            probabilities = result.segmentation_scores.softmax(0)
+            total = total + (probabilities.flip(2) if flipped else probabilities)
+    return total / (len(scales) * (1 + flip))
+
+
+@torch.no_grad()
+def test_segment_matches_mean_softmax(protocols, monkeypatch):
+    model, processor = protocols
+    monkeypatch.setattr(inference, "BLOCK_NUMEL", 8 * 96 * 30)  # rows in three blocks
+    images = [item["image"] for item in MixedScenes()][:2]
+    options = {"scales": (0.5, 1.0, 1.5), "flip": True, "return_scores": True, "return_uncertainty": True}
+    for image, result in zip(images, segment(model, processor, images, **options), strict=True):
+        wanted = slow_segment(model, processor, image, (0.5, 1.0, 1.5), True)
+        # the mirrored image is resized before or after it is mirrored, to one of 256 grey levels
+        torch.testing.assert_close(result.probabilities, wanted, rtol=0, atol=0.02)
+        assert (result.probabilities - wanted).abs().mean() < 1e-3
+        assert torch.equal(result.label_map, result.probabilities.argmax(0))
+        assert torch.equal(result.confidence, result.probabilities.amax(0))
+        entropy = torch.distributions.Categorical(result.probabilities.permute(1, 2, 0)).entropy()
+        torch.testing.assert_close(result.entropy, entropy, rtol=0, atol=1e-5)  # float32
+        assert sum(segment["area"] for segment in result.segments) == image.height * image.width
+        first = result.segments[0]
+        assert first["label"] == MixedScenes.labels.names[first["label_id"]]
+        of_segment = result.confidence[result.label_map == first["label_id"]]
+        assert first["score"] == pytest.approx(of_segment.mean().item(), abs=1e-5)
+
+
+def test_segment_at_one_scale_matches_predict(protocols):
+    model, processor = protocols
+    images = [item["image"] for item in MixedScenes()]
+    maps = predict(model, processor, images)
+    for label_map, plain, scored in zip(
+        maps,
+        segment(model, processor, images),
+        segment(model, processor, images, return_uncertainty=True),
+        strict=True,
+    ):
+        assert torch.equal(label_map, plain.label_map) and plain.confidence is None
+        assert (label_map == scored.label_map).float().mean() > 0.999  # ties at rounding
+
+
+@torch.no_grad()
+def test_predict_windows_matches_processor_and_pipeline(checkpoint, tmp_path):
+    """Users' three lines for images of different sizes, the pipeline, and any number of windows at a time."""
+    model, processor = load_model(checkpoint)
+    processor.window_size, processor.window_stride = 48, 40
+    model.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    images = [item["image"] for item in MixedScenes()]
+    sizes = [(image.height, image.width) for image in images]
+    outputs = model(**processor(images, return_tensors="pt"))
+    wanted = processor.post_process_semantic_segmentation(outputs, target_sizes=sizes)
+    for window_batch_size in (1, 3, 100):
+        seen = predict(model, processor, images, window_batch_size=window_batch_size)
+        for ours, theirs in zip(seen, wanted, strict=True):
+            assert (ours == theirs).float().mean() > 0.999  # rounding in another batch decides ties
+    segment_image = pipeline("image-segmentation", model=str(tmp_path))
+    for part in segment_image(images[0]):
+        label = model.config.label2id[part["label"]]
+        assert ((np.asarray(part["mask"]) > 0) == (wanted[0].numpy() == label)).mean() > 0.999
+
+
+def test_evaluate_at_scales_matches_segment(protocols):
+    model, processor = protocols
+    results = evaluate(model, processor, MixedScenes(), progress=False, scales=(1.0, 1.5), flip=True)
+    metric = MeanIoU(num_labels=8)
+    for item in MixedScenes():
+        label_map = segment(model, processor, [item["image"]], scales=(1.0, 1.5), flip=True)[0].label_map
+        metric.add_batch(predictions=[label_map], references=[item["label"]])
+    assert results["mean_iou"] == metric.compute()["mean_iou"]
+
+
+def test_evaluate_serves_further_metrics(checkpoint):
+    model, processor = load_model(checkpoint)
+    extra = MeanIoU(num_labels=8)
+    results = evaluate(model, processor, MixedScenes(), progress=False, batch_size=2, extra_metrics=[extra])
+    assert extra.compute()["mean_iou"] == results["mean_iou"]
+
+
 def test_json_shows_absent_classes(checkpoint):
     model, processor = load_model(checkpoint)
     results = evaluate(model, processor, MixedScenes(), progress=False)
@@ -97,6 +190,15 @@ def test_protocol_tells_how_images_are_resized():
     assert "at their own size" in protocol(SegFormerImageProcessor(do_resize=False))
     assert "squashed to 64x32" in protocol(SegFormerImageProcessor(size={"height": 64, "width": 32}))
     assert "512 pixels, longest at most 2048" in protocol(SegFormerImageProcessor())
+    assert "single scale, whole images, no flip" in protocol(SegFormerImageProcessor())
+
+
+def test_protocol_tells_windows_scales_and_flips():
+    sentence = protocol(
+        SegFormerImageProcessor(window_size=768, window_stride=[512, 384]), scales=(0.5, 1.75), flip=True
+    )
+    assert "scales 0.5, 1.75 of that, windows of 768x768 pixels every 512x384" in sentence
+    assert "with flip" in sentence and "softmax probabilities averaged" in sentence
 
 
 def test_load_model_reads_transformers_segformer_as_ours(tmp_path):
@@ -165,34 +267,3 @@ def test_predict_script_finds_files_folders_and_patterns(tmp_path):
     (tmp_path / "a/1.jpg").write_text("")
     with pytest.raises(ValueError, match="rename one"):
         script.find_images([str(tmp_path / "a")])
-
-
-def test_card_reads_back(tmp_path, checkpoint):
-    model, processor = load_model(checkpoint)
-    results = as_json(evaluate(model, processor, MixedScenes(), progress=False), MixedScenes.labels.names)
-    results["protocol"] = protocol(processor)
-    template = ROOT / "model_cards/segformer.md"
-    write_card(tmp_path, template, results, name="me/my-model", data="scenes", training="900 steps")
-    card = ModelCard.load(tmp_path / "README.md")
-    assert card.data.pipeline_tag == "image-segmentation"
-    assert card.data.eval_results[0].metric_value == pytest.approx(results["mean_iou"], abs=1e-4)  # four digits
-    assert f"{100 * results['mean_iou']:.2f} %" in card.text and "| sky |" in card.text and "900 steps" in card.text
-
-
-def test_token_is_checked_before_anything_else():
-    with pytest.raises(ValueError, match="Hub"):  # offline here; without a network it is the same message
-        check_token("hf_no")
-
-
-@pytest.mark.slow
-def test_training_pushes_the_final_model_only(tmp_path):
-    """Against a local stand-in of the Hub, in a process of its own: the address is read at import."""
-    with FakeHub() as hub:
-        environment = {**os.environ, **hub.env(tmp_path / "home"), "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "0"}
-        flags = ["--config_overrides", json.dumps({**SIZES, "decoder_hidden_size": 16}), "--max_train_steps", "1"]
-        flags += ["--num_warmup_steps", "0", "--max_eval_samples", "2", "--per_device_train_batch_size", "2"]
-        flags += ["--push_to_hub", "--hub_model_id", "me/scenes", "--output_dir", str(tmp_path / "out")]
-        subprocess.run([sys.executable, str(ROOT / "examples/train.py"), *flags], check=True, env=environment)
-        files = hub.repos["model", "me/scenes"]["commits"][-1][1]
-    assert {"README.md", "config.json", "model.safetensors", "preprocessor_config.json"} <= set(files)
-    assert not [file for file in files if file.startswith(("step_", "best", "last"))]

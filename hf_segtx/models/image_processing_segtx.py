@@ -228,9 +228,9 @@ class SegmentationProcessing:
 
         Shape:
             images: (H, W, C) or (C, H, W); segmentation_maps: (H, W)
-            returns: `pixel_values` (B, C, H', W') float32 and, with maps, `labels` (B, H', W') int64. With `window_size`,
-                N windows instead of B images, and `windows` (N, 7) int64: number of the image; top, left, height
-                and width of the window; height and width of the resized image.
+            returns: `pixel_values` (B, C, H', W') float32 and, with maps, `labels` (B, H', W') int64. If `window_size`
+                is set, N windows instead of B images, and `windows` (N, 7) int64: number of the image; top, left,
+                height and width of the window; height and width of the resized image.
 
         Raises:
             ValueError: if maps and images differ in number or size, or channels and `image_mean` in number.
@@ -396,8 +396,9 @@ class SegmentationProcessing:
         if target_sizes is None:
             processed, padded = targets, steps
         else:
-            processed = [resized_size(*target, self.size) if self.do_resize else target for target in targets]
-            divisor = effective_divisor(SizeDict(**dict(self.size)), self.do_resize, self.size_divisor)
+            size = SizeDict(**dict(self.size))
+            processed = [resized_size(*target, size) if self.do_resize else target for target in targets]
+            divisor = effective_divisor(size, self.do_resize, self.size_divisor)
             padded = padded_size(processed, divisor) if self.do_pad else processed[0]
         results = [None] * len(targets)
         for target, own in dict(zip(targets, processed, strict=True)).items():  # images of one size in one call

@@ -42,6 +42,7 @@ class MergedWindows:
         starts: tuple[list[int], list[int]],
         align_corners: bool = False,
     ):
+        self.starts = starts
         self._geometry = list(zip(own, target, window, starts, strict=True))
         self._align_corners = align_corners
         self._rows: _Axis | None = None  # they follow from the size of the first logits
@@ -62,20 +63,25 @@ class MergedWindows:
         self._strips, self._done = [None] * first, row
         return first
 
-    def add(self, logits: torch.Tensor) -> None:
-        """Takes the logits (K, h, w) of the next window: from left to right, then from top to bottom."""
+    def add(self, logits: torch.Tensor) -> bool:
+        """Takes the logits (K, h, w) of the next window: from left to right, then from top to bottom.
+
+        Returns whether that was the last of its row.
+        """
         if self._rows is None:
             self._rows, self._columns = (
                 _Axis(*axis, steps, self._align_corners)
                 for axis, steps in zip(self._geometry, logits.shape[1:], strict=True)
             )
         self._windows.append(logits)
-        if len(self._windows) == len(self._geometry[1][3]):
+        complete = len(self._windows) == len(self.starts[1])
+        if complete:
             strip = torch.stack([window.permute(1, 2, 0) for window in self._windows], dim=1)  # (h, windows, w, K)
             strip = strip.flatten(1, 2).to(torch.promote_types(strip.dtype, torch.float32))
             merged = strip.new_zeros(len(strip), self._columns.knots, strip.shape[2])
             self._strips.append(self._columns.mix(strip, merged, dim=1))
             self._windows = []
+        return complete
 
     def next_rows(self) -> torch.Tensor:
         """Label map (rows, W) int64 of the rows that are complete now; gives back memory that no other row needs."""

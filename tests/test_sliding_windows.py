@@ -1,0 +1,109 @@
+"""Merging the logits of sliding windows: against a loop over windows written down from the papers' description."""
+
+from itertools import product
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from hf_segtx.models import sliding_windows
+from hf_segtx.models.sliding_windows import MergedWindows, window_starts
+
+
+CASES = {  # own, target, window, stride, logits of a window
+    "aligned": ((40, 60), (40, 60), (16, 24), (8, 16), (4, 6)),
+    "aligned, resized": ((40, 60), (55, 77), (16, 24), (8, 16), (4, 6)),
+    "off the grid": ((37, 53), (37, 53), (16, 16), (11, 7), (4, 4)),
+    "off the grid, smaller and larger": ((37, 53), (91, 20), (16, 16), (5, 16), (4, 4)),
+    "one logit a window": ((10, 50), (10, 50), (16, 16), (16, 16), (1, 2)),
+    "logits for every pixel": ((10, 50), (23, 49), (16, 16), (12, 12), (16, 16)),
+    "last window overlaps by all but a pixel": ((33, 33), (33, 33), (32, 32), (32, 32), (2, 3)),
+    "padded": ((9, 11), (20, 30), (16, 16), (16, 16), (4, 4)),
+    "one row, three windows deep": ((1, 70), (3, 70), (16, 12), (1, 4), (5, 4)),
+}
+
+
+def merge_slowly(window_logits, own, target, window, starts, align_corners):
+    """As slide_inference of mmsegmentation: sum and count at the padded size, then crop and resize."""
+    size = [max(pair) for pair in zip(own, window, strict=True)]
+    total, count = torch.zeros(len(window_logits[0]), *size).double(), torch.zeros(1, *size).double()
+    for logits, (top, left) in zip(window_logits, product(*starts), strict=True):
+        part = slice(None), slice(top, top + window[0]), slice(left, left + window[1])
+        total[part] += F.interpolate(logits[None], window, mode="bilinear", align_corners=align_corners)[0]
+        count[part] += 1
+    merged = (total / count)[None, :, : own[0], : own[1]]
+    return F.interpolate(merged, target, mode="bilinear", align_corners=align_corners)[0]
+
+
+def example(own, target, window, stride, steps, align_corners=False, classes=5):
+    starts = tuple(window_starts(*axis) for axis in zip(own, window, stride, strict=True))
+    generator = torch.Generator().manual_seed(0)
+    count = len(starts[0]) * len(starts[1])
+    window_logits = [torch.randn(classes, *steps, dtype=torch.float64, generator=generator) for _ in range(count)]
+    merged = MergedWindows(own, target, window, starts, align_corners)
+    return merged, window_logits, merge_slowly(window_logits, own, target, window, starts, align_corners)
+
+
+@pytest.mark.parametrize(
+    "length, window, stride, wanted",
+    [  # by hand, as the authors of Segmenter: every `stride`, and the last at the border
+        (10, 4, 3, [0, 3, 6]),
+        (11, 4, 3, [0, 3, 6, 7]),
+        (4, 4, 3, [0]),
+        (3, 4, 4, [0]),
+        (2048, 768, 512, [0, 512, 1024, 1280]),
+    ],
+)
+def test_window_starts_match_counting(length, window, stride, wanted):
+    assert window_starts(length, window, stride) == wanted
+
+
+@pytest.mark.parametrize("align_corners", [False, True])
+@pytest.mark.parametrize("case", CASES)
+def test_merged_logits_match_slow_loop(case, align_corners, monkeypatch):
+    merged, window_logits, wanted = example(*CASES[case], align_corners)
+    for logits in window_logits:
+        merged.add(logits)
+    height = wanted.shape[1]
+    seen = torch.cat([merged.logits(0, height // 2), merged.logits(height // 2, height)], dim=1)
+    torch.testing.assert_close(seen, wanted, rtol=0, atol=1e-8)  # places of knots are rounded to 1e-9
+    torch.testing.assert_close(merged.logits(0, height, mirrored=True), wanted.flip(2), rtol=0, atol=1e-8)
+    assert torch.equal(merged.label_map(0, height), wanted.argmax(0))
+    monkeypatch.setattr(sliding_windows, "BLOCK_NUMEL", 500)
+    assert torch.equal(merged.label_map(0, height), wanted.argmax(0))
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_rows_come_as_windows_do(case):
+    merged, window_logits, wanted = example(*CASES[case])
+    rows = [merged.next_rows() for logits in window_logits if merged.add(logits)]
+    assert torch.equal(torch.cat(rows), wanted.argmax(0))
+
+
+def test_one_class_is_a_sigmoid():
+    merged, window_logits, wanted = example(*CASES["off the grid"], classes=1)
+    for logits in window_logits:
+        merged.add(logits)
+    assert torch.equal(merged.label_map(0, 37), (wanted[0] > 0).long())
+
+
+@pytest.mark.parametrize("row", [0, 1, 11, 12, 26, 36, 37])
+def test_resumed_label_map_is_the_rest(row):
+    merged, window_logits, wanted = example(*CASES["off the grid"])
+    first = merged.resume(row)
+    columns = len(merged.starts[1])
+    rows = [merged.next_rows() for logits in window_logits[first * columns :] if merged.add(logits)]
+    assert torch.equal(torch.cat(rows), wanted.argmax(0)[row:])
+
+
+def test_holds_little():
+    """Neither full-size logits nor, once it is given back, those of past rows of windows: 20 rows of windows here."""
+    window, classes = (16, 16), 50
+    merged, window_logits, wanted = example((320, 64), (320, 64), window, (16, 16), (4, 4), classes=classes)
+    largest = 0
+    for logits in window_logits:
+        if merged.add(logits):
+            merged.next_rows()
+            held = sum(strip.numel() for strip in merged._strips if strip is not None)
+            largest = max(largest, held)
+    assert largest <= 3 * 4 * 20 * classes < wanted.numel() / 50
