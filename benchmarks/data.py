@@ -26,7 +26,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-from hf_segtx.data import SegmentationDataset, TableRecords, folder_records, training_dataloader, training_transform
+from hf_segtx.data import SegmentationDataset, TableRecords, TrainingTransform, folder_records, training_dataloader
 from hf_segtx.labels import Labels
 
 
@@ -94,7 +94,7 @@ def endless(dataset, batch_size: int, workers: int):
 
 def ours(records, labels: Labels, crop_size: tuple[int, int], batch_size: int, workers: int):
     dataset = SegmentationDataset(records, labels)
-    return iter(training_dataloader(dataset, training_transform(PROCESSOR, crop_size), batch_size, num_workers=workers))
+    return iter(training_dataloader(dataset, TrainingTransform(PROCESSOR, crop_size), batch_size, num_workers=workers))
 
 
 def write_scenes(folder: Path, count: int, size: tuple[int, int]) -> None:

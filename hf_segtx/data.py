@@ -11,34 +11,40 @@ that is stopped and started again at step s continues with the same batches, wit
 Shapes: (H, W) image size, (h, w) crop size, C channels, B images a batch; labels are train ids of `Labels`.
 """
 
+import functools
 import io
 import logging
 import math
+import mmap
+import multiprocessing
 import os
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
-from torch.utils.data import DataLoader, Dataset
-from torchvision import tv_tensors
-from torchvision.transforms import v2
-from torchvision.transforms.v2 import functional as F
+import torchvision
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch.nn.functional import interpolate
+from torch.utils.data import DataLoader, Dataset, get_worker_info
+from torchvision.transforms.v2.functional import normalize
 from tqdm.auto import tqdm
 
 from .labels import CONTRACT_FILES, Labels, contract_file
+from .readers import find_layout
 
 
 logger = logging.getLogger(__name__)
 
-IMAGE_SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
+IMAGE_SUFFIXES = {".bmp", ".jpeg", ".jpg", ".npy", ".png", ".tif", ".tiff", ".webp"}
 IMAGE_FOLDERS = ("images", "JPEGImages")
 MASK_FOLDERS = ("masks", "annotations", "labels", "SegmentationClass")
 IMAGE_COLUMNS = ("image", "pixel_values", "img")
 LABEL_WORDS = ("label", "annotation", "mask", "segment", "ground_truth")
 IMAGE_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
+POOL_SIZE = 512  # samples of shards that are shuffled together: they are in memory, undecoded
 SPLIT_SEED = 0  # of the part held out for validation: the same images whatever the seed of the run
 
 
@@ -50,56 +56,90 @@ class SegmentationDataset(Dataset):
 
     Args:
         records: for each sample a pair (image, mask) of files: a path, or {"bytes", "path"} as in HF data sets. A mask
-            may also be an array-like of ids.
+            may also be anything that `numpy.asarray` makes an array of ids.
         labels: the contract that maps the masks.
-        num_channels: 1, 3 or 4; images are converted to grey, RGB or RGBA.
+        num_channels: of the images (see `read_image`).
+        on_error: "raise", or "skip": the loaders go on without a bad sample and list it in `skipped`.
 
-    Item i: {"image": PIL image, "label": (H, W) train ids (uint8 or int16), "name": text}.
+    Item i: {"image": PIL image, or tensor (C, H, W) if deep or of many channels, "label": (H, W) train ids (uint8 or
+    int16), "name": text}.
 
     Raises:
         ValueError: for an item that cannot be decoded or breaks the contract, naming the file, value and cure.
     """
 
-    def __init__(self, records: Sequence, labels: Labels, num_channels: int = 3):
-        if num_channels not in IMAGE_MODES:
-            raise ValueError(f"num_channels {num_channels} cannot be read from image files; use {list(IMAGE_MODES)}")
+    def __init__(self, records: Sequence, labels: Labels, num_channels: int = 3, on_error: str = "raise"):
+        if num_channels < 1:
+            raise ValueError(f"num_channels {num_channels} is less than 1; give the number of channels of an image")
+        if on_error not in ("raise", "skip"):
+            raise ValueError(f"on_error {on_error!r} is neither 'raise' nor 'skip'")
         self.records = records
         self.labels = labels
         self.num_channels = num_channels
+        self.on_error = on_error
         self.indices = range(len(records))
+        self.skipped: list[str] = []  # what was wrong with each bad sample that was met, in this process
 
     def __len__(self) -> int:
         return len(self.indices)
 
     def __getitem__(self, index: int) -> dict:
-        image, mask, name = self.read(index)
-        return {"image": image, "label": self.labels.map(mask, name), "name": name}
+        return self.read(index)
+
+    def __getitems__(self, indices: list[int]) -> list[dict | str]:
+        """Items for a loader's batch; with "skip", a text in place of one that cannot be read."""
+        items = []
+        for index in indices:
+            try:
+                items.append(self[index])
+            except ValueError as error:
+                if self.on_error == "raise":
+                    raise
+                items.append(str(error))
+        return items
 
     def select(self, indices: Sequence[int]) -> "SegmentationDataset":
         """The same data set with these samples only."""
-        selected = SegmentationDataset(self.records, self.labels, self.num_channels)
+        selected = SegmentationDataset(self.records, self.labels, self.num_channels, self.on_error)
         selected.indices = [self.indices[index] for index in indices]
         return selected
 
-    def read(self, index: int) -> tuple[Image.Image, np.ndarray, str]:
-        """Image, raw mask ((H, W) ids or (H, W, 3) colours) and the name of the mask."""
-        row = self.indices[index]
-        image_file, mask_file = self.records[row]
-        image_name, mask_name = _name(image_file, f"row {row}, image"), _name(mask_file, f"row {row}, mask")
-        image = read_image(image_file, image_name, self.num_channels)
-        mask = read_mask(mask_file, mask_name)
-        if mask.shape[:2] != (image.height, image.width):
-            raise ValueError(
-                f"{mask_name}: the mask is {mask.shape[1]}x{mask.shape[0]} pixels, its image {image_name} "
-                f"{image.width}x{image.height}; a mask has the size of its image: export it again or scale it (nearest)"
-            )
-        return image, mask, mask_name
+    def files(self, index: int) -> tuple:
+        """The undecoded image and mask of an item."""
+        return self.records[self.indices[index]]
+
+    def read(
+        self, index: int, files: tuple | None = None, largest_scale: Callable[[int, int], float] | None = None
+    ) -> dict:
+        """Item `index`.
+
+        Args:
+            files: its undecoded files, if they are at hand.
+            largest_scale: see `read_image`; the image may come out smaller than its labels.
+        """
+        image, raw, name = self._decode(index, files, largest_scale)
+        return {"image": image, "label": self.labels.map(raw, name), "name": name}
 
     def read_mask(self, index: int) -> np.ndarray:
-        """The raw mask alone."""
+        """The raw mask alone, (H, W) ids or (H, W, 3) colours."""
+        return read_mask(self.files(index)[1], self._names(index, self.files(index))[1])
+
+    def _names(self, index: int, files: tuple) -> tuple[str, str]:
         row = self.indices[index]
-        mask_file = self.records[row][1]
-        return read_mask(mask_file, _name(mask_file, f"row {row}, mask"))
+        return _name(files[0], f"row {row}, image"), _name(files[1], f"row {row}, mask")
+
+    def _decode(self, index: int, files: tuple | None = None, largest_scale=None) -> tuple:
+        """Image, raw mask and the name of the mask."""
+        files = files or self.files(index)
+        image_name, mask_name = self._names(index, files)
+        image, (height, width) = _read_image(files[0], image_name, self.num_channels, largest_scale)
+        mask = read_mask(files[1], mask_name)
+        if mask.shape[:2] != (height, width):
+            raise ValueError(
+                f"{mask_name}: the mask is {mask.shape[1]}x{mask.shape[0]} pixels, its image {image_name} "
+                f"{width}x{height}; a mask has the size of its image: export it again or scale it (nearest)"
+            )
+        return image, mask, mask_name
 
 
 class TableRecords(Sequence):
@@ -122,38 +162,189 @@ class TableRecords(Sequence):
         return tuple(values[column] for column in self.columns)
 
 
+class ParquetRecords(Sequence):
+    """The rows of Parquet shards as (image, mask) pairs of undecoded files, read from the shards as they are.
+
+    Nothing is copied or converted, and only the row groups that are asked for are read, from disk or the Hub.
+    Whoever goes through the rows group by group reads each group once.
+
+    Args:
+        files: paths, or addresses that `fsspec` knows (hf://datasets/...).
+    """
+
+    def __init__(self, files: Sequence[str], image_column: str, label_column: str, token: str | bool | None = None):
+        self.files = files
+        self.columns = [image_column, label_column]
+        self.options = {"token": token} if token else {}
+        with ThreadPoolExecutor(16) as pool:
+            self.metadata = list(pool.map(self._metadata, files))
+        sizes = [[file.row_group(group).num_rows for group in range(file.num_row_groups)] for file in self.metadata]
+        self.places = [(file, group) for file, groups in enumerate(sizes) for group in range(len(groups))]
+        self.starts = np.cumsum([0, *(size for groups in sizes for size in groups)])  # first row of each group
+        self.groups = np.repeat(np.arange(len(self.places)), np.diff(self.starts))  # the group of each row
+        self.cache: dict = {}  # the newest groups, as many as `ShuffledBatches` mixes
+        self.cache_size = 2 + POOL_SIZE // max(1, int(np.median(np.diff(self.starts))))
+
+    def _open(self, file: str):
+        import fsspec
+
+        return fsspec.open(file, "rb", **(self.options if file.startswith("hf://") else {})).open()
+
+    def _metadata(self, file: str):
+        import pyarrow.parquet
+
+        with self._open(file) as stream:
+            return pyarrow.parquet.read_metadata(stream)
+
+    def __len__(self) -> int:
+        return int(self.starts[-1])
+
+    def __getitem__(self, row: int) -> tuple:
+        import pyarrow.parquet
+
+        if not 0 <= row < len(self):
+            raise IndexError(row)
+        group = int(self.groups[row])
+        if (table := self.cache.get(group)) is None:
+            while len(self.cache) >= self.cache_size:
+                self.cache.pop(next(iter(list(self.cache))), None)
+            file, number = self.places[group]
+            with self._open(self.files[file]) as stream:
+                parquet = pyarrow.parquet.ParquetFile(stream, metadata=self.metadata[file], pre_buffer=True)
+                table = parquet.read_row_group(number, columns=self.columns, use_threads=False)  # also when forked
+            self.cache[group] = table
+        return tuple(table[column][row - int(self.starts[group])].as_py() for column in self.columns)
+
+
 def _name(file, position: str) -> str:
-    path = file.get("path") if isinstance(file, dict) else file
+    path = file.get("path") if isinstance(file, dict) else getattr(file, "path", file)
     if isinstance(path, (str, Path)):
         return str(path) if not isinstance(file, dict) else f"{path} ({position})"
     return position
 
 
-def _open(file, name: str) -> tuple[Image.Image, str | None]:
-    """Decodes a path or {"bytes", "path"}; returns the image and the raw mode of its pixels in the file ("L;4")."""
-    if file is None:
-        raise ValueError(f"{name}: the value is missing (null); remove the row")
-    source = file
-    if isinstance(file, dict):
-        source = io.BytesIO(file["bytes"]) if file.get("bytes") is not None else file["path"]
+def _open(file, name: str, largest_scale: Callable | None = None) -> tuple[Image.Image, str | None, tuple[int, int]]:
+    """Decodes a path or {"bytes", "path"}; returns the image, the raw mode of its pixels in the file ("L;4"), and the
+    height and width in the file."""
     try:
-        image = Image.open(source)
+        image = Image.open(_source(file, name))
         raw_mode = image.tile[0][3] if image.tile else None
+        size = image.height, image.width
+        if largest_scale is not None and (scale := largest_scale(*size)) <= 0.5:
+            image.draft(image.mode, (math.ceil(image.width * scale), math.ceil(image.height * scale)))
         image.load()
     except Exception as error:  # PIL raises OSError, SyntaxError, ValueError, struct.error and others on broken files
-        raise ValueError(f"{name}: cannot be decoded ({error}); replace it, or remove it and its partner") from error
-    return image, raw_mode
+        raise _undecodable(name, error) from error
+    return image, raw_mode, size
 
 
-def read_image(file, name: str = "the image", num_channels: int = 3) -> Image.Image:
-    """Decodes an image, upright (EXIF), as grey, RGB or RGBA; 16-bit grey is divided by 256."""
-    image, _ = _open(file, name)
-    if image.getexif().get(0x0112, 1) != 1:
+def _source(file, name: str):
+    """A path, or an open file of the bytes."""
+    if file is None:
+        raise ValueError(f"{name}: the value is missing (null); remove the row")
+    if isinstance(file, dict):
+        return io.BytesIO(file["bytes"]) if file.get("bytes") is not None else file["path"]
+    return file
+
+
+def _undecodable(name: str, error: Exception) -> ValueError:
+    return ValueError(f"{name}: cannot be decoded ({error}); replace it, or remove it and its partner")
+
+
+def read_image(file, name: str = "the image", num_channels: int = 3) -> Image.Image | torch.Tensor:
+    """Decodes an image, upright (EXIF).
+
+    - 8 bits and 1, 3 or 4 channels: a PIL image, grey, RGB or RGBA; the file may have another number of channels.
+    - More bits: a float32 tensor (C, H, W). Integers without a sign are divided so that their largest is 255, with
+      nothing rounded, so that mean and std mean the same as for 8 bits; others are as they are in the file.
+    - Other numbers of channels, from TIFF (bands or pages) or .npy: a tensor (C, H, W), uint8 or float32 as above. The
+      axis with `num_channels` entries is that of the channels.
+
+    Raises:
+        ValueError: if the file cannot be decoded or has another number of channels.
+    """
+    return _read_image(file, name, num_channels)[0]
+
+
+def _read_image(file, name: str, num_channels: int, largest_scale: Callable[[int, int], float] | None = None) -> tuple:
+    """The image, and its (height, width) in the file.
+
+    Args:
+        largest_scale: (height, width) -> the largest factor that the image will be resized by. A JPEG that is twice as
+            large as needed, or more, is decoded at 1/2, 1/4 or 1/8 of its size, which is several times faster.
+    """
+    if (array := _read_array(file, name, num_channels)) is not None:
+        array = _channels_first(array, name, num_channels)
+        if array.dtype == np.uint8 and num_channels in IMAGE_MODES:
+            array = array.transpose(1, 2, 0)
+            return Image.fromarray(array[..., 0] if num_channels == 1 else np.ascontiguousarray(array)), array.shape[:2]
+        if array.dtype.kind == "u" and array.itemsize > 1:
+            array = array / np.float32(np.iinfo(array.dtype).max // 255)
+        dtype = np.uint8 if array.dtype == np.uint8 else np.float32
+        return torch.from_numpy(np.ascontiguousarray(array, dtype)), array.shape[1:]
+    image, _, size = _open(file, name, largest_scale)
+    orientation = image.getexif().get(0x0112, 1)
+    if orientation != 1:
         ImageOps.exif_transpose(image, in_place=True)
-    if image.mode.startswith("I;16"):
-        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     mode = IMAGE_MODES[num_channels]
-    return image if image.mode == mode else image.convert(mode)
+    return image if image.mode == mode else image.convert(mode), size[::-1] if orientation > 4 else size
+
+
+def _read_array(file, name: str, num_channels: int) -> np.ndarray | None:
+    """The numbers of a file that PIL would not read without a loss; None for the others."""
+    try:
+        source = _source(file, name)
+        if _is_numpy(source):
+            return np.load(source, allow_pickle=False)
+        try:
+            image = Image.open(source)
+        except UnidentifiedImageError:  # PIL knows no TIFF of five bands
+            image = None
+        if image is None or image.format == "TIFF":
+            is_deep = image is None or image.mode[0] in "IF" or ";16" in str(image.tile[0][3:])
+            if is_deep or num_channels not in IMAGE_MODES or image.n_frames > 1:
+                import tifffile
+
+                return tifffile.imread(_source(file, name))
+        elif image.mode[0] in "IF":
+            return np.asarray(image)
+        elif ";16" in str(image.tile and image.tile[0][3]):  # PIL would keep the upper byte only
+            data = _source(file, name)
+            data = data.read() if hasattr(data, "read") else Path(data).read_bytes()
+            return torchvision.io.decode_image(torch.frombuffer(bytearray(data), dtype=torch.uint8)).numpy()
+    except ImportError as error:
+        raise ValueError(f"{name}: to read TIFF files of more than 8 bits or 4 bands, pip install tifffile") from error
+    except Exception as error:
+        raise _undecodable(name, error) from error
+    if num_channels not in IMAGE_MODES:
+        raise ValueError(
+            f"{name}: {image.format} holds 1, 3 or 4 channels, the model expects {num_channels}; use TIFF or .npy"
+        )
+    return None
+
+
+def _is_numpy(source) -> bool:
+    if isinstance(source, io.BytesIO):
+        return source.getbuffer()[:6] == b"\x93NUMPY"
+    return str(source).lower().endswith(".npy")
+
+
+def _channels_first(array: np.ndarray, name: str, num_channels: int) -> np.ndarray:
+    """(C, H, W) of (H, W), (C, H, W) or (H, W, C)."""
+    planes = array[None] if array.ndim == 2 else array
+    if planes.ndim == 3 and planes.dtype.kind in "uif":
+        if planes.shape[0] not in (1, num_channels):
+            planes = planes.transpose(2, 0, 1)
+        if len(planes) == num_channels:
+            return planes
+        if len(planes) == 1 and num_channels in IMAGE_MODES:
+            return np.broadcast_to(planes, (num_channels, *planes.shape[1:]))
+        if len(planes) == 4 and num_channels == 3:  # without transparency
+            return planes[:3]
+    raise ValueError(
+        f"{name}: {array.dtype} of shape {array.shape} has no axis of {num_channels} channels; set the model's "
+        "num_channels, and one value for each in the processor's image_mean and image_std"
+    )
 
 
 def read_mask(file, name: str = "the mask") -> np.ndarray:
@@ -164,7 +355,12 @@ def read_mask(file, name: str = "the mask") -> np.ndarray:
     """
     if not isinstance(file, (str, Path, dict, type(None))):
         return np.asarray(file)
-    image, raw_mode = _open(file, name)
+    if isinstance(file, (str, Path, dict)) and _is_numpy(_source(file, name)):
+        try:
+            return np.load(_source(file, name), allow_pickle=False)
+        except Exception as error:
+            raise _undecodable(name, error) from error
+    image, raw_mode, _ = _open(file, name)
     if image.mode in ("RGBA", "CMYK", "YCbCr"):
         image = image.convert("RGB")
     elif image.mode in ("LA", "PA"):
@@ -281,9 +477,12 @@ def load_tables(
     import datasets
 
     path = Path(name).resolve()
-    kind = {".arrow": "arrow", ".parquet": "parquet"}.get(path.suffix.lower())
+    kind = {".arrow": "arrow", ".parquet": "parquet", ".tar": "webdataset"}.get(path.suffix.lower())
     if path.is_file() and kind is None:
-        raise ValueError(f"{name}: a data set file ends in .parquet or .arrow; images come in a folder")
+        raise ValueError(
+            f"{name}: a data set file ends in .parquet, .arrow or .tar; folders of images, and .csv and .jsonl files "
+            "of pairs, are given with --train_dir"
+        )
     if any((path / folder).is_dir() for folder in IMAGE_FOLDERS) and not list(path.glob("metadata.*")):
         raise ValueError(f"{name}: a folder with images/ and masks/ is given with --train_dir, not --dataset_name")
     try:
@@ -297,6 +496,42 @@ def load_tables(
     except Exception as error:  # of datasets, huggingface_hub, pyarrow and the network
         raise ValueError(f"the data set {name} cannot be loaded ({type(error).__name__}: {error})") from error
     return tables if isinstance(tables, dict) else datasets.DatasetDict({"train": tables})
+
+
+def load_shards(
+    name: str, config_name: str | None = None, *, token: str | bool | None = None, revision: str | None = None
+) -> dict[str, list[str]]:
+    """The Parquet files of each split of a data set, of the Hub or in a local folder; they are not read.
+
+    Raises:
+        ValueError: if it does not consist of Parquet files.
+    """
+    import datasets
+
+    path = Path(name).resolve()
+    try:
+        if path.is_file():
+            builder = datasets.load_dataset_builder("parquet", data_files=str(path))
+        else:
+            source = str(path) if path.exists() else name
+            builder = datasets.load_dataset_builder(source, config_name, token=token, revision=revision)
+    except Exception as error:  # of datasets, huggingface_hub and the network
+        raise ValueError(f"the data set {name} cannot be found ({type(error).__name__}: {error})") from error
+    if builder.name != "parquet":
+        raise ValueError(
+            f"{name}: streaming reads Parquet files, these are of the kind {builder.name!r}; leave --streaming away, "
+            "or convert them with examples/prepare_dataset.py"
+        )
+    return {str(split): list(files) for split, files in builder.config.data_files.items()}
+
+
+def _first_row(file: str, token: str | bool | None):
+    """A `datasets.Dataset` of one row of a Parquet file, with its features."""
+    import datasets
+
+    return datasets.Dataset.from_list(
+        list(datasets.load_dataset("parquet", data_files=file, streaming=True, split="train", token=token).take(1))
+    )
 
 
 def _table_labels(
@@ -349,13 +584,16 @@ def load_data(
     revision: str | None = None,
     seed: int = 0,
     check: bool = True,
+    on_error: str = "raise",
+    streaming: bool = False,
 ) -> tuple[Dataset | None, Dataset, Labels]:
     """Finds, reads and checks the training and validation data: of a data set, of folders, or the embedded scenes.
 
     Args:
         dataset_name: Hub data set, or a local folder or file of one (see `load_tables`).
         train_dir, validation_dir: folders with images/ and masks/ (see `folder_records`), and classes.json or
-            id2label.json in them or their parent.
+            id2label.json in them or their parent; or public data sets as their owners distribute them, and .csv or
+            .jsonl files of pairs (see `hf_segtx.readers`), which know their splits and classes.
         train_split: name of the split to train on; None loads no training data (evaluation only).
         validation_split: None takes "validation", "val" or "valid" if there, else holds out of the training split.
         train_val_split: share of the training data that is held out when there is no validation data; the same images
@@ -364,7 +602,11 @@ def load_data(
         do_reduce_labels: raw id 0 is ignored, the others become themselves minus 1 (for id2label.json and data sets).
         max_train_samples, max_eval_samples: use that many, evenly spaced.
         seed: of the embedded training scenes.
+        num_channels: of the images (see `read_image`).
         check: run `check_data` on both; in a run of several processes one of them is enough.
+        on_error: "raise", or "skip": bad samples are left out, said and listed (`SegmentationDataset.skipped`).
+        streaming: read the Parquet files of the data set where they are, without a copy, and only the parts that are
+            used (see `ParquetRecords`); the order of training is as random as `ShuffledBatches` says.
 
     Returns:
         training data (None without any), validation data, labels. Both data sets give items
@@ -384,26 +626,39 @@ def load_data(
         validation = SceneDataset(max_eval_samples or 64, seed=2**31 - 1)
         return train, validation, validation.labels
 
+    if streaming and not dataset_name:
+        raise ValueError("--streaming is for the Parquet files of --dataset_name; folders are read file by file anyway")
+
     explicit = Labels.from_file(classes_file, do_reduce_labels) if classes_file else None
     if dataset_name:
-        tables = load_tables(dataset_name, dataset_config_name, cache_dir=cache_dir, token=token, revision=revision)
+        if streaming:
+            tables = load_shards(dataset_name, dataset_config_name, token=token, revision=revision)
+        else:
+            tables = load_tables(dataset_name, dataset_config_name, cache_dir=cache_dir, token=token, revision=revision)
         validation_split = validation_split or next((s for s in ("validation", "val", "valid") if s in tables), None)
         for split in (train_split, validation_split):
             if split and split not in tables:
                 raise ValueError(f"{dataset_name}: there is no split {split!r}; the splits are {list(tables)}")
         table = tables[train_split or validation_split or next(iter(tables))]
+        table = _first_row(table[0], token) if streaming else table
         columns = find_columns(table, image_column_name, label_column_name)
         labels = explicit or _table_labels(dataset_name, table, columns[1], do_reduce_labels, token, revision)
-        train_records = TableRecords(tables[train_split], *columns) if train_split else None
-        validation_records = TableRecords(tables[validation_split], *columns) if validation_split else None
+        records = functools.partial(ParquetRecords, token=token) if streaming else TableRecords
+        train_records = records(tables[train_split], *columns) if train_split else None
+        validation_records = records(tables[validation_split], *columns) if validation_split else None
     else:
-        labels = explicit or _folder_labels(train_dir, validation_dir, do_reduce_labels)
-        train_records = folder_records(train_dir) if train_dir else None
-        validation_records = folder_records(validation_dir) if validation_dir else None
+        layouts = {folder: find_layout(folder) for folder in (train_dir, validation_dir) if folder}
+        labels = explicit or _folder_labels(layouts, do_reduce_labels)
+        train_records = _records(train_dir, layouts, train_split) if train_dir and train_split else None
+        validation_split = validation_split or "validation"
+        if validation_dir is None and layouts[train_dir] and validation_split in layouts[train_dir].splits:
+            validation_dir = train_dir
+        validation_records = _records(validation_dir, layouts, validation_split)
 
-    train = SegmentationDataset(train_records, labels, num_channels) if train_records is not None else None
+    options = labels, num_channels, on_error
+    train = SegmentationDataset(train_records, *options) if train_records is not None else None
     if validation_records is not None:
-        validation = SegmentationDataset(validation_records, labels, num_channels)
+        validation = SegmentationDataset(validation_records, *options)
     elif train is None:
         raise ValueError(f"{dataset_name}: no validation split among {list(tables)}; name one with --validation_split")
     else:
@@ -416,8 +671,9 @@ def load_data(
         train = _at_most(train, max_train_samples)
     validation = _at_most(validation, max_eval_samples)
 
+    max_checks = 64 if streaming else 1000  # each may read a shard's whole row group
     if labels.num_ids == 2 and labels.raw_to_train in (None, {0: 0, 1: 1}):
-        values = set().union(*(_mask_values(dataset) for dataset in (train, validation) if dataset is not None))
+        values = set().union(*(_mask_values(dataset, max_checks) for dataset in (train, validation) if dataset))
         if values == {0, 255}:
             logger.info("The masks hold 0 and 255 only: 255 is taken as the class %r.", labels.names[-1])
             labels = labels.with_255_as_class()
@@ -425,26 +681,38 @@ def load_data(
                 dataset.labels = labels
     if check:
         if train is not None:
-            check_data(train, split="training")
-        check_data(validation, split="validation")
+            check_data(train, split="training", max_samples=max_checks)
+        check_data(validation, split="validation", max_samples=max_checks)
     return train, validation, labels
 
 
-def _folder_labels(train_dir: str | None, validation_dir: str | None, do_reduce_labels: bool) -> Labels:
-    """The contract of the training folder (or the only one); a different one of the other folder is an error."""
-    folders = [folder for folder in (train_dir, validation_dir) if folder]
-    if missing := [folder for folder in folders if not Path(folder).is_dir()]:
+def _records(folder: str | None, layouts: dict, split: str) -> list | None:
+    if folder is None:
+        return None
+    return layouts[folder].records(split) if layouts[folder] else folder_records(folder)
+
+
+def _folder_labels(layouts: dict, do_reduce_labels: bool) -> Labels:
+    """The contract of the folders (the keys); different ones are an error."""
+    if missing := [folder for folder in layouts if not Path(folder).exists()]:
         raise ValueError(f"{missing[0]}: there is no such folder")
-    files = [file for file in map(contract_file, folders) if file]
-    if not files:
-        return Labels.from_folder(folders[0])  # raises, naming what is missing
-    contracts = [Labels.from_file(file, do_reduce_labels and file.name == "id2label.json") for file in files]
-    if do_reduce_labels and files[0].name == "classes.json":
-        raise ValueError(f"{files[0]} says itself which id is ignored; leave --do_reduce_labels away")
-    contracts[0].check_names(contracts[-1].id2label, str(files[-1]))
-    if contracts[0] != contracts[-1]:
-        raise ValueError(f"{files[0]} and {files[-1]} differ in ids, colours or what is ignored; make them equal")
-    return contracts[0]
+    contracts = {}
+    for folder, layout in layouts.items():
+        if layout is not None:
+            if do_reduce_labels:
+                raise ValueError(f"{folder}: the ids of {layout.title} are known; leave --do_reduce_labels away")
+            contracts[folder] = layout.labels
+        elif file := contract_file(folder):
+            if do_reduce_labels and file.name == "classes.json":
+                raise ValueError(f"{file} says itself which id is ignored; leave --do_reduce_labels away")
+            contracts[file] = Labels.from_file(file, do_reduce_labels)
+    if not contracts:
+        return Labels.from_folder(next(iter(layouts)))  # raises, naming what is missing
+    (first, labels), (last, other) = list(contracts.items())[0], list(contracts.items())[-1]
+    labels.check_names(other.id2label, str(last))
+    if labels != other:
+        raise ValueError(f"{first} and {last} differ in ids, colours or what is ignored; make them equal")
+    return labels
 
 
 def _evenly(length: int, count: int | None) -> list[int]:
@@ -459,7 +727,7 @@ def _at_most(dataset: SegmentationDataset, count: int | None) -> SegmentationDat
 # --- Checking -------------------------------------------------------------------------------------------------------
 
 
-def _mask_values(dataset: SegmentationDataset, max_samples: int = 1000) -> set[int]:
+def _mask_values(dataset: SegmentationDataset, max_samples: int) -> set[int]:
     """Raw values of masks with one channel; unreadable ones are left to `check_data`."""
 
     def values(index: int) -> list[int]:
@@ -491,7 +759,7 @@ def check_data(dataset: SegmentationDataset, *, split: str = "training", max_sam
     def read(index: int) -> tuple[str | None, np.ndarray, set[int]]:
         """Error or None, pixels of each train id, and 0 and 255 if the raw mask holds nothing else."""
         try:
-            _, mask, name = dataset.read(index)
+            _, mask, name = dataset._decode(index)
             train = labels.map(mask, name)
         except ValueError as error:
             return str(error), np.zeros(labels.num_ids, np.int64), set()
@@ -503,7 +771,10 @@ def check_data(dataset: SegmentationDataset, *, split: str = "training", max_sam
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         progress = tqdm(pool.map(read, indices), f"Checking the {split} data", len(indices), leave=False, delay=2)
         results = list(progress)
-    if errors := [error for error, _, _ in results if error]:
+    errors = [error for error, _, _ in results if error]
+    if dataset.on_error == "skip" and len(errors) < len(indices):
+        _note_errors(dataset, errors)
+    elif errors:
         more = f"\n... and {len(errors) - 10} more" if len(errors) > 10 else ""
         raise ValueError(
             f"{len(errors)} of {len(indices)} checked {split} samples are bad:\n- " + "\n- ".join(errors[:10]) + more
@@ -526,173 +797,171 @@ def check_data(dataset: SegmentationDataset, *, split: str = "training", max_sam
 # --- Augmentation ---------------------------------------------------------------------------------------------------
 
 
-class RandomScaledCrop(v2.Transform):
-    """Random resize by a common factor, then a random crop, done as one: the crop is cut out first, only it is resized.
-
-    As mmsegmentation's RandomResize and RandomCrop with `cat_max_ratio`: a crop with one class on more than `max_share`
-    of its valid pixels is drawn again, ten times at most. Differs: the resize is antialiased, as in the processor.
-    The result is smaller than the crop where the resized image is.
-
-    Args:
-        crop_size: (h, w) pixels.
-        scale_range: bounds of the uniform random factor.
-        base_size: what factor 1 means: None, the image's own size; (short, long), the largest keep-ratio size whose
-            sides fit into these pixels.
-    """
-
-    def __init__(
-        self,
-        crop_size: tuple[int, int],
-        scale_range: tuple[float, float] = (0.5, 2.0),
-        base_size: tuple[int, int] | None = None,
-        max_share: float = 0.75,
-        ignore_index: int = 255,
-    ):
-        super().__init__()
-        self.crop_size = crop_size
-        self.scale_range = scale_range
-        self.base_size = base_size
-        self.max_share = max_share
-        self.ignore_index = ignore_index
-
-    def make_params(self, flat_inputs: list) -> dict:
-        image, mask = flat_inputs
-        sides = image.shape[-2:]
-        scale = float(torch.empty(1).uniform_(*self.scale_range))
-        if self.base_size is not None:
-            scale *= min(min(self.base_size) / min(sides), max(self.base_size) / max(sides))
-        size = [min(crop, max(1, round(side * scale))) for crop, side in zip(self.crop_size, sides, strict=True)]
-        height, width = (min(side, max(1, round(out / scale))) for out, side in zip(size, sides, strict=True))
-        array = mask.numpy()
-        for _ in range(10):
-            top = int(torch.randint(sides[0] - height + 1, ()))
-            left = int(torch.randint(sides[1] - width + 1, ()))
-            crop = array[top : top + height, left : left + width]
-            crop = crop[::2, ::2]  # a quarter of the pixels tells the share well enough
-            counts = np.bincount(crop[crop != self.ignore_index])
-            if counts.size and counts.max() <= self.max_share * counts.sum():
-                break
-        return {"top": top, "left": left, "height": height, "width": width, "size": size}
-
-    def transform(self, inpt: torch.Tensor, params: dict) -> torch.Tensor:
-        top, left = params["top"], params["left"]
-        crop = inpt[..., top : top + params["height"], left : left + params["width"]]
-        if isinstance(inpt, tv_tensors.Mask):
-            # torchvision resizes masks with NEAREST, half a pixel beside the image; NEAREST_EXACT agrees with it
-            crop = F.resize(crop[None], params["size"], interpolation=v2.InterpolationMode.NEAREST_EXACT)[0]
-            return tv_tensors.Mask(crop)
-        return tv_tensors.Image(F.resize(crop, params["size"], antialias=True))
-
-
-class PhotometricDistortion(v2.Transform):
-    """Random brightness, contrast, saturation and hue of a uint8 image, each with probability 0.5.
-
-    Ranges of mmsegmentation's PhotoMetricDistortion: +-32, x0.5-1.5, x0.5-1.5, +-36 degrees. Differs: saturation and
-    hue scale and turn the chroma plane of YIQ instead of going through HSV, so that all four are one 3x3 matrix, and
-    values are rounded and clipped once, at the end. Images without three channels get brightness and contrast only.
-    """
-
-    # rows: luma and two chroma axes of NTSC's YIQ
-    YIQ = torch.tensor([[0.299, 0.587, 0.114], [0.5959, -0.2746, -0.3213], [0.2115, -0.5227, 0.3112]])
-    RGB = torch.linalg.inv(YIQ)
-
-    def make_params(self, flat_inputs: list) -> dict:
-        chances, values = torch.rand(2, 4).tolist()
-        shares = [2 * value - 1 if chance < 0.5 else 0.0 for chance, value in zip(chances, values, strict=True)]
-        brightness, contrast, saturation, hue = shares  # each in [-1, 1]
-        angle = math.radians(36 * hue)
-        chroma = 1 + 0.5 * saturation
-        turn = torch.tensor(
-            [
-                [1.0, 0.0, 0.0],
-                [0.0, chroma * math.cos(angle), -chroma * math.sin(angle)],
-                [0.0, chroma * math.sin(angle), chroma * math.cos(angle)],
-            ]
-        )
-        contrast = 1 + 0.5 * contrast
-        return {"matrix": contrast * self.RGB @ turn @ self.YIQ, "gain": contrast, "offset": contrast * 32 * brightness}
-
-    def transform(self, inpt: torch.Tensor, params: dict) -> torch.Tensor:
-        if isinstance(inpt, tv_tensors.Mask):
-            return inpt
-        colors = inpt.as_subclass(torch.Tensor).float().reshape(inpt.shape[0], -1)  # (C, H*W)
-        colors = params["matrix"] @ colors if len(colors) == 3 else params["gain"] * colors
-        colors = colors.add_(params["offset"] + 0.5).clamp_(0, 255).byte()  # rounds: the conversion cuts off
-        return tv_tensors.Image(colors.view(inpt.shape))
-
-
-class PadToSize(v2.Transform):
-    """Pads at the bottom and right to `size` (h, w): the image with `color` (C values of 0-255), labels with the ignore
-    index."""
-
-    def __init__(self, size: tuple[int, int], color: Sequence[float], ignore_index: int = 255):
-        super().__init__()
-        self.size = size
-        self.fill = {tv_tensors.Image: [round(value) for value in color], tv_tensors.Mask: ignore_index}
-
-    def transform(self, inpt: torch.Tensor, params: dict) -> torch.Tensor:
-        height, width = inpt.shape[-2:]
-        if (height, width) == tuple(self.size):
-            return inpt
-        return F.pad(inpt, [0, 0, self.size[1] - width, self.size[0] - height], fill=self.fill[type(inpt)])
-
-
 class TrainingTransform:
-    """Augmentation, which stays uint8 and belongs into the loader's workers, and normalization, which belongs after it.
+    """Random scale, crop, flip and colours: `augment` in the loader's workers, `finish` on the device.
 
-    So a batch travels between processes, and to an accelerator, with 4 bytes a pixel instead of 20.
-    """
+    The scale and the crop are drawn first; then only the pixels that the crop shows are converted and resized. They
+    stay 8 bits deep until `finish` changes the colours and normalizes, so that a batch travels between processes, and
+    to an accelerator, with 4 bytes a pixel instead of 20. `finish` pads with 0, the mean, as the processor does.
 
-    def __init__(self, augment: v2.Transform, mean: torch.Tensor, std: torch.Tensor):
-        self.augment = augment
-        self.mean = mean.tolist()
-        self.std = std.tolist()
+    Random scale and crop as mmsegmentation's RandomResize and RandomCrop with `cat_max_ratio`: a crop with one class on
+    more than `max_share` of its valid pixels is drawn again, ten times at most. Differs: the resize is antialiased, as
+    in the processor, and does not look beyond the crop.
 
-    def __call__(self, sample: dict) -> dict:
-        return self.normalize(self.augment(sample))
-
-    def normalize(self, batch: dict) -> dict[str, torch.Tensor]:
-        """`pixel_values` to float32 as the processor normalizes, `labels` to int64; batched or not."""
-        pixel_values = batch["pixel_values"].as_subclass(torch.Tensor).float()
-        return {
-            "pixel_values": F.normalize(pixel_values, self.mean, self.std, inplace=True),
-            "labels": batch["labels"].as_subclass(torch.Tensor).long(),
-        }
-
-
-def training_transform(
-    processor,
-    crop_size: tuple[int, int],
-    scale_range: tuple[float, float] = (0.5, 2.0),
-    *,
-    base_size: tuple[int, int] | None = None,
-    max_share: float = 0.75,
-    flip_probability: float = 0.5,
-    photometric_distortion: bool = True,
-    ignore_index: int = 255,
-) -> TrainingTransform:
-    """The usual augmentation of the papers: random scale, crop, flip, colours; normalized as the processor does.
+    Colours as mmsegmentation's PhotoMetricDistortion: brightness +-32, contrast x0.5-1.5, saturation x0.5-1.5 and hue
+    +-36 degrees, each with probability 0.5. Differs: saturation and hue scale and turn the chroma plane of YIQ instead
+    of going through HSV, so that all four are one 3x3 matrix, and values are clipped once, at the end. Images without
+    three channels get brightness and contrast only.
 
     Args:
         processor: image processor; its `rescale_factor`, `image_mean` and `image_std` are used.
-        crop_size, scale_range, base_size, max_share: see `RandomScaledCrop`.
-
-    Returns:
-        a transform of {"pixel_values": Image (C, H, W) uint8, "labels": Mask (H, W)} (tv_tensors) to
-        {"pixel_values": (C, h, w) float32, "labels": (h, w) int64}; `training_dataloader` applies it.
+        crop_size: (h, w) pixels of the result; smaller images are padded at the bottom and right.
+        scale_range: bounds of the uniform random factor.
+        base_size: what factor 1 means: None, the image's own size; (short, long), the largest keep-ratio size whose
+            sides fit into these pixels.
+        photometric_distortion: change colours. Not done if the processor does not rescale: then the range is unknown.
     """
-    # mean and std in units of 0-255, computed as the processor does, so that the pixels are equal to the last bit
-    scale = 1.0 / processor.rescale_factor
-    mean, std = torch.tensor(processor.image_mean) * scale, torch.tensor(processor.image_std) * scale
-    augment = v2.Compose(
-        [
-            RandomScaledCrop(crop_size, scale_range, base_size, max_share, ignore_index),
-            v2.RandomHorizontalFlip(flip_probability),
-            PhotometricDistortion() if photometric_distortion else v2.Identity(),
-            PadToSize(crop_size, mean.tolist(), ignore_index),
-        ]
-    )
-    return TrainingTransform(augment, mean, std)
+
+    # rows: luma and two chroma axes of NTSC's YIQ
+    YIQ = np.array([[0.299, 0.587, 0.114], [0.5959, -0.2746, -0.3213], [0.2115, -0.5227, 0.3112]])
+    RGB = np.linalg.inv(YIQ)
+
+    def __init__(
+        self,
+        processor,
+        crop_size: tuple[int, int],
+        scale_range: tuple[float, float] = (0.5, 2.0),
+        *,
+        base_size: tuple[int, int] | None = None,
+        max_share: float = 0.75,
+        flip_probability: float = 0.5,
+        photometric_distortion: bool = True,
+        ignore_index: int = 255,
+    ):
+        # mean and std in units of pixels, computed as the processor does, so that the result is equal to the last bit
+        self.white = 1.0 / processor.rescale_factor if getattr(processor, "do_rescale", True) else None
+        unit = self.white or 1.0
+        self.mean = (torch.tensor(processor.image_mean) * unit).tolist()
+        self.std = (torch.tensor(processor.image_std) * unit).tolist()
+        self.crop_size = tuple(crop_size)
+        self.scale_range = scale_range
+        self.base_size = base_size
+        self.max_share = max_share
+        self.flip_probability = flip_probability
+        self.photometric_distortion = photometric_distortion and self.white is not None
+        self.ignore_index = ignore_index
+
+    def augment(self, samples: list[tuple]) -> dict:
+        """A batch of 8-bit crops (float32 for deeper images).
+
+        Args:
+            samples: (image, labels, random generator) each.
+
+        Shape:
+            image: PIL image or array (H', W', C), of the labels' size or a reduced version (see `largest_scale`)
+            labels: (H, W)
+            returns: "pixel_values" (B, h, w, C), "labels" (B, h, w), "sizes" the height and width of each without its
+                padding, and, with `photometric_distortion`, "colors" (B, C, C + 1), the matrix and offset for each
+        """
+        crops = [self._crop(*sample) for sample in samples]
+        shape, channels = (len(crops), *self.crop_size), crops[0][0].shape[-1]
+        depth = functools.reduce(torch.promote_types, (pixels.dtype for pixels, _ in crops))
+        batch = {
+            "pixel_values": _empty((*shape, channels), depth),
+            "labels": _empty(shape, crops[0][1].dtype).fill_(self.ignore_index),
+            "sizes": [tuple(labels.shape) for _, labels in crops],
+        }
+        for number, (pixels, labels) in enumerate(crops):
+            height, width = labels.shape
+            batch["pixel_values"][number, :height, :width] = pixels
+            batch["labels"][number, :height, :width] = labels
+        if self.photometric_distortion:
+            batch["colors"] = torch.from_numpy(np.stack([self.colors(random, channels) for _, _, random in samples]))
+        return batch
+
+    def finish(self, batch: dict) -> dict[str, torch.Tensor]:
+        """Colours and normalization, which is the processor's.
+
+        Shape:
+            batch: of `augment`
+            returns: "pixel_values" (B, C, h, w) float32 and "labels" (B, h, w) int64, on the device of the batch
+        """
+        pixels = batch["pixel_values"].permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format)
+        if "colors" in batch:
+            matrix, offset = batch["colors"][..., :-1], batch["colors"][..., -1:]
+            pixels = torch.baddbmm(offset, matrix, pixels.flatten(2)).clamp_(0, self.white).view_as(pixels)
+        pixels = normalize(pixels, self.mean, self.std, inplace=True)
+        for image, (height, width) in zip(pixels, batch["sizes"], strict=True):
+            image[:, height:] = 0
+            image[:, :, width:] = 0
+        return {"pixel_values": pixels, "labels": batch["labels"].long()}
+
+    def _base_scale(self, height: int, width: int) -> float:
+        """What factor 1 means for an image of this size."""
+        if self.base_size is None:
+            return 1.0
+        sides = height, width
+        return min(min(self.base_size) / min(sides), max(self.base_size) / max(sides))
+
+    def largest_scale(self, height: int, width: int) -> float:
+        """The largest factor that an image of this size can be resized by; a JPEG need not be decoded larger."""
+        return self.scale_range[1] * self._base_scale(height, width)
+
+    def draw(self, labels: np.ndarray, random: np.random.Generator) -> tuple[tuple[int, int, int, int], list[int]]:
+        """A part of the labels, (top, left, bottom, right), and the size that it gets, at most the crop size."""
+        sides = labels.shape
+        scale = random.uniform(*self.scale_range) * self._base_scale(*sides)
+        size = [min(crop, max(1, round(side * scale))) for crop, side in zip(self.crop_size, sides, strict=True)]
+        height, width = (min(side, max(1, round(out / scale))) for out, side in zip(size, sides, strict=True))
+        step = max(1, round(math.sqrt(height * width) / 100))  # some 10,000 pixels tell the share well enough
+        for _ in range(10):
+            top, left = (int(random.integers(side - part + 1)) for side, part in zip(sides, (height, width)))
+            crop = labels[top : top + height : step, left : left + width : step]
+            counts = np.bincount(crop[crop != self.ignore_index])
+            if counts.size and counts.max() <= self.max_share * counts.sum():
+                break
+        return (top, left, top + height, left + width), size
+
+    def _crop(self, image, labels: np.ndarray, random: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+        """(h', w', C) pixels and (h', w') labels of a random crop."""
+        box, size = self.draw(labels, random)
+        flip = random.random() < self.flip_probability
+        height = image.height if isinstance(image, Image.Image) else image.shape[0]
+        factor = round(labels.shape[0] / height)  # 1, or 2, 4 or 8 if the image was decoded smaller
+        top, left, bottom, right = (round(edge / factor) for edge in box)
+        if isinstance(image, Image.Image):  # PIL's crop is a fast copy, its conversion to an array is not
+            pixels = np.array(image.crop((left, top, right, bottom)))
+            pixels = pixels[..., None] if pixels.ndim == 2 else pixels
+        else:
+            pixels = np.ascontiguousarray(image[top:bottom, left:right])
+        pixels = torch.from_numpy(pixels)
+        if list(pixels.shape[:2]) != size:
+            planes = pixels.permute(2, 0, 1)[None]  # channels last in memory, for which torch has the fastest code
+            pixels = interpolate(planes, size, mode="bilinear", antialias=True)[0].permute(1, 2, 0)
+        rows, columns = (  # the nearest to the centre of each target pixel, which agrees with the image
+            start + (2 * np.arange(out) + 1) * (stop - start) // (2 * out)
+            for start, stop, out in zip(box[:2], box[2:], size, strict=True)
+        )
+        labels = torch.from_numpy(labels[rows][:, columns[::-1] if flip else columns])
+        return pixels.flip(1) if flip else pixels, labels
+
+    def colors(self, random: np.random.Generator, channels: int) -> np.ndarray:
+        """(C, C + 1) float32: a matrix, and an offset, for the colours of an image."""
+        chances, values = random.random((2, 4))
+        brightness, contrast, saturation, hue = np.where(chances < 0.5, 2 * values - 1, 0.0)  # each in [-1, 1]
+        matrix = np.eye(channels)
+        if channels == 3:
+            chroma = (1 + 0.5 * saturation) * np.exp(1j * math.radians(36) * hue)
+            turn = [[1, 0, 0], [0, chroma.real, -chroma.imag], [0, chroma.imag, chroma.real]]
+            matrix = self.RGB @ turn @ self.YIQ
+        offset = np.full((channels, 1), 32 / 255 * self.white * brightness)
+        return ((1 + 0.5 * contrast) * np.hstack([matrix, offset])).astype(np.float32)
+
+
+def _empty(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+    """An uninitialized tensor; in a worker, in the memory through which it reaches the main process without a copy."""
+    tensor = torch.empty(shape, dtype=dtype)
+    return tensor.share_memory_() if get_worker_info() is not None else tensor
 
 
 # --- Loading --------------------------------------------------------------------------------------------------------
@@ -706,43 +975,117 @@ def _to_tensor(image: Image.Image | np.ndarray | torch.Tensor) -> torch.Tensor:
     return torch.from_numpy(array[..., None] if array.ndim == 2 else array).permute(2, 0, 1)
 
 
-class TrainingDataset(Dataset):
-    """A data set under augmentation; the random numbers of a sample follow from (seed, epoch, index) only.
+class DecodedSamples:
+    """Decoded samples, as far as memory is granted, so that each is decoded once and not once an epoch.
 
-    Args:
-        dataset: items {"image", "label", ...}.
-        augment: a torchvision v2 transform, e.g. `TrainingTransform.augment`.
-
-    Item (epoch, index): {"pixel_values": (C, h, w) uint8, "labels": (h, w) train ids}.
+    The memory is shared with worker processes that are forked; it is taken as it fills.
     """
 
-    def __init__(self, dataset: Dataset, augment: v2.Transform, seed: int = 0):
+    def __init__(self, length: int, num_bytes: int):
+        self.memory = np.frombuffer(mmap.mmap(-1, num_bytes), np.uint8)
+        # for each sample: start of the image, its height, width, channels, type; start of the labels, ...; 1 if there
+        self.table = np.frombuffer(mmap.mmap(-1, length * 88), np.int64).reshape(length, 11)
+        self.used = np.frombuffer(mmap.mmap(-1, 8), np.int64)
+        self.lock = multiprocessing.Lock()
+
+    @property
+    def is_full(self) -> bool:
+        return self.used[0] == len(self.memory)
+
+    def get(self, index: int) -> tuple[np.ndarray, np.ndarray] | None:
+        """Image (H', W', C) and labels (H, W)."""
+        *entry, is_there = self.table[index].tolist()
+        if not is_there:
+            return None
+        image, labels = (
+            np.ndarray((height, width, channels), chr(kind), self.memory, start)
+            for start, height, width, channels, kind in (entry[:5], entry[5:])
+        )
+        return image, labels[..., 0]
+
+    def put(self, index: int, image: np.ndarray, labels: np.ndarray) -> None:
+        with self.lock:
+            start = int(self.used[0])
+            size = -(-(image.nbytes + labels.nbytes) // 8) * 8  # aligned for any type
+            if start + size > len(self.memory):
+                self.used[0] = len(self.memory)
+                return
+            self.used[0] += size
+        entry = []
+        for array in (image, labels[..., None]):
+            np.ndarray(array.shape, array.dtype, self.memory, start)[:] = array
+            entry += [start, *array.shape, ord(array.dtype.char)]
+            start += array.nbytes
+        self.table[index, :-1] = entry
+        self.table[index, -1] = 1
+
+
+class TrainingDataset(Dataset):
+    """Augmented batches of a data set; the random numbers of a sample follow from (seed, epoch, index) only.
+
+    A sample that cannot be read is an error, or, if the data set says "skip", replaced by one that follows from the
+    same numbers.
+
+    Args:
+        dataset: items {"image", "label", ...}, always the same.
+        cache_bytes: memory for decoded samples (see `DecodedSamples`).
+
+    A batch of keys (epoch, index), or (epoch, index, undecoded image and mask), gives `TrainingTransform.augment`'s
+    dictionary, plus "errors", a list of texts.
+    """
+
+    def __init__(self, dataset: Dataset, transform: TrainingTransform, seed: int = 0, cache_bytes: int = 0):
         self.dataset = dataset
-        self.augment = augment
+        self.transform = transform
         self.seed = seed
+        self.cache = DecodedSamples(len(dataset), cache_bytes) if cache_bytes else None
 
-    def __len__(self) -> int:
-        return len(self.dataset)
+    def __getstate__(self) -> dict:
+        return {**self.__dict__, "cache": None}  # a process that is not forked cannot share memory this way
 
-    def __getitem__(self, key: tuple[int, int]) -> dict[str, torch.Tensor]:
-        epoch, index = key
-        item = self.dataset[index]
-        sample = {
-            "pixel_values": tv_tensors.Image(_to_tensor(item["image"])),
-            "labels": tv_tensors.Mask(torch.as_tensor(item["label"])),
-        }
-        seed = np.random.SeedSequence([self.seed, epoch, index]).generate_state(1, np.uint64)
-        state = torch.get_rng_state()
-        torch.default_generator.manual_seed(int(seed[0]))  # of the CPU only, unlike torch.manual_seed
-        try:
-            sample = self.augment(sample)
-        finally:
-            torch.set_rng_state(state)
-        return {key: value.as_subclass(torch.Tensor) for key, value in sample.items()}
+    def __getitems__(self, keys: list[tuple]) -> dict:
+        samples, errors = [], []
+        for epoch, index, *files in keys:
+            random = np.random.default_rng([self.seed, epoch, index])
+            samples.append((*self._read(index, random, errors, *files), random))
+        return {**self.transform.augment(samples), "errors": errors}
+
+    def _read(
+        self, index: int, random: np.random.Generator, errors: list[str], files: tuple | None = None
+    ) -> tuple[Image.Image | np.ndarray, np.ndarray]:
+        for _ in range(10):
+            try:
+                return self._decoded(index, files)
+            except ValueError as error:
+                if getattr(self.dataset, "on_error", "raise") == "raise":
+                    raise
+                errors.append(str(error))
+                index, files = int(random.integers(len(self.dataset))), None
+        raise ValueError(f"ten training samples in a row are bad; the last one: {errors[-1]}")
+
+    def _decoded(self, index: int, files: tuple | None) -> tuple[Image.Image | np.ndarray, np.ndarray]:
+        """Image and labels, from memory if they are there."""
+        if self.cache is not None and (sample := self.cache.get(index)) is not None:
+            return sample
+        if isinstance(self.dataset, SegmentationDataset):
+            item = self.dataset.read(index, files, self.transform.largest_scale)
+        else:
+            item = self.dataset[index]
+        image, labels = item["image"], np.asarray(item["label"])
+        if isinstance(image, torch.Tensor):
+            image = image.permute(1, 2, 0).numpy()
+        if self.cache is not None and not self.cache.is_full:
+            image = np.array(image)
+            image = image[..., None] if image.ndim == 2 else image
+            self.cache.put(index, image, labels)
+        return image, labels
 
 
 class ShuffledBatches:
     """Endless batches of (epoch, index): every epoch a new permutation that follows from (seed, epoch).
+
+    With `groups`, samples of a group lie near each other: the groups come in a random order, and so do the samples of
+    each few groups that follow each other, 512 samples or more (and less than a group more). So shards are read once.
 
     The epochs follow each other without a gap: all batches are full, and each sample comes once an epoch. At step s
     process p of n takes the batch number s * n + p, so n processes with batches of B see what one with n * B sees.
@@ -750,6 +1093,7 @@ class ShuffledBatches:
     Args:
         length: of the data set.
         start_step: the first step to give; a resumed run passes the number of batches it has taken before.
+        groups: (length,) the number of the group of each sample; None for a permutation without any order.
     """
 
     def __init__(
@@ -760,6 +1104,7 @@ class ShuffledBatches:
         start_step: int = 0,
         process_index: int = 0,
         num_processes: int = 1,
+        groups: np.ndarray | None = None,
     ):
         if length < 1:
             raise ValueError("there are no training samples")
@@ -769,6 +1114,7 @@ class ShuffledBatches:
         self.start_step = start_step
         self.process_index = process_index
         self.num_processes = num_processes
+        self.groups = groups
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         step, epoch_of_order, order = self.start_step, -1, None
@@ -778,25 +1124,74 @@ class ShuffledBatches:
             for position in range(first, first + self.batch_size):
                 epoch = position // self.length
                 if epoch != epoch_of_order:
-                    order = np.random.default_rng([self.seed, epoch]).permutation(self.length)
+                    order = self.order(epoch)
                     epoch_of_order = epoch
                 batch.append((epoch, int(order[position % self.length])))
             yield batch
             step += 1
 
+    def order(self, epoch: int) -> np.ndarray:
+        """The permutation of an epoch."""
+        random = np.random.default_rng([self.seed, epoch])
+        if self.groups is None:
+            return random.permutation(self.length)
+        _, groups = np.unique(self.groups, return_inverse=True)
+        ranks = random.permutation(groups.max() + 1)[groups]  # the groups in a random order, ...
+        order = np.argsort(ranks, kind="stable")
+        pools = np.bincount(ranks).cumsum() // POOL_SIZE  # ... some of them together in a random order
+        for pool in np.split(order, np.searchsorted(pools[ranks[order]], np.unique(pools)[1:])):
+            random.shuffle(pool)
+        return order
+
+
+class ReadAhead:
+    """Batches of `ShuffledBatches`, each key with its undecoded files, read in a thread.
+
+    For shards, which the workers would else read once each.
+    """
+
+    def __init__(self, batches: ShuffledBatches, dataset: "SegmentationDataset", depth: int = 8):
+        self.batches = batches
+        self.dataset = dataset
+        self.depth = depth
+
+    def __iter__(self) -> Iterator[list[tuple]]:
+        def read(batch):
+            return [(epoch, index, self.dataset.files(index)) for epoch, index in batch]
+
+        with ThreadPoolExecutor(1) as pool:  # one: in order, and each shard is read once
+            pending = deque()
+            for batch in self.batches:
+                pending.append(pool.submit(read, batch))
+                if len(pending) == self.depth:
+                    yield pending.popleft().result()
+
 
 class TrainingLoader:
-    """Endless training batches, normalized on the device where they are used."""
+    """Endless training batches, finished on the device where they are used."""
 
-    def __init__(self, batches: DataLoader, transform: TrainingTransform, device: torch.device | str):
+    def __init__(self, batches: DataLoader, dataset: Dataset, transform: TrainingTransform, device):
         self.batches = batches
+        self.dataset = dataset
         self.transform = transform
         self.device = device
 
     def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
         for batch in self.batches:
-            batch = {key: value.to(self.device, non_blocking=True) for key, value in batch.items()}
-            yield self.transform.normalize(batch)
+            _note_errors(self.dataset, batch.pop("errors"))
+            batch = {
+                key: value.to(self.device, non_blocking=True) if isinstance(value, torch.Tensor) else value
+                for key, value in batch.items()
+            }
+            yield self.transform.finish(batch)
+
+
+def _note_errors(dataset: Dataset, errors: list[str]) -> None:
+    """Adds to the data set's list of what was skipped, and says it, once each."""
+    for error in errors:
+        if error not in dataset.skipped:
+            dataset.skipped.append(error)
+            logger.warning("Skipped a sample: %s", error)
 
 
 def training_dataloader(
@@ -810,31 +1205,62 @@ def training_dataloader(
     process_index: int = 0,
     num_processes: int = 1,
     device: torch.device | str = "cpu",
+    cache_bytes: int = 2**30,
 ) -> TrainingLoader:
     """Endless batches {"pixel_values": (B, C, h, w) float32, "labels": (B, h, w) int64} on `device`.
 
     Order and resuming: see `ShuffledBatches`; `start_step` counts batches of this process, so with gradient
     accumulation over n batches it is n times the number of optimizer steps. It splits over processes itself and does
     not go through `accelerator.prepare`. An epoch is len(dataset) / (batch_size * num_processes) batches.
+
+    Args:
+        cache_bytes: memory, in each process, for decoded samples, which come from there from the second epoch on.
     """
-    batches = DataLoader(
-        TrainingDataset(dataset, transform.augment, seed),
-        batch_sampler=ShuffledBatches(len(dataset), batch_size, seed, start_step, process_index, num_processes),
+    streams = isinstance(dataset, SegmentationDataset) and isinstance(dataset.records, ParquetRecords)
+    groups = dataset.records.groups[dataset.indices] if streams else None
+    batches = ShuffledBatches(len(dataset), batch_size, seed, start_step, process_index, num_processes, groups)
+    loader = DataLoader(
+        TrainingDataset(dataset, transform, seed, 0 if streams else cache_bytes),
+        batch_sampler=ReadAhead(batches, dataset) if streams else batches,
+        collate_fn=_as_it_is,
         num_workers=num_workers,
         pin_memory=torch.device(device).type == "cuda",
         prefetch_factor=4 if num_workers else None,
         generator=torch.Generator(),  # the loader draws a number; not from the global generator, which dropout uses
     )
-    return TrainingLoader(batches, transform, device)
+    return TrainingLoader(loader, dataset, transform, device)
 
 
-def collate_evaluation(items: list[dict]) -> dict[str, list]:
-    """Lists, because sizes differ: "images" (C, H, W) uint8, "labels" (H, W) train ids, "names"."""
+def _as_it_is(batch):
+    return batch
+
+
+def collate_evaluation(items: list[dict | str]) -> dict[str, list]:
+    """Lists, because sizes differ: "images" (C, H, W) uint8 (float32 if deep), "labels" (H, W) train ids, "names".
+
+    Texts among the items say which ones could not be read; they make up "errors".
+    """
+    good = [item for item in items if not isinstance(item, str)]
     return {
-        "images": [_to_tensor(item["image"]).contiguous() for item in items],
-        "labels": [torch.as_tensor(item["label"]) for item in items],
-        "names": [item["name"] for item in items],
+        "images": [_to_tensor(item["image"]).contiguous() for item in good],
+        "labels": [torch.as_tensor(item["label"]) for item in good],
+        "names": [item["name"] for item in good],
+        "errors": [item for item in items if isinstance(item, str)],
     }
+
+
+class EvaluationLoader:
+    """Batches of `collate_evaluation`, without those that could not be read."""
+
+    def __init__(self, batches: DataLoader, dataset: Dataset):
+        self.batches = batches
+        self.dataset = dataset
+
+    def __iter__(self) -> Iterator[dict[str, list]]:
+        for batch in self.batches:
+            _note_errors(self.dataset, batch.pop("errors"))
+            if batch["images"]:
+                yield batch
 
 
 def evaluation_dataloader(
@@ -844,9 +1270,9 @@ def evaluation_dataloader(
     num_workers: int = 0,
     process_index: int = 0,
     num_processes: int = 1,
-) -> DataLoader:
+) -> EvaluationLoader:
     """Batches of `collate_evaluation`, in order; process p of n gets samples p, p + n, ...: each exactly once."""
-    return DataLoader(
+    loader = DataLoader(
         dataset,
         batch_size=batch_size,
         sampler=range(process_index, len(dataset), num_processes),
@@ -854,3 +1280,4 @@ def evaluation_dataloader(
         num_workers=num_workers,
         collate_fn=collate_evaluation,
     )
+    return EvaluationLoader(loader, dataset)
