@@ -82,13 +82,17 @@ def overlay(image, label_map, palette: Palette, alpha: float = 0.5, ignore_index
     image = _as_image(image)
     ids = _as_ids(label_map, len(palette), ignore_index)
     _check_size(image, ids, "label map")
-    opacity = np.full(ids.shape, alpha)
-    opacity[:-1][ids[:-1] != ids[1:]] = 1
-    opacity[:, :-1][ids[:, :-1] != ids[:, 1:]] = 1
-    opacity[ids == len(palette)] = 0
-    colors = np.array([*palette, (0, 0, 0)], np.float32)[ids]
-    opacity = opacity[..., None]
-    return Image.fromarray((np.asarray(image) * (1 - opacity) + colors * opacity).round().astype(np.uint8))
+    pixels, colors = np.asarray(image), np.array([*palette, (0, 0, 0)], np.float32)
+    result = pixels * np.float32(1 - alpha)
+    result += (colors * alpha)[ids]
+    result = (result + 0.5).astype(np.uint8)
+    border = np.zeros(ids.shape, bool)
+    border[:-1] |= ids[:-1] != ids[1:]
+    border[:, :-1] |= ids[:, :-1] != ids[:, 1:]
+    result[border] = colors[ids[border]]
+    void = ids == len(palette)
+    result[void] = pixels[void]
+    return Image.fromarray(result)
 
 
 def label_png(label_map, palette: Palette, ignore_index: int = 255) -> Image.Image:
