@@ -20,7 +20,7 @@ own.
 
 How the memory is saved: the pixel losses are functions of one map, the log-probability of the labels (B, H, W), whose
 backward pass computes the probabilities a second time, block by block (see models/upsampling.py). Dice and Lovasz take
-the classes one at a time; a class that is not in the batch costs nothing.
+the classes one at a time, and only those in the batch.
 
 Letters: B images, K classes, (h, w) size of the logits, (H, W) of the labels, N cells of a block, S pixels a cell.
 """
@@ -266,7 +266,7 @@ def label_log_probability(
     """
     logits = _two_classes(logits, labels)
     with torch.autocast(logits.device.type, enabled=False):
-        return _pass_over_pixels(logits, labels, None, ignore_index, align_corners)
+        return _pass_over_pixels(logits, labels, None, ignore_index, align_corners, True)
 
 
 def _two_classes(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -300,8 +300,13 @@ def _pass_over_pixels(
     map_gradient: torch.Tensor | None,
     ignore_index: int,
     align_corners: bool,
+    of_label: bool,
 ) -> torch.Tensor:
-    """The labels' log-probabilities (B, H, W); given their gradient instead that of the logits, (B, K, h, w)."""
+    """Each pixel's logit of its label minus log(sum(exp(all logits))), 0 if ignored: (B, H, W).
+
+    Given the gradient of that map, the gradient of the logits instead, (B, K, h, w). Not `of_label`: without the first
+    of the two terms.
+    """
     cells = _Cells.of_size(logits, labels.shape[1:], align_corners)
     axis = 2 if cells.classes_last else 1
     classes, ignored = logits.shape[1], labels == ignore_index
@@ -327,11 +332,15 @@ def _pass_over_pixels(
             upsampled = cells.upsample(corners, weights, buffers[0])
             out = buffers[1, : upsampled.numel()].view_as(upsampled)
             if map_gradient is None:
-                picked = torch.log_softmax(upsampled, axis, out=out).gather(axis, label).flatten()
-                result[index, rows] = picked.index_select(0, position).view(-1, labels.shape[2])
+                if of_label:
+                    pixels = torch.log_softmax(upsampled, axis, out=out).gather(axis, label)
+                else:
+                    pixels = -upsampled.logsumexp(axis)
+                result[index, rows] = pixels.flatten().index_select(0, position).view(-1, labels.shape[2])
                 continue
             probabilities = torch.softmax(upsampled, axis, out=out)
-            probabilities.scatter_add_(axis, label, probabilities.new_full((), -1.0).expand_as(label))
+            if of_label:
+                probabilities.scatter_add_(axis, label, probabilities.new_full((), -1.0).expand_as(label))
             scale = probabilities.new_zeros(label.numel())  # empty slots: 0
             scale = scale.scatter_(0, position, -map_gradient[index, rows].flatten()).view(-1, 1, cells.pixels)
             pixels_last = probabilities.mT if axis == 1 else probabilities
@@ -349,7 +358,7 @@ def _pass_over_pixels(
 
 
 @_pass_over_pixels.register_fake
-def _(logits, labels, map_gradient, ignore_index, align_corners):
+def _(logits, labels, map_gradient, ignore_index, align_corners, of_label):
     dtype = torch.promote_types(logits.dtype, torch.float32)
     if map_gradient is None:
         return torch.empty(labels.shape, dtype=dtype, device=logits.device)
@@ -363,7 +372,7 @@ def _save_inputs(ctx, inputs, output):
 
 def _pixels_backward(ctx, map_gradient):
     logits, labels = ctx.saved_tensors
-    return _pass_over_pixels(logits, labels, map_gradient, *ctx.settings).to(logits.dtype), *[None] * 4
+    return _pass_over_pixels(logits, labels, map_gradient, *ctx.settings).to(logits.dtype), *[None] * 5
 
 
 _pass_over_pixels.register_autograd(_pixels_backward, setup_context=_save_inputs)
@@ -387,9 +396,10 @@ def _region_loss(
     """
     size, align = labels.shape[1:], align_corners
     dtype = torch.promote_types(logits.dtype, torch.float32)
-    valid = labels != ignore_index
-    log_probability = _pass_over_pixels(logits, labels, None, ignore_index, align)
-    present = labels[valid].unique().tolist()
+    ignored = labels == ignore_index
+    counts = labels.long().masked_fill(ignored, logits.shape[1]).flatten().bincount(minlength=logits.shape[1] + 1)
+    present = counts[:-1].nonzero().flatten().tolist()
+    normalizer = _pass_over_pixels(logits, labels, None, ignore_index, align, False).masked_fill_(ignored, -torch.inf)
 
     def upsample(k: int) -> torch.Tensor:  # (B, H, W)
         return F.interpolate(logits[:, k : k + 1].to(dtype), size, mode="bilinear", align_corners=align).squeeze(1)
@@ -398,49 +408,43 @@ def _region_loss(
         shape = (len(logits), 1, *logits.shape[2:])
         return torch.ops.aten.upsample_bilinear2d_backward(pixels.unsqueeze(1), size, shape, align).squeeze(1)
 
-    # every valid pixel is of a class that is present, whose probability is known: that gives log(sum(exp(z)))
-    normalizer = torch.full_like(log_probability, torch.inf)  # probability 0 at ignored pixels
-    for k in present:
-        normalizer = torch.where(labels == k, upsample(k) - log_probability, normalizer)
     loss = normalizer.new_zeros(())
     weighted = torch.zeros_like(normalizer)  # s
     gradient = torch.zeros_like(logits, dtype=dtype) if with_gradient else loss.new_empty(0)
     for k in present:
-        of_class = (labels == k)[valid]
-        probability = (upsample(k) - normalizer).exp_()
-        class_loss, class_gradient = REGION_LOSSES[kind](probability[valid], of_class)
+        of_class = labels == k
+        probability = (upsample(k) + normalizer).exp_()  # 0 at ignored pixels
+        class_loss, class_gradient = REGION_LOSSES[kind](probability.flatten(), of_class.flatten())
         loss += class_loss / len(present)
         if with_gradient:
-            product = torch.zeros_like(normalizer).masked_scatter_(valid, class_gradient / len(present))
-            product *= probability
+            product = class_gradient.view_as(probability).mul_(probability).div_(len(present))
             weighted += product
             gradient[:, k] = downsample(product)
-    if with_gradient:  # -p_k s for all classes, which is the gradient of s log p_label but for s at the label
-        gradient += _pass_over_pixels(logits, labels, weighted, ignore_index, align)
-        for k in present:
-            gradient[:, k] -= downsample(weighted * (labels == k))
+    if with_gradient:
+        gradient += _pass_over_pixels(logits, labels, weighted, ignore_index, align, False)  # -p_k s, of all classes
     return loss, gradient
 
 
 def _dice_of_class(probability: torch.Tensor, of_class: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Loss of one class and its gradient, from the probabilities of the valid pixels (P,) and where it is the label."""
-    overlap, total = probability[of_class].sum(), probability.sum() + of_class.sum()
+    """Loss and its gradient of a class, from its probabilities (P,), 0 if ignored, and where it is the label (P,)."""
+    overlap, total = (probability * of_class).sum(), probability.sum() + of_class.sum()
     return 1 - 2 * overlap / total, 2 * (overlap / total - of_class.to(total)) / total
 
 
 def _lovasz_of_class(probability: torch.Tensor, of_class: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The same of Lovasz-softmax."""
-    errors, order = (of_class.to(probability) - probability).abs_().sort(descending=True)
-    of_class = of_class[order]
-    found = of_class.cumsum(0)
-    union = found[-1] + torch.arange(1, len(found) + 1, device=found.device) - found  # if all up to here are wrong
-    intersection = (found[-1] - found).to(errors)
-    union = union.to(errors)
+    """The same of Lovasz-softmax. Ignored pixels come last, where the errors and with them their weights are 0."""
+    errors = (of_class.to(probability) - probability).abs_()
+    # The bits of positive floats are ordered as they are; sorting integers is several times as fast on a CPU.
+    bits = torch.int32 if errors.dtype == torch.float32 else torch.int64
+    order = (errors.new_full((), 2.0).view(bits) - errors.view(bits)).sort().indices  # descending errors
+    of_class_sorted = of_class.index_select(0, order)
+    found = of_class_sorted.cumsum(0, dtype=torch.int32)
+    missing = (found[-1] - found).to(errors)  # what is left of the intersection if all up to here are wrong
+    union = torch.arange(1, len(found) + 1, device=found.device).to(errors) + missing
     # By how much 1 - intersection / union rises from pixel to pixel; differences of that itself would cancel.
-    rise = torch.where(of_class, 1 / union, intersection / (union * (union - 1)))
-    loss = errors @ rise
-    gradient = torch.empty_like(rise).scatter_(0, order, torch.where(of_class, -rise, rise))
-    return loss, gradient
+    rise = torch.where(of_class_sorted, 1 / union, missing / (union * (union - 1)))
+    rise = torch.empty_like(rise).scatter_(0, order, rise)
+    return errors @ rise, torch.where(of_class, -rise, rise)
 
 
 REGION_LOSSES = {"dice": _dice_of_class, "lovasz": _lovasz_of_class}

@@ -181,10 +181,6 @@ def make_schedule(
     return torch.optim.lr_scheduler.LambdaLR(optimizer, [factor_for(base) for base in bases])
 
 
-def polynomial_schedule(optimizer, warmup_steps, total_steps, **settings):
-    return make_schedule("polynomial", optimizer, warmup_steps, total_steps, **settings)
-
-
 class EMA:
     """Exponential moving average of the weights, for evaluation (Polyak averaging; decay 0.999 to 0.9999 is usual).
 

@@ -290,7 +290,7 @@ def test_compiled_without_graph_breaks_equals_eager(backend):
 
 def test_operators_satisfy_torch_library():
     logits, labels = example(dtype=torch.float32)
-    torch.library.opcheck(losses._pass_over_pixels, (logits, labels, None, 255, False))
+    torch.library.opcheck(losses._pass_over_pixels, (logits, labels, None, 255, False, True))
     torch.library.opcheck(losses._region_loss, (logits, labels, "lovasz", 255, False, True))
 
 
