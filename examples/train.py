@@ -9,7 +9,7 @@
 What comes out, in `--output_dir`:
 
     config.json model.safetensors preprocessor_config.json    the final model, for `from_pretrained` and `pipeline`
-    README.md all_results.json predictions.png                its card, scores with their protocol, and a picture
+    README.md all_results.json predictions.png curves.png     its card, scores with their protocol, and pictures
     train.args                                                the arguments of the run, a recipe of its own
     step_N/                                                   checkpoints: a loadable model and `training_state/`
     last -> step_N  best -> step_M                            links to the newest and to the best checkpoint
@@ -27,19 +27,25 @@ micro-batch of their process only; `--sync_bn`). The images are an endless strea
 that reaches the end of an epoch goes on with the next one.
 """
 
+import copy
 import ctypes
 import json
 import math
 import os
 import platform
 import re
+import resource
 import shlex
 import shutil
+import signal
 import sys
+import threading
 import time
-from contextlib import nullcontext
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext
 from dataclasses import MISSING, dataclass, field, fields
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
@@ -52,18 +58,19 @@ import transformers
 from accelerate import Accelerator
 from accelerate.state import PartialState
 from accelerate.tracking import get_available_trackers
-from accelerate.utils import GradientAccumulationPlugin, broadcast, broadcast_object_list, set_seed
+from accelerate.utils import DistributedType, GradientAccumulationPlugin, broadcast, broadcast_object_list, set_seed
 from tqdm.auto import tqdm
-from transformers import HfArgumentParser, get_scheduler
+from transformers import HfArgumentParser
+from transformers.image_utils import SizeDict
 
 import hf_segtx
-from hf_segtx.data import load_data, training_dataloader, training_transform
+from hf_segtx.data import TrainingTransform, load_data, training_dataloader
 from hf_segtx.hub import check_token, push, write_card
 from hf_segtx.inference import as_json, evaluate, load_model, predict, protocol
+from hf_segtx.losses import class_weights_from_counts, parse_loss
 from hf_segtx.metrics import class_table
-from hf_segtx.models.segmentation_base import segmentation_loss
-from hf_segtx.optim import parameter_groups, polynomial_schedule
-from hf_segtx.visualization import comparison
+from hf_segtx.optim import EMA, make_schedule, parameter_groups
+from hf_segtx.visualization import comparison, training_curves
 
 
 DEFAULT_OUTPUT_DIR = "outputs/segformer_scenes"
@@ -72,6 +79,9 @@ ARCHITECTURES = {row[0].model_type.removeprefix("segtx_"): row for row in hf_seg
 
 
 # ------------------------------------------------------------------------------------------------------- arguments
+
+
+MEANS = ("mean_iou", "mean_accuracy", "overall_accuracy", "mean_dice")  # of an evaluation
 
 
 def flag(default, help: str):
@@ -116,12 +126,15 @@ class Arguments:
         [], "Shortest and longest edge (pixels) that images are resized to, ratio kept, in training (before "
         "--scale_range), evaluation and in the saved processor. Default: the model's processor, else own size.",
     )  # fmt: skip
+    image_mean: list[float] = flag([], "Mean of a channel, of 0-1, for the processor; default: the architecture's.")
+    image_std: list[float] = flag([], "Standard deviation of a channel, likewise.")
     crop_size: list[int] = flag([512], "Height and width of training crops in pixels; one number is a square.")
     scale_range: list[float] = flag([0.5, 2.0], "Range of the random resizing before the crop.")
     dataloader_num_workers: int | None = flag(None, "Processes that read images; default 0 on a CPU, up to 8 on a GPU.")
 
     # Optimization
-    per_device_train_batch_size: int = flag(8, "Images in a micro-batch of a process.")
+    total_batch_size: int | None = flag(None, "Images a step over all processes; sets --gradient_accumulation_steps.")
+    per_device_train_batch_size: int = flag(8, "Images in a micro-batch of a process; at most, with a total.")
     per_device_eval_batch_size: int = flag(8, "Images that a process reads at a time in evaluation.")
     gradient_accumulation_steps: int = flag(1, "Micro-batches a step.")
     num_train_epochs: float = flag(1.0, "Passes over the data, if --max_train_steps is not given.")
@@ -129,26 +142,47 @@ class Arguments:
     optimizer: Literal["adamw", "sgd"] = flag("adamw", "Optimizer.")
     learning_rate: float = flag(6e-5, "Learning rate of the backbone.")
     head_lr_multiplier: float = flag(1.0, "The heads' learning rate over the backbone's (papers: 10).")
+    layer_decay: float = flag(1.0, "Factor of the learning rate from a layer of the backbone to the one before it.")
+    ema_decay: float | None = flag(None, "Evaluate and save a moving average of the weights, e.g. 0.999.")
     weight_decay: float = flag(0.01, "Weight decay; norms and position tables have none.")
     adam_beta1: float = flag(0.9, "AdamW's beta 1.")
     adam_beta2: float = flag(0.999, "AdamW's beta 2.")
     adam_epsilon: float = flag(1e-8, "AdamW's epsilon.")
     momentum: float = flag(0.9, "SGD's momentum.")
+    nesterov: bool = flag(False, "SGD's momentum as Nesterov's.")
+    fused: bool = flag(False, "The optimizer's update in one kernel.")
     max_grad_norm: float | None = flag(None, "Clip the gradient to this norm.")
-    lr_scheduler_type: str = flag("polynomial", "polynomial, or a name that transformers.get_scheduler knows.")
+    lr_scheduler_type: str = flag("polynomial", "polynomial, cosine, constant, wsd, or a name that transformers knows.")
+    lr_decay_share: float = flag(0.1, "Share of the steps in which the rate of wsd (warm-up, stable, decay) falls.")
     poly_power: float = flag(1.0, "Power of the polynomial decay.")
-    min_learning_rate: float = flag(0.0, "Where the polynomial decay ends.")
+    min_learning_rate: float = flag(0.0, "Where the decay ends.")
     num_warmup_steps: int = flag(0, "Steps of linear warm-up.")
     warmup_start_factor: float = flag(1e-6, "Share of the learning rate at the first step of the warm-up.")
-    class_weights: list[float] = flag([], "A weight a class in the mean of the loss.")
+    loss: str = flag("ce", "Sum of ce, ohem, focal, boundary, dice and lovasz, such as 'ce + 0.5*lovasz'.")
+    class_weights: list[str] = flag([], "A weight a class in the mean of the loss, or 'auto': from the masks.")
+    ohem_threshold: float = flag(0.9, "ohem counts the pixels whose class has a probability below this,")
+    ohem_min_kept: int = flag(131072, "but at least so many of a micro-batch.")
+    auxiliary_loss_weight: list[float] = flag([], "Of all auxiliary heads, or of each; default: the configuration's.")
     label_smoothing: float = flag(0.0, "Share of the target that is spread over all classes.")
     seed: int = flag(0, "Seed of weights, order of the images, augmentation and dropout.")
     mixed_precision: Literal["no", "fp16", "bf16"] | None = flag(None, "Default: what accelerate launch says.")
     gradient_checkpointing: bool = flag(False, "Recompute activations in the backward pass, to save memory.")
-    sync_bn: bool = flag(False, "Batch norm statistics over all processes (GPUs only).")
+    tune: Literal["full", "linear", "lora"] = flag(
+        "full", "Train everything, only the heads, or the heads and low-rank adapters of the backbone's linear layers."
+    )
+    lora_rank: int = flag(8, "Rank of the adapters.")
+    freeze: list[str] = flag([], "Modules that stay as they are, such as backbone.patch_embed.")
+    sync_bn: bool = flag(False, "Batch norm statistics over all processes (of GPUs; one process has no need of it).")
     compile: bool = flag(False, "Compile the training step with torch.compile.")
+    tf32: bool = flag(False, "Matrix products of float32 in TF32, on GPUs that have it.")
+    max_skipped_steps: int = flag(10, "Stop after so many steps in a row whose loss or gradient was not finite.")
 
     # Evaluation, checkpoints, output
+    eval_mode: Literal["whole", "slide"] | None = flag(
+        None, "Show the model whole images or windows of them, also in the saved processor; default: the processor's."
+    )
+    window_size: list[int] = flag([], "Height and width of windows in pixels, or one number; default: --crop_size.")
+    window_stride: list[int] = flag([], "Pixels from a window to the next; default: --window_size.")
     output_dir: str | None = flag(None, f"Where everything goes; default {DEFAULT_OUTPUT_DIR}, numbered if taken.")
     overwrite_output_dir: bool = flag(False, "Delete the earlier run in --output_dir.")
     evaluation_steps: int | None = flag(None, "Evaluate every so many steps; default: five times in the run.")
@@ -156,6 +190,10 @@ class Arguments:
     save_total_limit: int = flag(1, "Checkpoints to keep, besides the best one.")
     resume_from_checkpoint: str | None = flag(None, "A checkpoint folder, or 'latest' for the newest in --output_dir.")
     load_best_model_at_end: bool = flag(False, "The final model is the best evaluation's, not the last step's.")
+    metric_for_best_model: Literal[MEANS] = flag(
+        "mean_iou", "Which score makes an evaluation the best."
+    )
+    early_stopping_patience: int | None = flag(None, "Stop after so many evaluations in a row that are not the best.")
     logging_steps: int = flag(10, "Steps between updates of the progress bar and entries of the trackers.")
     with_tracking: bool = flag(False, "Report to trackers.")
     report_to: str = flag("all", "tensorboard, trackio, wandb, ..., or all that are installed.")
@@ -163,6 +201,14 @@ class Arguments:
     hub_model_id: str | None = flag(None, "Repository to upload to; default: the name of --output_dir.")
     hub_token: str | None = flag(None, "The same as --token.")
 
+
+# What changes neither weights nor scores, or only says where things are: a resumed run may have it otherwise.
+FREE_ARGUMENTS = """
+    cache_dir token hub_token trust_remote_code train_dir validation_dir classes_file dataloader_num_workers
+    output_dir overwrite_output_dir checkpointing_steps save_total_limit resume_from_checkpoint load_best_model_at_end
+    logging_steps with_tracking report_to push_to_hub hub_model_id per_device_eval_batch_size max_skipped_steps
+    num_train_epochs total_batch_size
+""".split()
 
 # What the command line starts from when it says nothing about data and model; a recipe like those in recipes/.
 SCENES_RECIPE = """
@@ -210,6 +256,13 @@ class UserError(Exception):
     """What whoever started the run can cure: shown as a message, without a traceback."""
 
 
+class Stopped(Exception):
+    """Ends a run that got SIGTERM, after its checkpoint was written."""
+
+
+stop_requested = threading.Event()  # set by SIGTERM, looked at after each step
+
+
 def find_checkpoints(output_dir: Path) -> list[Path]:
     """The `step_N` folders, oldest first. They are whole: their names come from a rename after the last byte."""
     return sorted(
@@ -246,7 +299,8 @@ def claim_output_dir(arguments: Arguments) -> Path:
         # Only what this script writes: the folder may hold other things, or be the wrong one.
         for path in [*find_checkpoints(folder), *folder.glob(".partial-*")]:
             shutil.rmtree(path)
-        for name in ("last", "best", "train.args", "all_results.json", "model.safetensors", "predictions.png"):
+        written = "last best train.args all_results.json model.safetensors predictions.png curves.png"
+        for name in written.split():
             (folder / name).unlink(missing_ok=True)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -283,7 +337,7 @@ def checkpoint_to_resume(resume: str | None, output_dir: Path) -> Path | None:
     return folder.resolve()
 
 
-def save_checkpoint(accelerator: Accelerator, model, processor, state: dict, output_dir: Path) -> Path:
+def save_checkpoint(accelerator: Accelerator, exported, processor, state: dict, output_dir: Path) -> Path:
     """Writes `step_N`: model and processor for `from_pretrained`, and what training needs to go on.
 
     Written beside and renamed, so that an interruption, a full disk or a kill leaves the earlier checkpoints whole.
@@ -293,12 +347,17 @@ def save_checkpoint(accelerator: Accelerator, model, processor, state: dict, out
     try:
         accelerator.save_state(partial_folder / "training_state")  # every process its random generators
         accelerator.wait_for_everyone()
+        with exported() as plain:
+            if accelerator.is_main_process:
+                plain.save_pretrained(partial_folder)
         if accelerator.is_main_process:
-            accelerator.unwrap_model(model).save_pretrained(partial_folder)
             processor.save_pretrained(partial_folder)
             (partial_folder / "trainer_state.json").write_text(json.dumps(state, indent=2) + "\n")
             if folder.exists():  # resumed from an earlier step by name: the same checkpoint once more
                 os.replace(folder, output_dir / f".partial-old-{folder.name}")
+            for file in filter(Path.is_file, partial_folder.rglob("*")):  # else a crash of the machine could tear it
+                with file.open("rb") as written:
+                    os.fsync(written.fileno())
             os.replace(partial_folder, folder)
     except BaseException as error:
         shutil.rmtree(partial_folder, ignore_errors=True)
@@ -341,6 +400,8 @@ def build_model(arguments: Arguments, labels):
     settings = json.loads(arguments.config_overrides or "{}")
     settings |= {"id2label": labels.id2label, "label2id": labels.label2id}  # their number is num_labels
     settings["semantic_loss_ignore_index"] = labels.ignore_index
+    if len(arguments.auxiliary_loss_weight) == 1:
+        settings["auxiliary_loss_weight"] = arguments.auxiliary_loss_weight[0]
     if arguments.model_name_or_path:
         if arguments.size or arguments.architecture:
             raise ValueError("--model_name_or_path comes with an architecture and a size; leave the other two away")
@@ -369,13 +430,66 @@ def build_model(arguments: Arguments, labels):
         if len(arguments.image_size) > 2:
             raise ValueError(f"--image_size takes the shortest and the longest edge, not {arguments.image_size}")
         processor.do_resize = True
-        processor.size = dict(zip(("shortest_edge", "longest_edge"), arguments.image_size))
+        processor.size = SizeDict(**dict(zip(("shortest_edge", "longest_edge"), arguments.image_size)))
+    for name in ("image_mean", "image_std"):
+        if values := getattr(arguments, name):
+            if len(values) != len(getattr(processor, name)):
+                raise ValueError(f"{len(values)} values for --{name}; give one a channel: {len(processor.image_mean)}")
+            setattr(processor, name, values)
     processor.do_reduce_labels = False  # the data set's label contract has done it
+    if arguments.eval_mode == "slide":
+        window = arguments.window_size or arguments.crop_size
+        stride = arguments.window_stride or window
+        processor.window_size, processor.window_stride = [window[0], window[-1]], [stride[0], stride[-1]]
+    elif arguments.eval_mode == "whole":
+        processor.window_size = processor.window_stride = None
     if arguments.backbone_weights:
         from hf_segtx.weights import load_backbone
 
         load_backbone(model, arguments.backbone_weights)
     return model, processor
+
+
+def choose_parameters(arguments: Arguments, model) -> list:
+    """Leaves only those parameters trainable that `--tune` and `--freeze` say; returns the frozen modules.
+
+    Adapters are LoRA's (arXiv 2106.09685), with alpha = 2 * rank.
+
+    Raises:
+        ValueError: if there is no such module, nothing to adapt, or no peft.
+    """
+    frozen = []
+    for name in [*arguments.freeze, *["backbone"] * (arguments.tune == "linear")]:
+        try:
+            frozen.append(model.get_submodule(name).requires_grad_(False))
+        except AttributeError as error:
+            known = ", ".join(name for name, _ in model.backbone.named_children())
+            raise ValueError(f"--freeze {name}: there is no such module; the backbone has {known}") from error
+    if arguments.tune == "lora":
+        if find_spec("peft") is None:
+            raise ValueError("--tune lora needs peft; `pip install peft`")
+        from peft import LoraConfig, inject_adapter_in_model
+
+        layers = [name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)]
+        layers = [name for name in layers if name.startswith("backbone.")]
+        if not layers:
+            raise ValueError(f"{type(model.backbone).__name__} has no linear layers for --tune lora; use --tune linear")
+        rank = arguments.lora_rank
+        inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=layers), model)
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad = ".lora_" in name or not name.startswith("backbone.")
+    return frozen
+
+
+def without_adapters(state: dict) -> dict:
+    """The state dict with the products of the adapters' matrices, times alpha / rank, added to their layers."""
+    plain = {name.replace(".base_layer.", "."): value for name, value in state.items() if ".lora_" not in name}
+    for name in state:
+        if name.endswith(".lora_A.default.weight"):
+            layer = name.removesuffix(".lora_A.default.weight")
+            change = 2 * state[f"{layer}.lora_B.default.weight"] @ state[name]
+            plain[f"{layer}.weight"] = plain[f"{layer}.weight"] + change
+    return plain
 
 
 def class_names(labels) -> list[str]:
@@ -404,22 +518,26 @@ def build_optimizer(arguments: Arguments, model, total_steps: int):
     Raises:
         ValueError: if the schedule does not fit, or its name is unknown.
     """
-    groups = parameter_groups(model, arguments.learning_rate, arguments.weight_decay, arguments.head_lr_multiplier)
+    groups = parameter_groups(
+        model, arguments.learning_rate, arguments.weight_decay, arguments.head_lr_multiplier, arguments.layer_decay
+    )
     if arguments.optimizer == "sgd":
-        optimizer = torch.optim.SGD(groups, lr=arguments.learning_rate, momentum=arguments.momentum)
+        momentum = {"momentum": arguments.momentum, "nesterov": arguments.nesterov}
+        optimizer = torch.optim.SGD(groups, lr=arguments.learning_rate, **momentum, fused=arguments.fused)
     else:
         betas = (arguments.adam_beta1, arguments.adam_beta2)
-        optimizer = torch.optim.AdamW(groups, lr=arguments.learning_rate, betas=betas, eps=arguments.adam_epsilon)
-    warmup_steps = arguments.num_warmup_steps
-    if arguments.lr_scheduler_type != "polynomial":
-        return optimizer, get_scheduler(arguments.lr_scheduler_type, optimizer, warmup_steps, total_steps)
-    return optimizer, polynomial_schedule(
+        optimizer = torch.optim.AdamW(
+            groups, lr=arguments.learning_rate, betas=betas, eps=arguments.adam_epsilon, fused=arguments.fused
+        )
+    return optimizer, make_schedule(
+        arguments.lr_scheduler_type,
         optimizer,
-        warmup_steps,
+        arguments.num_warmup_steps,
         total_steps,
         power=arguments.poly_power,
         min_learning_rate=arguments.min_learning_rate,
         warmup_start_factor=arguments.warmup_start_factor,
+        decay_share=arguments.lr_decay_share,
     )
 
 
@@ -429,8 +547,9 @@ def build_optimizer(arguments: Arguments, model, total_steps: int):
 def check_arguments(arguments: Arguments) -> None:
     """Raises ValueError for what is wrong with the arguments by themselves."""
     counts = "per_device_train_batch_size per_device_eval_batch_size gradient_accumulation_steps logging_steps"
+    counts += " total_batch_size max_skipped_steps early_stopping_patience"
     for name in counts.split():
-        if getattr(arguments, name) < 1:
+        if getattr(arguments, name) is not None and getattr(arguments, name) < 1:
             raise ValueError(f"--{name} is {getattr(arguments, name)}; it must be at least 1")
     try:
         json.loads(arguments.config_overrides or "{}")
@@ -445,8 +564,6 @@ def check_arguments(arguments: Arguments) -> None:
         raise ValueError(f"--scale_range is {arguments.scale_range}; give smallest and largest factor, e.g. 0.5 2")
     if arguments.overwrite_output_dir and arguments.resume_from_checkpoint:
         raise ValueError("--overwrite_output_dir would delete what --resume_from_checkpoint needs; give one of them")
-    if arguments.sync_bn and not torch.cuda.is_available():
-        raise ValueError("--sync_bn needs GPUs; torch has no synchronised batch norm on the CPU")
     if arguments.with_tracking:
         installed = sorted(str(tracker) for tracker in get_available_trackers())
         if not installed or arguments.report_to not in ("all", *installed):
@@ -471,7 +588,7 @@ def read_data(arguments: Arguments, check: bool):
     settings = {name: getattr(arguments, name) for name in names.split()}
     token = arguments.token or arguments.hub_token
     train_dataset, validation_dataset, labels = load_data(**settings, token=token, check=check)
-    if arguments.class_weights and len(arguments.class_weights) != labels.num_ids:
+    if arguments.class_weights not in ([], ["auto"]) and len(arguments.class_weights) != labels.num_ids:
         raise ValueError(f"{len(arguments.class_weights)} --class_weights for {labels.num_ids} classes; give one each")
     return train_dataset, validation_dataset, labels
 
@@ -506,6 +623,65 @@ def machine(accelerator: Accelerator) -> str:
     return f"{accelerator.num_processes} process(es) of {torch.get_num_threads()} CPU threads ({platform.machine()})"
 
 
+def weights_of_classes(arguments: Arguments, train_dataset, labels) -> list[float] | None:
+    """The `--class_weights` as numbers; 'auto' counts the classes in up to 2000 training masks, evenly spread."""
+    if arguments.class_weights != ["auto"]:
+        return [float(weight) for weight in arguments.class_weights] or None
+    rows = range(0, len(train_dataset), math.ceil(len(train_dataset) / 2000))
+    counts = torch.zeros(labels.num_ids, dtype=torch.int64)
+    with ThreadPoolExecutor() as pool:
+        for label in pool.map(lambda row: train_dataset[row]["label"], rows):
+            label = torch.as_tensor(label).long()
+            counts += torch.bincount(label[label != labels.ignore_index], minlength=labels.num_ids)
+    return class_weights_from_counts(counts).tolist()
+
+
+def build_loss(arguments: Arguments, class_weights, accelerator: Accelerator):
+    """The loss of the arguments, for `model.loss_function`.
+
+    Raises:
+        ValueError: as `parse_loss`.
+    """
+    if class_weights is not None:
+        class_weights = torch.tensor(class_weights, device=accelerator.device)
+    settings = {name: getattr(arguments, name) for name in ("label_smoothing", "ohem_threshold", "ohem_min_kept")}
+    return class_weights, parse_loss(
+        arguments.loss,
+        class_weights=class_weights,
+        auxiliary_weights=arguments.auxiliary_loss_weight if len(arguments.auxiliary_loss_weight) > 1 else None,
+        **settings,
+    )
+
+
+def split_batch(arguments: Arguments, num_processes: int, on_cpu: bool) -> None:
+    """Sets micro-batch and accumulation so that a step has `total_batch_size` images, whatever there are of processes.
+
+    Raises:
+        ValueError: if the processes cannot share the images evenly, or cannot synchronise batch norms.
+    """
+    if arguments.sync_bn and on_cpu and num_processes > 1:
+        raise ValueError("--sync_bn needs GPUs: torch has no synchronised batch norm for several processes on CPUs")
+    if arguments.total_batch_size is None:
+        return
+    images, rest = divmod(arguments.total_batch_size, num_processes)
+    if rest:
+        raise ValueError(
+            f"--total_batch_size {arguments.total_batch_size} cannot be shared by {num_processes} processes; start as "
+            "many as divide it"
+        )
+    largest = min(arguments.per_device_train_batch_size, images)
+    micro_batch = next(size for size in range(largest, 0, -1) if images % size == 0)
+    arguments.per_device_train_batch_size = micro_batch
+    arguments.gradient_accumulation_steps = images // micro_batch
+
+
+def means(accelerator: Accelerator, *numbers) -> list[float]:
+    """The mean of each number over all processes."""
+    numbers = [number.full_tensor() if hasattr(number, "full_tensor") else number for number in numbers]  # FSDP's
+    tensors = [torch.as_tensor(number, dtype=torch.float32, device=accelerator.device) for number in numbers]
+    return accelerator.reduce(torch.stack(tensors), "mean").tolist()
+
+
 def loss_shares(micro_batches: list[dict], ignore_index: int, class_weights, accelerator: Accelerator) -> torch.Tensor:
     """Factors by which micro-batches' mean losses add up to the mean over all valid pixels of a step.
 
@@ -519,6 +695,27 @@ def loss_shares(micro_batches: list[dict], ignore_index: int, class_weights, acc
         pixels = torch.stack([class_weights[ids].sum() for ids in valid])
     total = accelerator.reduce(pixels.sum(), "sum")
     return pixels * accelerator.num_processes / total.clamp(min=torch.finfo(total.dtype).tiny)
+
+
+def peak_memory() -> float:
+    """Gigabytes of the accelerator, or of the process on a CPU, at their highest so far."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 1e9
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e9
+
+
+def losses(state: dict) -> list[dict]:
+    """What was logged of the steps that were taken."""
+    return [entry for entry in state["history"] if entry["loss"] is not None]
+
+
+def draw_predictions(model, processor, dataset, labels):
+    """Four images, evenly spread (neighbours may be frames of one video), with truths and predictions."""
+    count = min(4, len(dataset))
+    shown = [dataset[index * len(dataset) // count] for index in range(count)]
+    images, truths = [item["image"] for item in shown], [item["label"] for item in shown]
+    label_maps = [label_map.cpu().numpy() for label_map in predict(model.eval(), processor, images)]
+    return comparison(images, truths, label_maps, class_names(labels), class_colors(labels), labels.ignore_index)
 
 
 def save_final(model, processor, output_dir: Path) -> None:
@@ -564,19 +761,23 @@ def main(arguments: Arguments, build_model=build_model) -> dict:
     token = arguments.hub_token or arguments.token
     if arguments.push_to_hub:
         in_main_process(check_token, token)
+    everywhere(split_batch, arguments, process.num_processes, on_cpu)
+    accumulation_steps = arguments.gradient_accumulation_steps
+    accumulation = GradientAccumulationPlugin(num_steps=accumulation_steps, sync_with_dataloader=False)
     output_dir = in_main_process(claim_output_dir, arguments)
     arguments.output_dir = str(output_dir)
     checkpoint = in_main_process(checkpoint_to_resume, arguments.resume_from_checkpoint, output_dir)
     accelerator = Accelerator(
         cpu=on_cpu,
         mixed_precision=arguments.mixed_precision,
-        # Accumulation is written out below; here it would divide the loss once more if the launcher's setting said so.
-        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
+        gradient_accumulation_plugin=accumulation,
         log_with=arguments.report_to if arguments.with_tracking else None,
         project_dir=output_dir,
     )
     use_all_cores(accelerator)
     keep_freed_memory(accelerator)
+    if arguments.tf32:
+        torch.set_float32_matmul_precision("high")
     num_workers = arguments.dataloader_num_workers
     if num_workers is None:
         num_workers = 0 if accelerator.device.type == "cpu" else min(8, os.cpu_count() // accelerator.num_processes)
@@ -587,9 +788,7 @@ def main(arguments: Arguments, build_model=build_model) -> dict:
     names = class_names(labels)
 
     # ---- model, optimizer, schedule
-    images_per_step = (
-        arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps * accelerator.num_processes
-    )
+    images_per_step = arguments.per_device_train_batch_size * accumulation_steps * accelerator.num_processes
     steps_per_epoch = math.ceil(len(train_dataset) / images_per_step)
     total_steps = arguments.max_train_steps or math.ceil(arguments.num_train_epochs * steps_per_epoch)
     evaluation_steps = arguments.evaluation_steps or math.ceil(total_steps / 5)
@@ -597,75 +796,96 @@ def main(arguments: Arguments, build_model=build_model) -> dict:
     if arguments.checkpointing_steps:
         every = arguments.checkpointing_steps
         checkpointing_steps = steps_per_epoch if every == "epoch" else int(every)
-    if checkpoint is not None:
+    class_weights = in_main_process(weights_of_classes, arguments, train_dataset, labels)
+    class_weights, model.loss_function = everywhere(build_loss, arguments, class_weights, accelerator)
+    # Where the weights that train are not the ones to evaluate and save, a copy of the model takes those.
+    is_sharded = accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)
+    copied = copy.deepcopy(model).to(accelerator.device) if is_sharded or arguments.tune == "lora" else None
+    saves_weights = copied is not None or arguments.ema_decay is not None
+    if checkpoint is not None and not saves_weights:
         model.load_state_dict(type(model).from_pretrained(checkpoint).state_dict())
-    class_weights = None
-    if arguments.class_weights:
-        class_weights = torch.tensor(arguments.class_weights, device=accelerator.device)
-    if class_weights is not None or arguments.label_smoothing:
-        model.loss_function = partial(
-            segmentation_loss, class_weights=class_weights, label_smoothing=arguments.label_smoothing
-        )
+    frozen = everywhere(choose_parameters, arguments, model)
     if arguments.gradient_checkpointing:
         model.activation_checkpointing_enable()
-    if arguments.sync_bn:
+    if arguments.sync_bn and accelerator.num_processes > 1:
         model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
     optimizer, schedule = everywhere(build_optimizer, arguments, model, total_steps)
     if arguments.compile:
         model.compile()
     model, optimizer = accelerator.prepare(model, optimizer)  # not the schedule: it would step once a process
     bare_model = accelerator.unwrap_model(model)
-    # Weights are saved by `save_pretrained`, once.
-    accelerator.register_save_state_pre_hook(lambda models, weights, folder: weights.clear())
-    accelerator.register_load_state_pre_hook(lambda models, folder: models.clear())
+    ema = EMA(bare_model, arguments.ema_decay) if arguments.ema_decay is not None else None
+    if ema:
+        accelerator.register_for_checkpointing(ema)
+    if not saves_weights:  # `save_pretrained` writes them: once is enough
+        accelerator.register_save_state_pre_hook(lambda models, weights, folder: weights.clear())
+        accelerator.register_load_state_pre_hook(lambda models, folder: models.clear())
+
+    @contextmanager
+    def exported():
+        """The model as it is evaluated and saved: averaged, gathered from its shards, without adapters."""
+        with ema.swapped() if ema else nullcontext():
+            plain = bare_model
+            if copied is not None:
+                plain, weights = copied, accelerator.get_state_dict(model)
+                if accelerator.is_main_process:
+                    plain.load_state_dict(without_adapters(weights))
+            # All parameters of a copy; else each process has batch norm statistics of its own.
+            for tensor in plain.buffers() if copied is None else plain.state_dict().values():
+                broadcast(tensor)
+            yield plain
+
     set_seed(arguments.seed, device_specific=True)  # dropout differs between processes, the initial weights do not
 
     # ---- where to start
     state = {
         "step": 0,
         "seconds": 0.0,  # of training, without evaluations and checkpoints
-        "best_mean_iou": None,
-        "best_step": None,
+        "history": [],  # what was logged, an entry each --logging_steps
         "evaluations": [],
-        "plan": {
+        "best_step": None,
+        "best_mean_iou": None,
+        "sums": [0, 0.0, 0.0],  # since the last log: steps, their losses, their gradients' norms
+        "skipped_steps": 0,
+        "skipped_in_a_row": 0,
+        "plan": {  # what a resumed run must have in common with this one
             "images_per_step": images_per_step,
             "train_images": len(train_dataset),
             "total_steps": total_steps,
             "processes": accelerator.num_processes,
-            "seed": arguments.seed,
+            **{name: value for name, value in vars(arguments).items() if name not in FREE_ARGUMENTS},
         },
     }
     if checkpoint is not None:
         saved = json.loads((checkpoint / "trainer_state.json").read_text())
-        for key, value in state["plan"].items():
-            if saved["plan"][key] != value:
-                raise UserError(
-                    f"{checkpoint} was written with {key} {saved['plan'][key]}, this run has {value}; resume with the "
-                    f"same arguments (--recipe {output_dir / 'train.args'}), or start anew from its weights with "
-                    f"--model_name_or_path {checkpoint}"
-                )
+        plan = state["plan"]
+        if different := [name for name in plan if saved["plan"].get(name) != plan[name]]:
+            shown = "\n".join(f"  {name}: {saved['plan'].get(name)} there, {plan[name]} here" for name in different)
+            raise UserError(
+                f"{checkpoint} was written by a run that differs:\n{shown}\nresume with the same arguments (--recipe "
+                f"{output_dir / 'train.args'}), or start anew from its weights with --model_name_or_path {checkpoint}"
+            )
         state = saved
         schedule.load_state_dict(state.pop("schedule"))
     crop_height, crop_width = arguments.crop_size[0], arguments.crop_size[-1]
-    batches = iter(
-        training_dataloader(
-            train_dataset,
-            training_transform(
-                processor,
-                (crop_height, crop_width),
-                scale_range=tuple(arguments.scale_range),
-                base_size=base_size(processor),
-                ignore_index=labels.ignore_index,
-            ),
-            arguments.per_device_train_batch_size,
-            seed=arguments.seed,
-            start_step=state["step"] * arguments.gradient_accumulation_steps,
-            num_workers=num_workers,
-            process_index=accelerator.process_index,
-            num_processes=accelerator.num_processes,
-            device=accelerator.device,
-        )
+    loader = training_dataloader(
+        train_dataset,
+        TrainingTransform(
+            processor,
+            (crop_height, crop_width),
+            scale_range=tuple(arguments.scale_range),
+            base_size=base_size(processor),
+            ignore_index=labels.ignore_index,
+        ),
+        arguments.per_device_train_batch_size,
+        seed=arguments.seed,
+        start_step=state["step"] * accumulation_steps,
+        num_workers=num_workers,
+        process_index=accelerator.process_index,
+        num_processes=accelerator.num_processes,
+        device=accelerator.device,
     )
+    batches = iter(loader)
     if checkpoint is not None:
         accelerator.load_state(checkpoint / "training_state")  # random generators too: nothing may draw from here on
         best = output_dir / f"step_{state['best_step']}"
@@ -684,14 +904,12 @@ def main(arguments: Arguments, build_model=build_model) -> dict:
         accelerator.init_trackers("hf_segtx", config)
 
     # ---- the loop
-    def score() -> dict:
-        """Evaluates in all processes; the main process prints the table."""
-        for buffer in bare_model.buffers():  # each process has batch norm statistics of its own
-            broadcast(buffer)
+    def score(plain) -> dict:
+        """Evaluates in all processes; the main process prints the table and draws."""
         # A compiled model would be compiled anew for every image size.
         with torch.compiler.set_stance("force_eager") if arguments.compile else nullcontext():
             scores = evaluate(
-                bare_model,
+                plain,
                 processor,
                 validation_dataset,
                 batch_size=arguments.per_device_eval_batch_size,
@@ -700,7 +918,18 @@ def main(arguments: Arguments, build_model=build_model) -> dict:
             )
         if accelerator.is_main_process:
             bar.write(f"\nstep {state['step']} of {total_steps}\n{class_table(scores, names)}")
+            draw_predictions(plain, processor, validation_dataset, labels).save(output_dir / "predictions.png")
         return scores
+
+    def train_mode() -> None:
+        model.train()
+        for module in frozen:
+            module.eval()
+
+    def ended() -> bool:
+        """After the last step, or when as many evaluations as the patience allows came after the best one."""
+        later = [entry for entry in state["evaluations"] if entry["step"] > (state["best_step"] or 0)]
+        return state["step"] == total_steps or len(later) >= (arguments.early_stopping_patience or math.inf)
 
     bar = tqdm(
         total=total_steps,
@@ -709,81 +938,120 @@ def main(arguments: Arguments, build_model=build_model) -> dict:
         disable=not accelerator.is_main_process,
         mininterval=0.1 if sys.stderr.isatty() else 10,  # a log file gets a line every ten seconds
     )
-    model.train()
-    loss_sum, interval_steps, interval_start = torch.zeros((), device=accelerator.device), 0, time.perf_counter()
+    train_mode()
+    interval_steps, waited, interval_start = 0, 0.0, time.perf_counter()
     scores = None
-    while state["step"] < total_steps:
+    while not ended():
         # ---- one training step ----------------------------------------------------------------------------------
-        micro_batches = [next(batches) for _ in range(arguments.gradient_accumulation_steps)]
+        wait_start = time.perf_counter()
+        micro_batches = [next(batches) for _ in range(accumulation_steps)]
+        waited += time.perf_counter() - wait_start
         shares = loss_shares(micro_batches, labels.ignore_index, class_weights, accelerator)
+        kept_buffers = [buffer.clone() for buffer in model.buffers()]
+        step_loss = torch.zeros((), device=accelerator.device)
         for batch, share in zip(micro_batches, shares, strict=True):
-            is_last = batch is micro_batches[-1]
-            with nullcontext() if is_last else accelerator.no_sync(model):
+            with accelerator.accumulate(model):  # processes exchange gradients in the last micro-batch only
                 loss = model(**batch).loss * share
-                accelerator.backward(loss)
-            loss_sum += loss.detach()
-        if arguments.max_grad_norm:
-            accelerator.clip_grad_norm_(model.parameters(), arguments.max_grad_norm)
+                accelerator.backward(loss * accumulation_steps)  # which divides by their number
+            step_loss += loss.detach()
+        gradient_norm = accelerator.clip_grad_norm_(model.parameters(), arguments.max_grad_norm or math.inf)
+        # Means over the processes, so that all of them decide alike.
+        step_loss, gradient_norm, stop = means(accelerator, step_loss, gradient_norm, stop_requested.is_set())
+        is_finite = math.isfinite(step_loss) and math.isfinite(gradient_norm)
+        if is_finite or accelerator.scaler is not None:  # the scaler of fp16 sees it too, and scales less from then on
+            optimizer.step()
+        if is_finite and ema:
+            ema.update()
         learning_rate = schedule.get_last_lr()[0]
-        optimizer.step()
         schedule.step()
         optimizer.zero_grad()
         # ---------------------------------------------------------------------------------------------------------
         state["step"] += 1
         interval_steps += 1
         is_end = state["step"] == total_steps
+        if is_finite:
+            state["skipped_in_a_row"] = 0
+            state["sums"] = [sum(pair) for pair in zip(state["sums"], (1, step_loss, gradient_norm), strict=True)]
+        else:
+            for buffer, kept in zip(model.buffers(), kept_buffers, strict=True):  # batch norm statistics
+                buffer.copy_(kept)
+            state["skipped_steps"] += 1
+            state["skipped_in_a_row"] += 1
+            bar.write(f"step {state['step']} left out: loss {step_loss}, norm of the gradient {gradient_norm}")
+            if state["skipped_in_a_row"] >= arguments.max_skipped_steps:
+                length, seen = len(train_dataset), state["step"] * images_per_step
+                sampler = getattr(loader.batches.batch_sampler, "batches", loader.batches.batch_sampler)
+                positions = range(seen - arguments.max_skipped_steps * images_per_step, seen)
+                rows = {int(sampler.order(position // length)[position % length]) for position in positions}
+                files = ", ".join(sorted(train_dataset[row]["name"] for row in rows))
+                raise UserError(
+                    f"the loss is {step_loss} and the norm of its gradient {gradient_norm}, not finite in "
+                    f"{arguments.max_skipped_steps} steps in a row; lower --learning_rate, lengthen "
+                    "--num_warmup_steps, clip with --max_grad_norm 1, use bf16 instead of fp16, or look at the files "
+                    f"of these steps: {files}"
+                )
 
         if state["step"] % arguments.logging_steps == 0 or is_end:
-            mean_loss = accelerator.reduce(loss_sum, "mean").item() / interval_steps
-            if not math.isfinite(mean_loss):
-                raise UserError(
-                    f"the loss is {mean_loss} at step {state['step']}; lower --learning_rate, lengthen "
-                    "--num_warmup_steps, clip with --max_grad_norm 1, or use bf16 instead of fp16"
-                )
             seconds = time.perf_counter() - interval_start
+            taken, loss_sum, norm_sum = state.pop("sums")
             values = {
-                "loss": mean_loss,
+                "loss": loss_sum / taken if taken else None,
                 "learning_rate": learning_rate,
+                "gradient_norm": norm_sum / taken if taken else None,
                 "images_per_second": interval_steps * images_per_step / seconds,
+                "data_wait_share": waited / seconds,
+                "memory_gb": peak_memory(),
+                "skipped_steps": state["skipped_steps"],
             }
-            speed = values["images_per_second"]
-            shown = {"loss": f"{mean_loss:.4f}", "rate": f"{learning_rate:.2e}", "images/s": f"{speed:.1f}"}
-            bar.set_postfix(shown, refresh=False)
-            accelerator.log(values, step=state["step"])
+            shown = {"loss": "loss", "rate": "learning_rate", "images/s": "images_per_second"}
+            shown = {short: values[name] or math.nan for short, name in shown.items()}
+            bar.set_postfix({short: f"{value:.3g}" for short, value in shown.items()}, refresh=False)
+            accelerator.log({name: value for name, value in values.items() if value is not None}, step=state["step"])
+            state["history"].append({"step": state["step"], **values})
             state["seconds"] += seconds
-            loss_sum, interval_steps, interval_start = torch.zeros_like(loss_sum), 0, time.perf_counter()
+            state["sums"] = [0, 0.0, 0.0]
+            interval_steps, waited, interval_start = 0, 0.0, time.perf_counter()
         bar.update()
 
         is_best = False
         if state["step"] % evaluation_steps == 0 or is_end:
             pause = time.perf_counter()
-            scores = score()
-            means = {key: float(scores[key]) for key in ("mean_iou", "mean_accuracy", "overall_accuracy")}
-            state["evaluations"].append({"step": state["step"], **means})
-            accelerator.log(means, step=state["step"])
-            is_best = state["best_mean_iou"] is None or means["mean_iou"] > state["best_mean_iou"]
-            if is_best:
-                state["best_mean_iou"], state["best_step"] = means["mean_iou"], state["step"]
+            with exported() as plain:
+                scores = score(plain)
+            train_mode()
+            entry = {"step": state["step"], **{key: float(scores[key]) for key in MEANS}}
+            state["evaluations"].append(entry)
+            accelerator.log({key: entry[key] for key in MEANS}, step=state["step"])
+            best = max(state["evaluations"], key=lambda other: other[arguments.metric_for_best_model])  # the first
+            is_best = best is entry
+            state["best_step"], state["best_mean_iou"] = best["step"], best["mean_iou"]
+            if accelerator.is_main_process:
+                training_curves(state["evaluations"], losses(state)).save(output_dir / "curves.png")
             interval_start += time.perf_counter() - pause
-        if is_best or is_end or state["step"] % checkpointing_steps == 0:
+        if is_best or is_end or stop or state["step"] % checkpointing_steps == 0:
             pause = time.perf_counter()
             saved = {**state, "schedule": schedule.state_dict()}
-            folder = save_checkpoint(accelerator, model, processor, saved, output_dir)
+            folder = save_checkpoint(accelerator, exported, processor, saved, output_dir)
             if accelerator.is_main_process:
                 point(output_dir / "last", folder)
                 if is_best:
                     point(output_dir / "best", folder)
                 prune_checkpoints(output_dir, arguments.save_total_limit)
             interval_start += time.perf_counter() - pause
+        if stop and not is_end:
+            raise Stopped
     bar.close()
 
     # ---- the final model, its scores, card and picture
-    final_step = total_steps
-    if arguments.load_best_model_at_end and state["best_step"] != total_steps:
-        final_step = state["best_step"]
-        bare_model.load_state_dict(type(bare_model).from_pretrained(output_dir / "best").state_dict())
-        scores = None
-    scores = scores or score()
+    final_step = state["step"]
+    if arguments.load_best_model_at_end and state["best_step"] != final_step:
+        final_step, scores = state["best_step"], None
+    with exported() as plain:
+        if final_step != state["step"]:
+            plain.load_state_dict(type(plain).from_pretrained(output_dir / "best").state_dict())
+        scores = scores or score(plain)
+        if accelerator.is_main_process:
+            save_final(plain, processor, output_dir)
     results = {
         **as_json(scores, names),
         "protocol": protocol(processor, labels.ignore_index),
@@ -791,24 +1059,19 @@ def main(arguments: Arguments, build_model=build_model) -> dict:
         "best_mean_iou": state["best_mean_iou"],
         "best_step": state["best_step"],
         "evaluations": state["evaluations"],
+        "losses": losses(state),
+        "skipped_steps": state["skipped_steps"],
         "training_seconds": round(state["seconds"], 1),
-        "training_images_per_second": round(total_steps * images_per_step / state["seconds"], 2),
+        "training_images_per_second": round(state["step"] * images_per_step / state["seconds"], 2),
         "machine": machine(accelerator),
         "versions": {module.__name__: module.__version__ for module in (hf_segtx, torch, transformers)},
         "arguments": as_recipe(arguments).splitlines(),
     }
     if accelerator.is_main_process:
-        save_final(bare_model, processor, output_dir)
         (output_dir / "all_results.json").write_text(json.dumps(results, indent=2) + "\n")
-        count = min(4, len(validation_dataset))  # evenly spread: neighbours may be frames of one video
-        shown = [validation_dataset[index * len(validation_dataset) // count] for index in range(count)]
-        images, truths = [item["image"] for item in shown], [item["label"] for item in shown]
-        label_maps = [label_map.cpu().numpy() for label_map in predict(bare_model.eval(), processor, images)]
-        picture = comparison(images, truths, label_maps, names, class_colors(labels), labels.ignore_index)
-        picture.save(output_dir / "predictions.png")
         name = arguments.hub_model_id or output_dir.resolve().name
         data = arguments.dataset_name or arguments.train_dir or "the scenes that hf_segtx draws"
-        template = MODEL_CARDS / f"{bare_model.config.model_type.removeprefix('segtx_')}.md"
+        template = MODEL_CARDS / f"{plain.config.model_type.removeprefix('segtx_')}.md"
         if template.is_file():  # not for other libraries' architectures
             write_card(
                 output_dir,
@@ -834,6 +1097,8 @@ def main(arguments: Arguments, build_model=build_model) -> dict:
 def run(command_line: list[str]) -> int:
     """The command line: messages instead of tracebacks for what the user can cure; returns the exit status."""
     arguments = None
+    stop_requested.clear()
+    signal.signal(signal.SIGTERM, lambda *_: stop_requested.set())
     try:
         try:
             arguments = parse_arguments(command_line)
@@ -844,13 +1109,13 @@ def run(command_line: list[str]) -> int:
         if int(os.environ.get("RANK", 0)) == 0:
             print(f"error: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, Stopped) as stop:
         recipe = Path((arguments and arguments.output_dir) or "") / "train.args"
         if int(os.environ.get("RANK", 0)) == 0 and recipe.is_file():
             launcher = "accelerate launch" if is_launched() else "python"
             command = f"{launcher} {sys.argv[0]} --recipe {recipe} --resume_from_checkpoint latest"
             print(f"\nstopped; to go on from the last checkpoint:\n{command}", file=sys.stderr)
-        return 130
+        return 128 + (signal.SIGTERM if isinstance(stop, Stopped) else signal.SIGINT)
     return 0
 
 

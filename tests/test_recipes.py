@@ -1,0 +1,133 @@
+"""examples/recipes: each is complete, agrees with its own title, and trains (two steps of a tiny model)."""
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from test_train import ROOT, train
+from transformers import AutoConfig, AutoImageProcessor
+
+
+RECIPES = sorted((ROOT / "examples/recipes").glob("*.args"))
+PUBLISHED = [recipe for recipe in RECIPES if "camvid" not in recipe.name]
+# Small networks in place of the published ones; what the recipe says of heads, losses and protocols stays.
+TINY_NETWORKS = {
+    "segformer": {
+        "hidden_sizes": [8, 8, 16, 16],
+        "depths": [1, 1, 1, 1],
+        "num_attention_heads": [1, 1, 2, 2],
+        "decoder_hidden_size": 16,
+    },
+    "setr": {
+        "hidden_size": 16,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 2,
+        "decoder_hidden_size": 8,
+        "feature_indices": [0, 1, 2, 3],
+    },
+    "segmenter": {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2},
+    "ocrnet": {"backbone": "hrnet_w18_small", "decoder_hidden_size": 16, "decoder_key_size": 8},
+}
+NUM_LABELS = {"ade20k": 150, "cityscapes": 19, "pascal": 60, "coco": 171, "lip": 20, "camvid": 11}
+
+
+def architecture(recipe: Path) -> str:
+    return recipe.name.split("_")[0]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """(number of classes) -> a folder of three pictures of 80x96 pixels with the first ids, void and the last id."""
+    folders = {}
+
+    def make(num_labels: int) -> Path:
+        if num_labels not in folders:
+            folder = folders[num_labels] = tmp_path_factory.mktemp(f"classes_{num_labels}")
+            for kind in ("images", "masks"):
+                (folder / kind).mkdir()
+            random = np.random.default_rng(0)
+            for number in range(3):
+                Image.fromarray(random.integers(256, size=(80, 96, 3), dtype=np.uint8)).save(
+                    folder / "images" / f"{number}.png"
+                )
+                mask = np.repeat(np.arange(96, dtype=np.uint8)[None] // 32, 80, axis=0)
+                mask[:8], mask[8:16] = 255, num_labels - 1
+                Image.fromarray(mask).save(folder / "masks" / f"{number}.png")
+            names = {number: f"class {number}" for number in range(num_labels)}
+            (folder / "id2label.json").write_text(json.dumps(names))
+        return folders[num_labels]
+
+    return make
+
+
+def num_labels(recipe: Path) -> int:
+    return next(number for name, number in NUM_LABELS.items() if name in recipe.name)
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+def test_recipe_is_complete(recipe):
+    arguments = train.parse_arguments(["--recipe", str(recipe)])
+    train.check_arguments(arguments)
+    if arguments.model_name_or_path is None:
+        overrides = json.loads(arguments.config_overrides or "{}")
+        train.ARCHITECTURES[arguments.architecture][0].from_size(arguments.size, **overrides)
+    if arguments.class_weights:
+        assert len(arguments.class_weights) == num_labels(recipe)
+    comments = "\n".join(line for line in recipe.read_text().splitlines() if line.startswith("#"))
+    for word in ("Source:", f"--recipe examples/recipes/{recipe.name}", "mIoU"):
+        assert word in comments
+    if recipe in PUBLISHED:
+        assert re.search(r"\d\d\.\d+ ?%", comments), "no expected mIoU"
+        assert arguments.total_batch_size == arguments.per_device_train_batch_size
+        window = re.search(r"windows of (\d+)x\d+ every (\d+)", comments)
+        says = ([int(window[1])], [int(window[2])]) if window else ([], [])
+        assert (arguments.window_size, arguments.window_stride) == says
+        assert arguments.eval_mode == ("slide" if window else "whole")
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        pytest.param(recipe, marks=[] if number % 15 == 0 else pytest.mark.slow, id=recipe.stem)
+        for number, recipe in enumerate(RECIPES)
+    ],
+)
+def test_recipe_trains(recipe, data, tmp_path, monkeypatch):
+    """Two steps with everything that the recipe says but the size of the network, of the images and of the batch."""
+    arguments = train.parse_arguments(["--recipe", str(recipe)])
+    overrides = json.loads(arguments.config_overrides or "{}")
+    overrides |= TINY_NETWORKS[architecture(recipe)]
+    if "image_size" in overrides:
+        overrides["image_size"] = 64
+    flags = ["--recipe", str(recipe), "--config_overrides", json.dumps(overrides), "--output_dir", str(tmp_path)]
+    if arguments.model_name_or_path:  # its weights are on the Hub: the same architecture from nothing
+        monkeypatch.setattr(train, "parse_arguments", without(train.parse_arguments, "model_name_or_path"))
+    else:
+        monkeypatch.setattr(train, "parse_arguments", without(train.parse_arguments, "backbone_weights", "size"))
+    folder = str(data(num_labels(recipe)))
+    flags += ["--train_dir", folder, "--validation_dir", folder, "--max_train_steps", "2", "--num_warmup_steps", "0"]
+    flags += ["--evaluation_steps", "2", "--total_batch_size", "2", "--crop_size", "64", "--image_size", "64", "128"]
+    if arguments.window_size:
+        flags += ["--window_size", "64", "--window_stride", str(max(1, 64 * arguments.window_stride[0] // 768))]
+    arguments = train.parse_arguments(flags)
+    arguments.architecture = architecture(recipe)
+    results = train.main(arguments)
+    assert results["step"] == 2 and results["skipped_steps"] == 0 and len(results["classes"]) == num_labels(recipe)
+    assert AutoConfig.from_pretrained(tmp_path).num_labels == num_labels(recipe)
+    processor = AutoImageProcessor.from_pretrained(tmp_path)
+    assert bool(processor.window_size) == bool(arguments.window_size)
+
+
+def without(function, *names):
+    """The function that parses arguments, with some of them set to None afterwards."""
+
+    def parse(words):
+        arguments = function(words)
+        for name in names:
+            setattr(arguments, name, None)
+        return arguments
+
+    return parse
