@@ -130,6 +130,8 @@ class Arguments:
     image_std: list[float] = flag([], "Standard deviation of a channel, likewise.")
     crop_size: list[int] = flag([512], "Height and width of training crops in pixels; one number is a square.")
     scale_range: list[float] = flag([0.5, 2.0], "Range of the random resizing before the crop.")
+    streaming: bool = flag(False, "Read --dataset_name as it is needed, instead of downloading it first.")
+    on_error: Literal["raise", "skip"] = flag("raise", "What a picture that cannot be read does.")
     dataloader_num_workers: int | None = flag(None, "Processes that read images; default 0 on a CPU, up to 8 on a GPU.")
 
     # Optimization
@@ -200,13 +202,14 @@ class Arguments:
     push_to_hub: bool = flag(False, "Upload the final model.")
     hub_model_id: str | None = flag(None, "Repository to upload to; default: the name of --output_dir.")
     hub_token: str | None = flag(None, "The same as --token.")
+    license: str | None = flag(None, "For the card, such as apache-2.0; default: that of the weights started from.")
 
 
 # What changes neither weights nor scores, or only says where things are: a resumed run may have it otherwise.
 FREE_ARGUMENTS = """
     cache_dir token hub_token trust_remote_code train_dir validation_dir classes_file dataloader_num_workers
     output_dir overwrite_output_dir checkpointing_steps save_total_limit resume_from_checkpoint load_best_model_at_end
-    logging_steps with_tracking report_to push_to_hub hub_model_id per_device_eval_batch_size max_skipped_steps
+    logging_steps with_tracking report_to push_to_hub hub_model_id license per_device_eval_batch_size max_skipped_steps
     num_train_epochs total_batch_size
 """.split()
 
@@ -583,7 +586,8 @@ def read_data(arguments: Arguments, check: bool):
         raise ValueError(f"--validation_dir {arguments.validation_dir} without --train_dir; give both")
     names = (
         "dataset_name dataset_config_name train_dir validation_dir train_split validation_split train_val_split seed "
-        "image_column_name label_column_name classes_file do_reduce_labels max_train_samples max_eval_samples cache_dir"
+        "image_column_name label_column_name classes_file do_reduce_labels max_train_samples max_eval_samples cache_dir "
+        "streaming on_error"
     )
     settings = {name: getattr(arguments, name) for name in names.split()}
     token = arguments.token or arguments.hub_token
@@ -759,8 +763,7 @@ def main(arguments: Arguments, build_model=build_model) -> dict:
     # ---- checks that need neither data nor model, then the data, then the model
     everywhere(check_arguments, arguments)
     token = arguments.hub_token or arguments.token
-    if arguments.push_to_hub:
-        in_main_process(check_token, token)
+    user = in_main_process(check_token, token) if arguments.push_to_hub else None
     everywhere(split_batch, arguments, process.num_processes, on_cpu)
     accumulation_steps = arguments.gradient_accumulation_steps
     accumulation = GradientAccumulationPlugin(num_steps=accumulation_steps, sync_with_dataloader=False)
@@ -1070,6 +1073,8 @@ def main(arguments: Arguments, build_model=build_model) -> dict:
     if accelerator.is_main_process:
         (output_dir / "all_results.json").write_text(json.dumps(results, indent=2) + "\n")
         name = arguments.hub_model_id or output_dir.resolve().name
+        if user and "/" not in name:  # as the Hub will call it
+            name = f"{user}/{name}"
         data = arguments.dataset_name or arguments.train_dir or "the scenes that hf_segtx draws"
         template = MODEL_CARDS / f"{plain.config.model_type.removeprefix('segtx_')}.md"
         if template.is_file():  # not for other libraries' architectures
@@ -1079,7 +1084,9 @@ def main(arguments: Arguments, build_model=build_model) -> dict:
                 results,
                 name=name,
                 data=data,
+                dataset_name=arguments.dataset_name,
                 start=arguments.model_name_or_path or arguments.backbone_weights,
+                license=arguments.license,
                 training=f"{final_step} steps of {images_per_step} images on {results['machine']}; the arguments of "
                 f"`examples/train.py`:\n\n```\n{as_recipe(arguments)}```",
             )
@@ -1089,7 +1096,10 @@ def main(arguments: Arguments, build_model=build_model) -> dict:
             f"model and scores: {output_dir}\npicture (image, truth, prediction): {output_dir / 'predictions.png'}"
         )
         if arguments.push_to_hub:
-            print(f"uploaded to {push(output_dir, name, token)}")
+            try:
+                print(f"uploaded to {push(output_dir, name, token)}")
+            except ValueError as error:
+                raise UserError(str(error)) from error
     accelerator.end_training()
     return results
 

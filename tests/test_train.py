@@ -8,7 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -159,22 +159,68 @@ def test_resume_from_a_path_into_the_same_folder(finished, tmp_path):
     assert weights(tmp_path / "out") == weights(folder)
 
 
+# Runs train.py to its end once, then again with 20 kills. Each run is a fork, which has everything imported. Half of
+# the kills wait for a checkpoint that is being written, the others for one that is, and then for a random time.
+KILLS = """
+import os, random, shutil, signal, sys, time
+from pathlib import Path
+sys.path.insert(0, TESTS)
+from test_train import TINY, train
+
+folder, draw, torn = Path(sys.argv[1]), random.Random(0), 0
+flags = [*TINY, "--max_train_steps", "40", "--checkpointing_steps", "1", "--evaluation_steps", "20"]
+flags += ["--ema_decay", "0.9", "--save_total_limit", "2"]
+
+def start(out, *more):
+    child = os.fork()
+    if child == 0:
+        os._exit(train.run([*flags, "--output_dir", str(folder / out), *more]))
+    return child
+
+def is_running(child):
+    return os.waitpid(child, os.WNOHANG)[0] == 0
+
+assert os.waitstatus_to_exitcode(os.waitpid(start("whole"), 0)[1]) == 0
+out, kills = folder / "killed", 0
+while kills < 20:
+    known, writing = set(out.glob("step_*")), kills % 2 == 0
+    resume = ["--resume_from_checkpoint", "latest"] if (out / "train.args").exists() else []
+    child = start("killed", *resume, "--dataloader_num_workers", str(kills % 3))
+    cleaned = False  # of what the last kill left
+    while is_running(child):
+        partial = list(out.glob(".partial-step_*"))
+        cleaned = cleaned or not partial
+        if cleaned and partial if writing else set(out.glob("step_*")) - known:
+            break
+        time.sleep(0.001)
+    time.sleep(draw.uniform(0, 0.02 if writing else 0.1))
+    assert is_running(child), "the run ended before it could be killed 20 times"
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    torn += bool(list(out.glob(".partial-step_*")))
+    kills += 1
+assert torn >= 5, f"only {torn} of 20 kills came while a checkpoint was written"
+print("killed 20 times,", torn, "of them while a checkpoint was written")
+assert os.waitstatus_to_exitcode(os.waitpid(start("killed", "--resume_from_checkpoint", "latest"), 0)[1]) == 0
+"""
+
+
 @pytest.mark.slow
-def test_killed_run_matches_uninterrupted_one(finished, tmp_path):
-    """A real SIGKILL, at several moments of the run, in a process of its own each time."""
-    folder, _ = finished
-    command = [sys.executable, str(ROOT / "examples/train.py"), *TINY, "--output_dir", str(tmp_path / "out")]
-    resume = ["--resume_from_checkpoint", "latest"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    for kill_after in ("train.args", "step_2", "step_4"):
-        process = subprocess.Popen(command + resume * (kill_after != "train.args"), env=environment)
-        while not (tmp_path / "out" / kill_after).exists():
-            assert process.poll() is None
-            time.sleep(0.01)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-    subprocess.run(command + resume, check=True, env=environment)
-    assert weights(tmp_path / "out") == weights(folder)
+def test_run_that_was_killed_20_times_matches_uninterrupted_one(tmp_path):
+    """SIGKILL at random moments and while checkpoints are written; also with other numbers of worker processes."""
+    (tmp_path / "script.py").write_text(KILLS.replace("TESTS", repr(str(ROOT / "tests"))))
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    subprocess.run([sys.executable, str(tmp_path / "script.py"), str(tmp_path)], check=True, env=environment)
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    assert weights(killed) == weights(whole)
+    assert (killed / "last/training_state/model.safetensors").read_bytes() == (
+        whole / "last/training_state/model.safetensors"
+    ).read_bytes()
+    results = [json.loads((folder / "all_results.json").read_text()) for folder in (whole, killed)]
+    assert results[0]["evaluations"] == results[1]["evaluations"]
+    kept = ("step", "loss", "gradient_norm", "learning_rate")
+    curves = [[[entry[key] for key in kept] for entry in result["losses"]] for result in results]
+    assert curves[0] == curves[1]
 
 
 # ---- steps
@@ -213,6 +259,44 @@ def test_gradient_checkpointing_gives_the_same_weights(tmp_path):
         # recomputed forward passes repeat the same operations; batch norm statistics are updated twice
         if "running" not in name and "num_batches" not in name:
             torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-5)
+
+
+def test_averaged_weights_are_evaluated_saved_and_resumed(finished, tmp_path, monkeypatch):
+    """Decay 0 averages nothing: the run is the one without. Else it is another one, which resumes exactly."""
+    folder, _ = finished
+    run("--output_dir", tmp_path / "zero", "--ema_decay", "0")
+    assert weights(tmp_path / "zero") == weights(folder)
+    flags = ["--ema_decay", "0.9"]
+    results = run("--output_dir", tmp_path / "whole", *flags)
+    assert weights(tmp_path / "whole") != weights(folder)
+    with monkeypatch.context() as patch, pytest.raises(Kill):
+        stop_at(patch, "loss_shares", 4, Kill())
+        run("--output_dir", tmp_path / "out", *flags)
+    resumed = run("--output_dir", tmp_path / "out", "--resume_from_checkpoint", "latest", *flags)
+    assert weights(tmp_path / "out") == weights(tmp_path / "whole")
+    assert resumed["evaluations"] == results["evaluations"]
+
+
+NEEDS_PEFT = pytest.mark.skipif(find_spec("peft") is None, reason="peft is not installed")
+
+
+@pytest.mark.parametrize("tune", ["linear", pytest.param("lora", marks=NEEDS_PEFT)])
+def test_tuning_a_part_leaves_the_rest(finished, tmp_path, monkeypatch, tune):
+    """The saved model has no adapters; its backbone is the start's, or with lora differs in linear layers only."""
+    folder, _ = finished
+    flags = ["--model_name_or_path", folder, "--tune", tune, "--freeze", "decode_head.norm", "--config_overrides", "{}"]
+    run("--output_dir", tmp_path / "whole", *flags)
+    start, end = (AutoModelForSemanticSegmentation.from_pretrained(place) for place in (folder, tmp_path / "whole"))
+    changed = {name for name, value in end.state_dict().items() if not torch.equal(value, start.state_dict()[name])}
+    linear = {name for name, module in end.named_modules() if isinstance(module, torch.nn.Linear)}
+    backbone = {name.rpartition(".")[0] for name in changed if name.startswith("backbone.")}
+    assert "decode_head.classifier.weight" in changed and "decode_head.norm.running_mean" not in changed
+    assert backbone == ({name for name in linear if name.startswith("backbone.")} if tune == "lora" else set())
+    with monkeypatch.context() as patch, pytest.raises(Kill):
+        stop_at(patch, "loss_shares", 4, Kill())
+        run("--output_dir", tmp_path / "out", *flags)
+    run("--output_dir", tmp_path / "out", "--resume_from_checkpoint", "latest", *flags)
+    assert weights(tmp_path / "out") == weights(tmp_path / "whole")
 
 
 def test_trains_transformers_segformer(tmp_path):
