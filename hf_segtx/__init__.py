@@ -75,7 +75,7 @@ for config, model, segmenter, processor, processor_pil in ARCHITECTURES:
 AutoModelForImageClassification.register(SegFormerConfig, SegFormerForImageClassification)
 SegFormerForImageClassification.register_for_auto_class("AutoModelForImageClassification")
 
-_SUBMODULES = {"data", "hub", "inference", "labels", "metrics", "optim", "scenes", "visualization", "weights"}
+_SUBMODULES = {"data", "hub", "inference", "labels", "lora", "metrics", "optim", "scenes", "visualization", "weights"}
 
 __all__ = [cls.__name__ for row in ARCHITECTURES for cls in row] + ["SegFormerForImageClassification"]
 

@@ -14,6 +14,7 @@ from table import CASES
 import hf_segtx
 
 
+PACKAGE = Path(hf_segtx.__file__).parents[1]
 pytestmark = pytest.mark.slow  # fresh processes, 20 s a case
 
 PUSH = """
@@ -24,7 +25,9 @@ from table import CASES
 case = next(case for case in CASES if case.name == {name!r})
 torch.manual_seed(0)
 model = case.get("ForSemanticSegmentation")(case.make_config()).eval()
-processor = case.get("ImageProcessor")(size={{"height": case.image_size, "width": case.image_size}})
+windows = {{"do_resize": False, "window_size": 32, "window_stride": 16}}
+whole = {{"size": {{"height": 64, "width": 64}}}}
+processor = case.get("ImageProcessor")(**(windows if case.image_size == 32 else whole))
 model.save_pretrained({folder!r})
 processor.save_pretrained({folder!r})
 model.push_to_hub({repository!r})
@@ -48,30 +51,35 @@ for logger in ("transformers", "huggingface_hub", "py.warnings"):
     logging.getLogger(logger).addHandler(logging.StreamHandler(log))
 logging.captureWarnings(True)
 warnings.simplefilter("always", FutureWarning)
-where, trust = {where!r}, {trust!r}
-package = lambda thing: type(thing).__module__.split(".")[0]
-model = AutoModelForSemanticSegmentation.from_pretrained(where, **trust).eval()
 images, logits, picture, label_map = torch.load({expected!r})
-with torch.no_grad():
-    same_logits = torch.equal(model(images).logits, logits)
-segments = pipeline("image-segmentation", model=where, **trust)(Image.fromarray(picture.permute(1, 2, 0).numpy()))
-merged = torch.full((37, 53), -1)
-for segment in segments:
-    mask = torch.frombuffer(bytearray(segment["mask"].tobytes()), dtype=torch.uint8).view(37, 53) > 0
-    merged[mask] = model.config.label2id[segment["label"]]
-model.save_pretrained({again!r})
-AutoImageProcessor.from_pretrained(where, **trust).save_pretrained({again!r})
-print("RESULT", json.dumps(dict(
-    same_logits=same_logits,
-    same_label_map=torch.equal(merged, label_map),
-    packages=[
-        package(model),
-        package(AutoConfig.from_pretrained(where, **trust)),
-        package(AutoModel.from_pretrained(where, **trust)),
-    ],
-    backends=[AutoImageProcessor.from_pretrained(where, backend=b, **trust).backend for b in ("torchvision", "pil")],
-    log=log.getvalue().splitlines(),
-)))
+
+def report(where, again=None, **options):
+    package = lambda thing: type(thing).__module__.split(".")[0]
+    model = AutoModelForSemanticSegmentation.from_pretrained(where, **options).eval()
+    with torch.no_grad():
+        same_logits = torch.equal(model(images).logits, logits)
+    segments = pipeline("image-segmentation", model=where, **options)(Image.fromarray(picture.permute(1, 2, 0).numpy()))
+    merged = torch.full((37, 53), -1)
+    for segment in segments:
+        mask = torch.frombuffer(bytearray(segment["mask"].tobytes()), dtype=torch.uint8).view(37, 53) > 0
+        merged[mask] = model.config.label2id[segment["label"]]
+    backends = [AutoImageProcessor.from_pretrained(where, backend=b, **options).backend for b in ("torchvision", "pil")]
+    if again:
+        model.save_pretrained(again)
+        AutoImageProcessor.from_pretrained(where, **options).save_pretrained(again)
+    return dict(
+        same_logits=same_logits,
+        same_label_map=torch.equal(merged, label_map),
+        packages=[
+            package(model),
+            package(AutoConfig.from_pretrained(where, **options)),
+            package(AutoModel.from_pretrained(where, **options)),
+        ],
+        backends=backends,
+        log=log.getvalue().splitlines(),
+    )
+
+print("RESULT", json.dumps([report(*where, **options) for where, options in {places!r}]))
 """
 
 
@@ -82,7 +90,7 @@ def run(code, environment):
         capture_output=True,
         text=True,
         cwd=tempfile.gettempdir(),
-        timeout=300,
+        timeout=600,
         stdin=subprocess.DEVNULL,  # a question for trust would fail, not wait
     )
     assert done.returncode == 0, done.stdout + done.stderr
@@ -91,57 +99,50 @@ def run(code, environment):
 
 @pytest.fixture(scope="module", params=CASES, ids=lambda case: case.name)
 def pushed(request, tmp_path_factory):
-    """(folder with the saved checkpoint and expected.pt, environment of the fake Hub, repository on it)."""
+    """(folder for everything, environment of the fake Hub, repository on it, its last commit)."""
     base = tmp_path_factory.mktemp(request.param.name)
     repository = f"tester/{request.param.name}"
     with FakeHub() as hub:
         environment = {k: v for k, v in os.environ.items() if not k.startswith("HF_") and k != "PYTHONPATH"}
         environment.update(hub.env(base / "home"))
-        path = [str(Path(__file__).parent), str(Path(hf_segtx.__file__).parents[1])]
+        path = [str(Path(__file__).parent), str(PACKAGE)]
         names = {"folder": str(base / "folder"), "expected": str(base / "expected.pt"), "repository": repository}
         run(PUSH.format(path=path, name=request.param.name, **names), environment)
-        yield base, environment, repository
+        yield base, environment, repository, hub.repos["model", repository]["commits"][-1][0]
 
 
-def use(pushed, where, base, with_package=False):
-    """What a fresh process reports on a checkpoint, and the folder where it saved it again."""
-    _, environment, _ = pushed
-    if with_package:  # and no remote code is allowed
-        first, trust = f"sys.path.insert(0, {str(Path(hf_segtx.__file__).parents[1])!r}); import hf_segtx", {}
-    else:
-        first, trust = 'sys.modules["hf_segtx"] = None  # as where it is not installed', {"trust_remote_code": True}
-    names = {"where": str(where), "expected": str(pushed[0] / "expected.pt"), "again": str(base / "again")}
-    output = run(USE.format(first=first, trust=trust, **names), {**environment, "HF_HOME": str(base / "home")})
-    return json.loads(output.split("RESULT")[1]), base / "again"
+def test_predicts_the_same_without_the_package(pushed):
+    """From a folder, what that process saved again, and the Hub; to the bit, and without a warning."""
+    base, environment, repository, commit = pushed
+    options = {"trust_remote_code": True}
+    again = str(base / "again")
+    places = [((str(base / "folder"), again), options), ((again,), options)]
+    places.append(((repository,), {**options, "revision": commit}))  # transformers warns of code that is not pinned
+    first = 'sys.modules["hf_segtx"] = None  # as where it is not installed'
+    output = run(USE.format(first=first, places=places, expected=str(base / "expected.pt")), environment)
+    for report in json.loads(output.split("RESULT")[1]):
+        assert report == {
+            "same_logits": True,
+            "same_label_map": True,
+            "packages": ["transformers_modules"] * 3,
+            "backends": ["torchvision", "pil"],
+            "log": [],
+        }
 
 
-@pytest.fixture(scope="module", params=["folder", "hub", "saved again"])
-def used(request, pushed, tmp_path_factory):
-    """What a process without hf_segtx reports on the checkpoint."""
-    base, _, repository = pushed
-    report, again = use(pushed, repository if request.param == "hub" else base / "folder", tmp_path_factory.mktemp("a"))
-    return use(pushed, again, tmp_path_factory.mktemp("b"))[0] if request.param == "saved again" else report
-
-
-@pytest.fixture(scope="module", params=["folder", "hub"])
-def used_with_package(request, pushed, tmp_path_factory):
-    base, _, repository = pushed
-    where = repository if request.param == "hub" else base / "folder"
-    return use(pushed, where, tmp_path_factory.mktemp("c"), with_package=True)[0]
-
-
-def test_predicts_the_same_without_the_package(used):
-    assert used["same_logits"] and used["same_label_map"]
-    assert used["packages"] == ["transformers_modules"] * 3
-    assert used["backends"] == ["torchvision", "pil"]
-    assert used["log"] == []
-
-
-def test_needs_no_remote_code_with_the_package(used_with_package):
-    assert used_with_package["same_logits"] and used_with_package["same_label_map"]
-    assert used_with_package["packages"] == ["hf_segtx"] * 3
-    assert used_with_package["backends"] == ["torchvision", "pil"]
-    assert used_with_package["log"] == []
+def test_needs_no_remote_code_with_the_package(pushed):
+    base, environment, repository, _ = pushed
+    first = f"sys.path.insert(0, {str(PACKAGE)!r}); import hf_segtx"
+    places = [((str(base / "folder"),), {}), ((repository,), {})]
+    output = run(USE.format(first=first, places=places, expected=str(base / "expected.pt")), environment)
+    for report in json.loads(output.split("RESULT")[1]):
+        assert report == {
+            "same_logits": True,
+            "same_label_map": True,
+            "packages": ["hf_segtx"] * 3,
+            "backends": ["torchvision", "pil"],
+            "log": [],
+        }
 
 
 def test_auto_map_and_its_files(pushed):

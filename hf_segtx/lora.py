@@ -1,0 +1,32 @@
+"""Low-rank adaptation (LoRA, Hu et al., arXiv 2106.09685) of the backbone through `peft`, with the heads trained whole.
+
+    model = peft.get_peft_model(model, lora_config(model, r=8))     # train it as ever, with a learning rate around 1e-3
+    model.save_pretrained("adapter")                                # megabytes: low-rank factors, heads and norms
+    model = peft.PeftModel.from_pretrained(base_model, "adapter").merge_and_unload()
+
+After merging it is the plain model again, for `save_pretrained` and `push_to_hub`.
+"""
+
+from peft import LoraConfig
+from torch import nn
+
+
+def lora_config(model: nn.Module, **settings) -> LoraConfig:
+    """Adapts every linear layer of the backbone, or every convolution where there are none (OCRNet).
+
+    The heads are trained and saved whole, and so are the batch norms of the backbone: their running statistics move in
+    training, so an adapter without them would not predict as it did.
+
+    Args:
+        model: a `...ForSemanticSegmentation`.
+        settings: of `peft.LoraConfig`, such as `r` and `lora_alpha`.
+    """
+    layers = {f"backbone.{name}": layer for name, layer in model.backbone.named_modules()}
+    targets = [name for name, layer in layers.items() if isinstance(layer, nn.Linear)]
+    if not targets:
+        targets = [name for name, layer in layers.items() if isinstance(layer, nn.Conv2d) and layer.groups == 1]
+    whole = [name for name, layer in layers.items() if isinstance(layer, nn.BatchNorm2d)]
+    heads = {name: layer for name, layer in model.named_children() if name != "backbone"}
+    for name, head in heads.items():  # peft takes no lists of modules
+        whole += [f"{name}.{index}" for index in range(len(head))] if isinstance(head, nn.ModuleList) else [name]
+    return LoraConfig(target_modules=targets, modules_to_save=whole, **settings)

@@ -1,0 +1,49 @@
+"""LoRA through peft: what was trained, saved, read again and merged predicts the same; only what should moves."""
+
+import copy
+
+import pytest
+import torch
+from conformance.table import CASES
+from safetensors.torch import load_file
+
+
+peft = pytest.importorskip("peft")
+
+from hf_segtx.lora import lora_config  # noqa: E402
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_trains_saves_reloads_and_merges(case, tmp_path):
+    original = case.get("ForSemanticSegmentation")(case.make_config())
+    model = peft.get_peft_model(copy.deepcopy(original), lora_config(original, r=4))
+    size = case.image_size
+    pixel_values, labels = torch.randn(2, 3, size, size), torch.zeros(2, size, size, dtype=torch.long)
+    labels[:, :, size // 2 :] = 1
+    optimizer = torch.optim.AdamW([weight for weight in model.parameters() if weight.requires_grad], lr=1e-2)
+    model.train()
+    losses = []
+    for _ in range(8):
+        loss = model(pixel_values=pixel_values, labels=labels).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0]
+    model.eval()
+    with torch.no_grad():
+        logits = model(pixel_values=pixel_values).logits
+        assert not torch.allclose(logits, original.eval()(pixel_values).logits, atol=1e-3)
+        model.save_pretrained(tmp_path)
+        saved = load_file(tmp_path / "adapter_model.safetensors")
+        heads = {name for name, _ in original.named_parameters() if not name.startswith("backbone.")}
+        assert heads <= {name.removeprefix("base_model.model.") for name in saved}
+        reloaded = peft.PeftModel.from_pretrained(copy.deepcopy(original), tmp_path).eval()
+        assert torch.equal(reloaded(pixel_values=pixel_values).logits, logits)
+        merged = reloaded.merge_and_unload()
+        assert type(merged) is type(original)
+        # W x + B (A x) and (W + B A) x differ in rounding
+        torch.testing.assert_close(merged(pixel_values).logits, logits, rtol=1e-3, atol=1e-4)
+        merged.save_pretrained(tmp_path / "merged")
+        again = type(original).from_pretrained(tmp_path / "merged")
+        assert torch.equal(again(pixel_values).logits, merged(pixel_values).logits)
