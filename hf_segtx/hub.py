@@ -103,11 +103,12 @@ def write_card(
         ],
         **({"license": license} if license else base_license),
     )
+    entries_file = folder / ".eval_results" / "mean_iou.yaml"
+    entries_file.unlink(missing_ok=True)  # of an earlier run on other data
     if dataset_name:  # the format knows data sets of the Hub only
         entry = EvalResultEntry(dataset_id=dataset_name, task_id="mean_iou", value=score, notes=results["protocol"])
-        (folder / ".eval_results").mkdir(exist_ok=True)
-        text = yaml.safe_dump(eval_result_entries_to_yaml([entry]), sort_keys=False)
-        (folder / ".eval_results" / "mean_iou.yaml").write_text(text)
+        entries_file.parent.mkdir(exist_ok=True)
+        entries_file.write_text(yaml.safe_dump(eval_result_entries_to_yaml([entry]), sort_keys=False))
     evaluations, losses = results.get("evaluations", []), results.get("losses", [])
     has_curves = max(len(evaluations), len(losses)) > 1
     if has_curves:

@@ -11,12 +11,10 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import islice, product
 from pathlib import Path
-from pickle import UnpicklingError
 
 import torch
 import torch.nn.functional as F
 from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError, safe_open
 from torch import distributed, nn
 from torch.utils.data import Dataset
 from tqdm.auto import tqdm
@@ -75,15 +73,6 @@ def load_model(
         model, report = load.from_pretrained(
             name_or_path, output_loading_info=True, ignore_mismatched_sizes=True, **options, **(config or {})
         )
-    except SafetensorError as error:
-        raise ValueError(
-            f"{damaged_file(name_or_path)} is cut off or no safetensors file ({error}); copy or download it again"
-        ) from error
-    except UnpicklingError as error:
-        raise ValueError(
-            f"the pickled weights of {name_or_path} are refused: they hold more than tensors, which could run any code "
-            "when it is loaded; where you trust them, save the tensors alone as model.safetensors"
-        ) from error
     except StrictDataclassError as error:
         raise ValueError(f"{name_or_path}/config.json: {' '.join(str(error).split())}") from error
     if not allow_new_weights:
@@ -104,17 +93,6 @@ def load_model(
             f"{load_processor.__name__}(...).save_pretrained({str(place)!r})"
         )
     return model, load_processor.from_pretrained(place, **options)
-
-
-def damaged_file(folder: str | Path) -> str | Path:
-    """The first safetensors file of a folder that cannot be opened, else the folder."""
-    for file in sorted(Path(folder).glob("*.safetensors")):
-        try:
-            with safe_open(file, "pt"):
-                pass
-        except SafetensorError:
-            return file
-    return folder
 
 
 def image_size(image) -> tuple[int, int]:

@@ -6,7 +6,7 @@ import shutil
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import BertConfig
+from transformers import AutoModelForSemanticSegmentation, BertConfig
 
 from hf_segtx import SegFormerConfig, SegFormerForSemanticSegmentation, SegFormerImageProcessor
 from hf_segtx.inference import load_model
@@ -93,3 +93,17 @@ def test_pickled_tensors_load(whole, tmp_path):
     pickle_weights(folder)
     weights = load_file(whole / "model.safetensors")
     assert all(torch.equal(weights[name], value) for name, value in load_model(folder)[0].state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (cut_off, "/model.safetensors is cut off"),
+        (lambda folder: pickle_weights(folder, code=Code()), "are refused"),
+    ],
+)
+def test_auto_class_says_the_same(whole, tmp_path, damage, message):
+    folder = shutil.copytree(whole, tmp_path / "broken")
+    damage(folder)
+    with pytest.raises(ValueError, match=message):
+        AutoModelForSemanticSegmentation.from_pretrained(folder)

@@ -12,7 +12,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "hf_segtx"
 MODELS = sorted(p for p in (PACKAGE / "models").glob("*.py") if p.name != "__init__.py")
 SHARED = {"layers", "upsampling", "vision_transformer", "segmentation_base", "image_processing_segtx"}
-ALLOWED_PACKAGES = {"torch", "torchvision", "transformers", "huggingface_hub", "numpy", "PIL", "timm"}
+ALLOWED_PACKAGES = {"torch", "torchvision", "transformers", "huggingface_hub", "safetensors", "numpy", "PIL", "timm"}
 
 
 def imports(path):

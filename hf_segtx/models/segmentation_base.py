@@ -4,8 +4,11 @@ Shapes: B images, K classes; (H, W) the size of the labels, (h, w) that of the l
 """
 
 from dataclasses import dataclass
+from pathlib import Path
+from pickle import UnpicklingError
 
 import torch
+from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import SemanticSegmenterOutput
 
@@ -99,8 +102,40 @@ class SegmentationPreTrainedModel(PreTrainedModel):
     # Settable, as in every transformers model: `model.loss_function = functools.partial(segmentation_loss, ...)`.
     _loss_function = staticmethod(segmentation_loss)
 
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
+        """As in transformers; of a file that cannot be read, the message says which it is and what to do.
+
+        Raises:
+            ValueError: if a safetensors file is damaged, or pickled weights hold more than tensors.
+        """
+        try:
+            return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        except SafetensorError as error:
+            raise ValueError(
+                f"{damaged_file(pretrained_model_name_or_path)} is cut off or no safetensors file ({error}); copy or "
+                "download it again"
+            ) from error
+        except UnpicklingError as error:
+            raise ValueError(
+                f"the pickled weights of {pretrained_model_name_or_path} are refused: they hold more than tensors, "
+                "which could run any code when it is loaded; where you trust them, save the tensors alone as "
+                "model.safetensors"
+            ) from error
+
     def save_pretrained(self, save_directory, **kwargs):
         """As in transformers; the config also names every Auto class, not only that of the class being saved."""
         if self.is_remote_code():  # the code travels with the weights
             self.config.auto_map = {**(getattr(self.config, "auto_map", None) or {}), **self._auto_map}
         return super().save_pretrained(save_directory, **kwargs)
+
+
+def damaged_file(folder: str | Path) -> str | Path:
+    """The first safetensors file of a folder that cannot be opened, else the folder."""
+    for file in sorted(Path(folder).glob("*.safetensors")):
+        try:
+            with safe_open(file, "pt"):
+                pass
+        except SafetensorError:
+            return file
+    return folder
