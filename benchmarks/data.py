@@ -1,17 +1,23 @@
-"""Images a second of the training loader, beside plain torchvision and the steps of transformers' example.
+"""Images a second of the training loader, beside plain torchvision and transformers' example doing the same.
 
-    python benchmarks/data.py                                               # scenes of 480x360 in a temporary folder
-    python benchmarks/data.py --train_dir data/camvid/train --workers 0 1 2
+    python benchmarks/data.py                      # drawn scenes, written to a temporary folder
+    python benchmarks/data.py --train_dir data/camvid/train --crop_size 240 320
 
-All read the same files, crop to the same size, and deliver normalized float32 batches with int64 labels.
-- torchvision: random scale, crop, flip and colours with the stock v2 transforms, whole image first.
-- transformers: crop, flip and normalization only, as run_semantic_segmentation*.py do on a `datasets` data set (which
-  has no scaling and no colours, so it does less).
+Each pair of lines is one task, done by both sides on the same files, with the same crop and worker processes, up to
+normalized float32 batches with int64 labels:
+- full: random scale 0.5-2, crop, flip and colours; the other side is torchvision's v2 transforms, whole image first.
+- crop: random crop and flip only, as in run_semantic_segmentation_no_trainer.py of transformers on a `datasets` data
+  set; crop and flip are done on PIL images there, before anything is converted.
+
+"first epoch" decodes every file, as the other side always does; "later" takes decoded samples from memory, as many as
+fit (1 GiB of memory a process unless said otherwise: all of CamVid, or 128 images of 2048x1024).
 """
 
 import argparse
 import json
 import logging
+import os
+import random
 import statistics
 import tempfile
 import time
@@ -21,141 +27,160 @@ from types import SimpleNamespace
 
 import datasets
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch.utils.data import DataLoader, Dataset
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-from hf_segtx.data import SegmentationDataset, TableRecords, TrainingTransform, folder_records, training_dataloader
+from hf_segtx.data import SegmentationDataset, TrainingTransform, folder_records, training_dataloader
 from hf_segtx.labels import Labels
 
 
 PROCESSOR = SimpleNamespace(image_mean=[0.485, 0.456, 0.406], image_std=[0.229, 0.224, 0.225], rescale_factor=1 / 255)
-NORMALIZE = [
-    v2.ToDtype({tv_tensors.Image: torch.float32, tv_tensors.Mask: torch.int64, "others": None}, scale=True),
-    v2.Normalize(PROCESSOR.image_mean, PROCESSOR.image_std),
-]
+BATCH_SIZE = 8
 
 
 class PlainDataset(Dataset):
     """PIL, tensors, torchvision transforms."""
 
-    def __init__(self, records: list[tuple[str, str]], transform: v2.Transform):
+    def __init__(self, records: list[tuple[str, str]], crop_size: tuple[int, int]):
         self.records = records
-        self.transform = transform
+        with Image.open(records[0][0]) as image:
+            size = image.height, image.width
+        self.transform = v2.Compose(
+            [
+                v2.ScaleJitter(size, (0.5, 2.0), antialias=True),
+                v2.RandomCrop(crop_size, pad_if_needed=True, fill={tv_tensors.Image: 0, tv_tensors.Mask: 255}),
+                v2.RandomHorizontalFlip(),
+                v2.RandomPhotometricDistort(),
+                v2.ToDtype({tv_tensors.Image: torch.float32, tv_tensors.Mask: torch.int64, "others": None}, scale=True),
+                v2.Normalize(PROCESSOR.image_mean, PROCESSOR.image_std),
+            ]
+        )
 
     def __len__(self) -> int:
         return len(self.records)
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
         image, mask = (Image.open(file) for file in self.records[index])
-        image, mask = tv_tensors.Image(image.convert("RGB")), tv_tensors.Mask(mask)[0]
-        image, mask = self.transform(image, mask)
+        image, mask = self.transform(tv_tensors.Image(image.convert("RGB")), tv_tensors.Mask(mask)[0])
         return {"pixel_values": image, "labels": mask}
 
 
-def plain_torchvision(records: list[tuple[str, str]], crop_size: tuple[int, int], batch_size: int, workers: int):
-    with Image.open(records[0][0]) as image:
-        size = image.height, image.width
-    fill = {tv_tensors.Image: 0, tv_tensors.Mask: 255}
-    transform = v2.Compose(
-        [
-            v2.ScaleJitter(size, (0.5, 2.0), antialias=True),
-            v2.RandomCrop(crop_size, pad_if_needed=True, fill=fill),
-            v2.RandomHorizontalFlip(),
-            v2.RandomPhotometricDistort(),
-            *NORMALIZE,
-        ]
-    )
-    return endless(PlainDataset(records, transform), batch_size, workers)
-
-
-def transformers_example(records: list[tuple[str, str]], crop_size: tuple[int, int], batch_size: int, workers: int):
+def transformers_dataset(records: list[tuple[str, str]], crop_size: tuple[int, int]) -> datasets.Dataset:
     features = datasets.Features({"image": datasets.Image(), "label": datasets.Image()})
     table = datasets.Dataset.from_list([{"image": image, "label": mask} for image, mask in records], features=features)
-    fill = {tv_tensors.Image: 255, tv_tensors.Mask: 0}
-    crop = v2.RandomCrop(crop_size, pad_if_needed=True, fill=fill)
-    transform = v2.Compose([crop, v2.RandomHorizontalFlip(), *NORMALIZE])
 
-    def batch_transform(batch):
-        pairs = zip(batch["image"], batch["label"], strict=True)
-        pairs = [transform(tv_tensors.Image(image.convert("RGB")), tv_tensors.Mask(mask)[0]) for image, mask in pairs]
+    def pair(image: Image.Image, mask: Image.Image) -> tuple[torch.Tensor, torch.Tensor]:
+        height, width = crop_size
+        left, top = random.randint(0, image.width - width), random.randint(0, image.height - height)
+        image, mask = (item.crop((left, top, left + width, top + height)) for item in (image.convert("RGB"), mask))
+        if random.random() < 0.5:
+            image, mask = ImageOps.mirror(image), ImageOps.mirror(mask)
+        pixels = v2.functional.to_dtype(v2.functional.pil_to_tensor(image), torch.float32, scale=True)
+        pixels = v2.functional.normalize(pixels, PROCESSOR.image_mean, PROCESSOR.image_std)
+        return pixels, v2.functional.pil_to_tensor(mask)[0].long()
+
+    def transform(batch):
+        pairs = [pair(image, mask) for image, mask in zip(batch["image"], batch["label"], strict=True)]
         return {"pixel_values": [image for image, _ in pairs], "labels": [mask for _, mask in pairs]}
 
-    return endless(table.with_transform(batch_transform), batch_size, workers)
+    return table.with_transform(transform)
 
 
-def endless(dataset, batch_size: int, workers: int):
+def endless(dataset, workers: int):
     loader = DataLoader(
-        dataset, batch_size, shuffle=True, drop_last=True, num_workers=workers, persistent_workers=workers > 0
+        dataset, BATCH_SIZE, shuffle=True, drop_last=True, num_workers=workers, persistent_workers=workers > 0
     )
     return chain.from_iterable(repeat(loader))
 
 
-def ours(records, labels: Labels, crop_size: tuple[int, int], batch_size: int, workers: int):
+def ours(records, labels: Labels, crop_size: tuple[int, int], workers: int, cache_bytes: int, **augmentation):
+    transform = TrainingTransform(PROCESSOR, crop_size, **augmentation)
     dataset = SegmentationDataset(records, labels)
-    return iter(training_dataloader(dataset, TrainingTransform(PROCESSOR, crop_size), batch_size, num_workers=workers))
+    return iter(training_dataloader(dataset, transform, BATCH_SIZE, num_workers=workers, cache_bytes=cache_bytes))
 
 
-def write_scenes(folder: Path, count: int, size: tuple[int, int]) -> None:
-    """The embedded scenes as JPEG and PNG files."""
+def write_scenes(folder: Path, count: int, size: tuple[int, int], suffix: str) -> None:
+    """The embedded scenes as files, drawn at half of the size."""
     from hf_segtx.scenes import SceneDataset
 
+    def resized(image: Image.Image, resample: Image.Resampling) -> Image.Image:
+        return image.resize(size[::-1], resample)
+
     for kind in ("images", "masks"):
-        (folder / kind).mkdir()
-    scenes = SceneDataset(count, seed=0, size=size)
+        (folder / kind).mkdir(parents=True)
+    scenes = SceneDataset(count, seed=0, size=(size[0] // 2, size[1] // 2))
     for number in range(count):
         item = scenes[number]
-        Image.fromarray(item["label"]).save(folder / "masks" / f"{number:04}.png")
-        item["image"].save(folder / "images" / f"{number:04}.jpg", quality=95)
+        mask = resized(Image.fromarray(item["label"]), Image.Resampling.NEAREST)
+        mask.save(folder / "masks" / f"{number:04}.png")
+        image = resized(item["image"], Image.Resampling.BICUBIC)
+        image.save(folder / "images" / f"{number:04}{suffix}", quality=95)
     (folder / "id2label.json").write_text(json.dumps(scenes.labels.id2label))
 
 
-def images_per_second(loader, warm_up: int, batches: int, batch_size: int) -> float:
+def images_per_second(loader, warm_up: int, batches: int) -> float:
     for _ in islice(loader, warm_up):  # starts the workers and uses up what they prepared meanwhile
         pass
     begin = time.perf_counter()
     for _ in islice(loader, batches):
         pass
-    return batches * batch_size / (time.perf_counter() - begin)
+    return batches * BATCH_SIZE / (time.perf_counter() - begin)
+
+
+def compare(title: str, folder: Path, crop_size: tuple[int, int], workers: int, rounds: int, images: int) -> None:
+    records, labels = folder_records(folder), Labels.from_folder(folder)
+    batches, epoch = max(1, images // BATCH_SIZE), -(-len(records) // BATCH_SIZE)
+    crop_only = {"scale_range": (1, 1), "photometric_distortion": False, "max_share": 1.0}
+    arguments = crop_size, workers
+    tasks = {
+        "full": ({}, "torchvision", lambda: endless(PlainDataset(records, crop_size), workers)),
+        "crop": (crop_only, "transformers", lambda: endless(transformers_dataset(records, crop_size), workers)),
+    }
+    ahead = 1 + 4 * workers
+    print(f"{title}: {len(records)} files, crop {crop_size[0]}x{crop_size[1]}, {workers} workers, images/s")
+    for task, (augmentation, peer, make_peer) in tasks.items():
+        rates = {peer: [], "first epoch": [], "later": []}
+        for _ in range(rounds):
+            rates[peer].append(images_per_second(make_peer(), ahead, batches))
+            loader = ours(records, labels, *arguments, 0, **augmentation)
+            rates["first epoch"].append(images_per_second(loader, ahead, batches))
+            loader = ours(records, labels, *arguments, 2**30, **augmentation)
+            rates["later"].append(images_per_second(loader, epoch + ahead, batches))
+        medians = {name: statistics.median(values) for name, values in rates.items()}
+        print(
+            f"  {task}: {peer} {medians[peer]:.0f}; hf_segtx first epoch {medians['first epoch']:.0f} "
+            f"({medians['first epoch'] / medians[peer]:.2f}x), later {medians['later']:.0f} "
+            f"({medians['later'] / medians[peer]:.2f}x)",
+            flush=True,
+        )
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--train_dir", help="folder with images/ and masks/; default: scenes")
-    parser.add_argument("--crop_size", type=int, nargs=2, default=(240, 320), help="height and width in pixels")
-    parser.add_argument("--batch_size", type=int, default=8)
-    parser.add_argument("--workers", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--images", type=int, default=160, help="images of each variant in each round")
+    parser.add_argument("--train_dir", help="folder with images/ and masks/; default: scenes of 480x360 and 2048x1024")
+    parser.add_argument("--crop_size", type=int, nargs=2, default=(240, 320), help="height and width, for --train_dir")
+    parser.add_argument("--workers", type=int, default=min(2, os.cpu_count()))
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--images", type=int, default=192, help="480x360 images of each variant in each round")
     arguments = parser.parse_args()
     logging.disable(logging.WARNING)
-    batch_size, batches = arguments.batch_size, -(-arguments.images // arguments.batch_size)
-    height, width = crop_size = tuple(arguments.crop_size)
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(arguments.train_dir or temporary)
-        if not arguments.train_dir:
-            write_scenes(folder, 96, (360, 480))
-        records, labels = folder_records(folder), Labels.from_folder(folder)
-        table = datasets.Dataset.from_list([{"image": image, "label": mask} for image, mask in records])
-        table = table.cast_column("image", datasets.Image()).cast_column("label", datasets.Image())
-        rows = TableRecords(table, "image", "label")
-        print(f"{len(records)} files, crop {height}x{width}, images/s, median of {arguments.rounds} rounds")
-        for workers in arguments.workers:
-            options = crop_size, batch_size, workers
-            variants = {
-                "hf_segtx": lambda options=options: ours(records, labels, *options),
-                "hf_segtx, data set": lambda options=options: ours(rows, labels, *options),
-                "torchvision": lambda options=options: plain_torchvision(records, *options),
-                "transformers": lambda options=options: transformers_example(records, *options),
-            }
-            rates = {name: [] for name in variants}
-            for _ in range(arguments.rounds):
-                for name, variant in variants.items():
-                    rates[name].append(images_per_second(variant(), 2 + 4 * workers, batches, batch_size))
-            medians = {name: statistics.median(values) for name, values in rates.items()}
-            for name, rate in medians.items():
-                print(f"{workers} workers  {name:20} {rate:7.1f}   hf_segtx is {medians['hf_segtx'] / rate:.2f}x")
+    options = arguments.workers, arguments.rounds
+    if arguments.train_dir:
+        folder = Path(arguments.train_dir)
+        compare(str(folder), folder, tuple(arguments.crop_size), *options, arguments.images)
+        return
+    for size, suffix, crop_size, count in (
+        ((360, 480), ".jpg", (240, 320), 96),
+        ((1024, 2048), ".jpg", (512, 1024), 16),
+        ((1024, 2048), ".png", (512, 1024), 16),
+    ):
+        with tempfile.TemporaryDirectory() as temporary:
+            write_scenes(Path(temporary), count, size, suffix)
+            title = f"{size[1]}x{size[0]} {suffix[1:].upper()}"
+            images = arguments.images * 480 * 360 * 4 // (size[0] * size[1])
+            compare(title, Path(temporary), crop_size, *options, min(images, arguments.images))
 
 
 if __name__ == "__main__":

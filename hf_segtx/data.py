@@ -25,7 +25,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torchvision
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch.nn.functional import interpolate
 from torch.utils.data import DataLoader, Dataset, get_worker_info
@@ -308,10 +307,11 @@ def _read_array(file, name: str, num_channels: int) -> np.ndarray | None:
                 return tifffile.imread(_source(file, name))
         elif image.mode[0] in "IF":
             return np.asarray(image)
-        elif ";16" in str(image.tile and image.tile[0][3]):  # PIL would keep the upper byte only
-            data = _source(file, name)
-            data = data.read() if hasattr(data, "read") else Path(data).read_bytes()
-            return torchvision.io.decode_image(torch.frombuffer(bytearray(data), dtype=torch.uint8)).numpy()
+        elif ";16B" in str(image.tile and image.tile[0][3]):  # PNG; PIL keeps the first byte of each value only
+            high = np.asarray(image).astype(np.uint16)
+            image = Image.open(_source(file, name))
+            image.tile = [image.tile[0]._replace(args=image.tile[0].args.replace(";16B", ";16L"))]
+            return high << 8 | np.asarray(image)  # taken for little-endian, the second byte is the one it keeps
     except ImportError as error:
         raise ValueError(f"{name}: to read TIFF files of more than 8 bits or 4 bands, pip install tifffile") from error
     except Exception as error:

@@ -224,6 +224,13 @@ def _as_ids(label_map, num_classes: int, ignore_index: int) -> np.ndarray:
 
 
 def _as_image(image) -> Image.Image:
+    """In RGB; of a tensor (C, H, W) the first three channels, or the first, and if deep then stretched to its range."""
+    if hasattr(image, "permute"):
+        pixels = np.asarray(image[: 3 if len(image) >= 3 else 1].permute(1, 2, 0))
+        if pixels.dtype != np.uint8:
+            low, high = pixels.min(), pixels.max()
+            pixels = ((pixels - low) * (255 / max(high - low, 1e-6))).round().astype(np.uint8)
+        image = np.broadcast_to(pixels, (*pixels.shape[:2], 3))
     return (image if isinstance(image, Image.Image) else Image.fromarray(np.asarray(image))).convert("RGB")
 
 

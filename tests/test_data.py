@@ -4,16 +4,19 @@ import colorsys
 import json
 import logging
 import struct
+import tarfile
 import zlib
 from itertools import islice
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import tifffile
 import torch
 from PIL import Image
 from torchvision.transforms.v2 import functional as F
 
+from hf_segtx import data
 from hf_segtx.data import (
     SegmentationDataset,
     ShuffledBatches,
@@ -29,6 +32,7 @@ from hf_segtx.data import (
 )
 from hf_segtx.labels import Labels
 from hf_segtx.models.image_processing_segtx import SegFormerImageProcessor
+from hf_segtx.visualization import overlay
 
 
 CLASSES = [
@@ -110,13 +114,13 @@ def test_masks_keep_the_ids_that_were_written(tmp_path, encode, suffix, highest)
     assert np.array_equal(read_mask(tmp_path / f"mask.{suffix}"), ids)
 
 
+def chunk(kind, data):
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
 @pytest.mark.parametrize("bits", [2, 4])
 def test_grey_masks_of_few_bits_keep_their_ids(tmp_path, bits):
     """PIL writes no such files, so this one is put together by hand (PNG specification, section 11.2)."""
-
-    def chunk(kind, data):
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
     header = chunk(b"IHDR", struct.pack(">IIBBBBB", 8 // bits, 1, bits, 0, 0, 0, 0))
     data = chunk(b"IDAT", zlib.compress(bytes([0, 0b00011011])))
     (tmp_path / "mask.png").write_bytes(b"\x89PNG\r\n\x1a\n" + header + data + chunk(b"IEND", b""))
@@ -135,6 +139,91 @@ def test_images_become_rgb(tmp_path):
     assert np.array_equal(read_image(tmp_path / "turned.png", num_channels=1), np.rot90(grey, -1))
 
 
+@pytest.mark.parametrize("name", ["grey.png", "grey.tif", "rgb.png", "rgb.tif", "rgb.npy", "first.npy"])
+def test_16_bits_are_read_without_a_loss(tmp_path, name):
+    """65535 becomes 255, and neighbouring values stay different."""
+    values = np.random.default_rng(0).integers(0, 65536, (7, 9, 3)).astype(np.uint16)
+    values[0, 0] = 65535
+    file = tmp_path / name
+    if name.startswith("grey"):
+        Image.fromarray(values[..., 0]).save(file)
+        values = values[..., :1].repeat(3, axis=-1)
+    elif name == "rgb.png":
+        file.write_bytes(png_16_bits(values))
+    elif name == "rgb.tif":
+        tifffile.imwrite(file, values, photometric="rgb")
+    else:
+        np.save(file, values.transpose(2, 0, 1) if name == "first.npy" else values)
+    image = read_image(file)
+    assert image.dtype == torch.float32 and image.shape == (3, 7, 9) and image.max() == 255
+    assert np.array_equal((image.permute(1, 2, 0).numpy() * 257).round(), values)
+
+
+def png_16_bits(values):
+    """PIL writes no such files, so this one is put together by hand (PNG specification, section 11.2)."""
+    height, width, _ = values.shape
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 16, 2, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize("name", ["bands.tif", "pages.tif", "last.npy", "float.npy", "bytes"])
+def test_any_number_of_channels(tmp_path, name):
+    values = np.random.default_rng(0).integers(0, 256, (6, 7, 9)).astype(np.uint8)
+    file = tmp_path / name
+    if name == "bands.tif":
+        tifffile.imwrite(file, values.transpose(1, 2, 0), photometric="minisblack", planarconfig="contig")
+    elif name == "pages.tif":
+        tifffile.imwrite(file, values, photometric="minisblack")
+    elif name == "float.npy":
+        values = values.astype(np.float64) - 1000.5
+        np.save(file, values)
+    else:
+        np.save(tmp_path / "last.npy", values.transpose(1, 2, 0))
+    if name == "bytes":
+        file = {"bytes": (tmp_path / "last.npy").read_bytes(), "path": None}
+    image = read_image(file, num_channels=6)
+    assert image.dtype == (torch.float32 if name == "float.npy" else torch.uint8)
+    assert np.array_equal(image, values)
+
+
+def test_wrong_numbers_of_channels_are_explained(tmp_path):
+    np.save(tmp_path / "five.npy", np.zeros((7, 9, 5), np.uint8))
+    with pytest.raises(ValueError, match=r"five\.npy: uint8 of shape \(7, 9, 5\) has no axis of 6 channels; set"):
+        read_image(tmp_path / "five.npy", str(tmp_path / "five.npy"), num_channels=6)
+    Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
+    with pytest.raises(ValueError, match="PNG holds 1, 3 or 4 channels, the model expects 6; use TIFF or .npy"):
+        read_image(tmp_path / "a.png", num_channels=6)
+    (tmp_path / "broken.npy").write_bytes(b"\x93NUMPY")
+    with pytest.raises(ValueError, match="cannot be decoded"):
+        read_image(tmp_path / "broken.npy", num_channels=6)
+
+
+def test_many_channels_go_through_training_and_evaluation(tmp_path):
+    """Batches of 16-bit images of five channels are what the image processor makes of them."""
+    random = np.random.default_rng(0)
+    for kind in ("images", "masks"):
+        (tmp_path / kind).mkdir()
+    for number in range(4):
+        np.save(tmp_path / f"images/{number}.npy", random.integers(0, 65536, (24, 32, 5)).astype(np.uint16))
+        np.save(tmp_path / f"masks/{number}.npy", random.integers(0, 2, (24, 32)).astype(np.uint8))
+    (tmp_path / "id2label.json").write_text(json.dumps(["field", "water"]))
+    folder = str(tmp_path)
+    train, validation, _ = load_data(train_dir=folder, validation_dir=folder, num_channels=5)
+    processor = SegFormerImageProcessor(image_mean=[0.1] * 5, image_std=[0.2, 0.3, 0.4, 0.5, 0.6], do_resize=False)
+    transform = TrainingTransform(processor, (24, 32), (1, 1), flip_probability=0, photometric_distortion=False)
+    batch = next(iter(training_dataloader(train, transform, 4)))
+    (evaluation,) = evaluation_dataloader(validation, 4)
+    expected = processor(evaluation["images"], return_tensors="pt")["pixel_values"]
+    order = [int((expected == image).flatten(1).all(1).nonzero()) for image in batch["pixel_values"]]
+    assert sorted(order) == [0, 1, 2, 3]
+    assert torch.equal(batch["labels"], torch.stack([evaluation["labels"][index].long() for index in order]))
+    picture = overlay(validation[0]["image"], validation[0]["label"], [(255, 0, 0), (0, 0, 255)], alpha=0)
+    shown, written = np.asarray(picture).astype(float), np.load(tmp_path / "images/0.npy")[..., :3]
+    low, high = written.min(), written.max()
+    assert np.abs(shown - (written - low.astype(float)) / (high - low) * 255).max() <= 0.51  # rounding
+
+
 def test_rgb_masks_go_through_the_colors(tmp_path):
     write_folder(tmp_path, count=2)
     by_id = {entry["id"]: entry["color"] for entry in CLASSES}
@@ -143,6 +232,33 @@ def test_rgb_masks_go_through_the_colors(tmp_path):
     Image.fromarray(colors).save(tmp_path / "masks/000.png")
     train, _, _ = load_data(train_dir=str(tmp_path), validation_dir=str(tmp_path))
     assert np.array_equal(train[0]["label"], np.where(ids == 9, 255, ids))
+
+
+def test_official_data_sets_know_their_splits_and_classes(tmp_path):
+    for split, count in (("training", 3), ("validation", 2)):
+        folders = [tmp_path / kind / split for kind in ("images", "annotations")]
+        for folder in folders:
+            folder.mkdir(parents=True)
+        for number in range(count):
+            Image.new("RGB", (8, 8)).save(folders[0] / f"ADE_{number}.jpg")
+            Image.fromarray(np.full((8, 8), number, np.uint8)).save(folders[1] / f"ADE_{number}.png")
+    train, validation, labels = load_data(train_dir=str(tmp_path))
+    assert (len(train), len(validation), labels.num_labels) == (3, 2, 150)
+    assert [int(item["label"][0, 0]) for item in train] == [255, 0, 1]
+    train, validation, _ = load_data(validation_dir=str(tmp_path), train_split=None)
+    assert train is None and len(validation) == 2
+    with pytest.raises(ValueError, match="there is no split 'tests' here"):
+        load_data(train_dir=str(tmp_path), train_split="tests")
+    with pytest.raises(ValueError, match="ADE20K.* leave --do_reduce_labels away"):
+        load_data(train_dir=str(tmp_path), do_reduce_labels=True)
+
+
+def test_files_of_pairs(tmp_path):
+    write_folder(tmp_path)
+    lines = [f"images/{number:03}.png,masks/{number:03}.png" for number in range(4)]
+    (tmp_path / "pairs.csv").write_text("\n".join(["image,mask", *lines]))
+    train, validation, labels = load_data(train_dir=str(tmp_path / "pairs.csv"), train_val_split=0.25)
+    assert (len(train), len(validation), labels.names) == (3, 1, ("road", "car", "tree"))
 
 
 def test_held_out_part_is_the_same_for_every_seed(tmp_path):
@@ -270,6 +386,102 @@ def test_masks_as_lists_with_class_names_in_the_type():
     assert labels.names == ("sky", "sea") and item["label"].tolist() == [[0, 1]]
 
 
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory):
+    """3 shards of 40, 40 and 23 rows, in row groups of 10, whose labels hold the number of the row."""
+    import datasets
+    from datasets.table import embed_table_storage
+
+    root = tmp_path_factory.mktemp("shards")
+    for number in range(103):
+        image, mask = np.full((4, 4, 3), number, np.uint8), np.full((4, 4), number % 100, np.uint8)
+        write_sample(root / "files", f"{number:03}", image, mask)
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.Image()})
+    rows = [{"image": image, "label": mask} for image, mask in folder_records(root / "files")]
+    (root / "data").mkdir()
+    for shard, start in enumerate((0, 40, 80)):
+        table = datasets.Dataset.from_list(rows[start : start + 40], features=features)
+        table = table.with_format("arrow").map(embed_table_storage, batched=True).with_format(None)
+        table.to_parquet(root / "data" / f"train-{shard:05}-of-00003.parquet", batch_size=10)
+    (root / "id2label.json").write_text(json.dumps([f"class {number}" for number in range(100)]))
+    return root
+
+
+def streamed(root, **options):
+    return load_data(dataset_name=str(root), streaming=True, train_val_split=0.2, check=False, **options)
+
+
+def test_streamed_rows_match_the_files_they_were_made_from(shards):
+    expected = SegmentationDataset(folder_records(shards / "files"), Labels.from_folder(shards))
+    train, validation, labels = streamed(shards)
+    assert (len(train), len(validation), labels.num_labels) == (82, 21, 100)
+    for dataset in (train, validation):
+        for index in (0, 17, 5):
+            item, other = dataset[index], expected[dataset.indices[index]]
+            assert np.array_equal(item["image"], other["image"]) and np.array_equal(item["label"], other["label"])
+
+
+def test_streaming_is_exact_and_resumes_anywhere(shards, monkeypatch):
+    """Each row once an epoch; two processes and a resumed run see what one uninterrupted run sees."""
+    monkeypatch.setattr(data, "POOL_SIZE", 30)
+    train, _, _ = streamed(shards)
+    transform = TrainingTransform(PROCESSOR, (4, 4), (1, 1), flip_probability=0, photometric_distortion=False)
+
+    def rows(batches, count):
+        red = 255 * (PROCESSOR.image_std[0] * batches["pixel_values"][:, 0, 0, 0] + PROCESSOR.image_mean[0])
+        return red.round().int().tolist()[:count]
+
+    def stream(batch_size, count, **options):
+        batches = islice(training_dataloader(train, transform, batch_size, **options), count)
+        return [rows(batch, batch_size) for batch in batches]
+
+    whole = stream(4, 41)  # two epochs
+    flat = sum(whole, [])
+    epochs = flat[:82], flat[82:]
+    assert all(sorted(epoch) == sorted(train.indices) for epoch in epochs)
+    assert epochs[0] != epochs[1] and sum(abs(a - b) > 10 for a, b in zip(flat, flat[1:], strict=False)) > 60
+    assert stream(4, 11, start_step=30, num_workers=1) == whole[30:]
+    parts = [stream(2, 41, process_index=process, num_processes=2) for process in range(2)]
+    assert [first + second for first, second in zip(*parts, strict=True)] == whole
+
+
+def test_a_stream_reads_each_row_group_once_an_epoch(shards, monkeypatch):
+    import pyarrow.parquet
+
+    groups = []
+    read = pyarrow.parquet.ParquetFile.read_row_group
+    monkeypatch.setattr(data, "POOL_SIZE", 30)
+    train, _, _ = streamed(shards)
+    monkeypatch.setattr(
+        pyarrow.parquet.ParquetFile,
+        "read_row_group",
+        lambda shard, group, **options: groups.append(group) or read(shard, group, **options),
+    )
+    batches = ShuffledBatches(len(train), 1, groups=train.records.groups[train.indices])
+    for ((_, index),) in islice(batches, len(train)):
+        train.files(index)
+    assert len(groups) == 11 and train.records.cache_size <= 5
+
+
+def test_streaming_needs_parquet(tables, shards):
+    with pytest.raises(ValueError, match="streaming reads Parquet files, these are of the kind 'imagefolder'"):
+        load_data(dataset_name=str(tables / "imagefolder"), streaming=True)
+    with pytest.raises(ValueError, match="--streaming is for the Parquet files of --dataset_name"):
+        load_data(train_dir=str(shards), streaming=True)
+
+
+def test_webdataset_archives(shards, tmp_path):
+    with tarfile.open(tmp_path / "train.tar", "w") as archive:
+        for number in range(5):
+            for kind, suffix in (("images", "image.png"), ("masks", "mask.png")):
+                archive.add(shards / f"files/{kind}/{number:03}.png", f"{number:03}.{suffix}")
+    (tmp_path / "id2label.json").write_text((shards / "id2label.json").read_text())
+    name = str(tmp_path / "train.tar")
+    train, validation, _ = load_data(dataset_name=name, train_val_split=0.2, cache_dir=str(tmp_path / "cache"))
+    assert len(train) == 4
+    assert {int(np.array(item["image"])[0, 0, 0]) for item in (*train, *validation)} == set(range(5))
+
+
 # --- Bad input --------------------------------------------------------------------------------------------------------
 
 
@@ -297,6 +509,32 @@ def test_bad_files_are_collected_in_one_error(tmp_path):
         strict=True,
     ):
         assert all(part in line for part in parts), line
+
+
+def test_bad_files_can_be_skipped_and_are_listed(tmp_path, caplog):
+    """In training others take their places, the same ones in every run; in evaluation they are left out."""
+    write_folder(tmp_path, count=6)
+    (tmp_path / "images/002.png").write_bytes(b"")
+    Image.new("L", (32, 24), 7).save(tmp_path / "masks/004.png")
+    folder = {"train_dir": str(tmp_path), "validation_dir": str(tmp_path), "on_error": "skip"}
+    train, validation, _ = load_data(**folder)
+    assert [error.split(": ")[0][-14:] for error in train.skipped] == ["images/002.png", "/masks/004.png"]
+    assert caplog.text.count("Skipped a sample") == 4
+    train, validation, labels = load_data(**folder, check=False)
+    uninterrupted = list(islice(loader(train), 9))
+    assert len(train.skipped) == 2 and not validation.skipped
+    assert_equal_batches(islice(loader(train, start_step=4, num_workers=1), 5), uninterrupted[4:])
+    for num_workers in (0, 1):
+        batches = evaluation_dataloader(validation, num_workers=num_workers)
+        names = [name for batch in batches for name in batch["names"]]
+        assert [name[-7:-4] for name in names] == ["000", "001", "003", "005"] and len(validation.skipped) == 2
+    only_bad = SegmentationDataset([train.records[2]], labels, on_error="skip")
+    with pytest.raises(ValueError, match="1 of 1 checked training samples are bad"):
+        check_data(only_bad)
+    with pytest.raises(ValueError, match="ten training samples in a row are bad; the last one: .*002.png: cannot be"):
+        next(iter(loader(only_bad)))
+    with pytest.raises(ValueError, match="on_error 'ignore' is neither 'raise' nor 'skip'"):
+        load_data(**{**folder, "on_error": "ignore"})
 
 
 def test_at_most_ten_bad_files_are_listed(tmp_path):
@@ -588,6 +826,21 @@ def test_resumed_batches_equal_uninterrupted_ones(dataset, num_workers):
     uninterrupted = list(islice(loader(dataset), 7))
     torch.manual_seed(123)  # the state of the process plays no part
     assert_equal_batches(islice(loader(dataset, start_step=3, num_workers=num_workers), 4), uninterrupted[3:])
+
+
+@pytest.mark.parametrize(("cache_bytes", "num_workers"), [(2**20, 0), (8000, 0), (10, 0), (8000, 2)])
+def test_decoded_samples_in_memory_change_nothing(dataset, cache_bytes, num_workers):
+    """8000 bytes hold 2 of 5 samples of 3072 bytes."""
+    expected = list(islice(loader(dataset, cache_bytes=0), 12))
+    assert_equal_batches(islice(loader(dataset, cache_bytes=cache_bytes, num_workers=num_workers), 12), expected)
+
+
+def test_each_file_is_decoded_once(dataset, monkeypatch):
+    reads = []
+    read = SegmentationDataset.read
+    monkeypatch.setattr(SegmentationDataset, "read", lambda *arguments: reads.append(1) or read(*arguments))
+    list(islice(loader(dataset), 12))
+    assert len(reads) == 5
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])
