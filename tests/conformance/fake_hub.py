@@ -94,7 +94,8 @@ class FakeHub:
                     url = f"{hub.endpoint}/{'' if key[0] == 'model' else key[0] + 's/'}{key[1]}"
                     if key in hub.repos:
                         return self.reply(409, {"error": "exists", "url": url})
-                    hub.repos[key] = {"commits": [hub.commit({".gitattributes": b""})], "private": data.get("private")}
+                    is_private = data.get("private") or data.get("visibility") == "private"  # as huggingface_hub 1 or 2
+                    hub.repos[key] = {"commits": [hub.commit({".gitattributes": b""})], "private": is_private}
                     return self.reply(200, {"url": url, "name": key[1], "id": "x"})
                 if path == ["api", "validate-yaml"]:
                     return self.reply(200, {"errors": [], "warnings": []})

@@ -1,0 +1,152 @@
+"""examples/prepare_dataset.py against the folders that it reads, through the loader that training uses."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from conformance.fake_hub import FakeHub
+from huggingface_hub import DatasetCard
+from PIL import Image
+
+from hf_segtx.data import load_data
+from hf_segtx.labels import Labels
+from hf_segtx.readers import official_split
+
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+SIZE = (12, 16)
+
+
+@pytest.fixture
+def prepare(monkeypatch):
+    """Runs the script in this process."""
+    monkeypatch.setattr(sys, "path", [*sys.path, str(EXAMPLES)])
+    import prepare_dataset
+
+    def run(source, output, *words):
+        words = [str(source), str(output), "--num_workers", "0", *words]
+        prepare_dataset.main(prepare_dataset.parse_arguments(words))
+        return sorted(path.name for path in (output / "data").iterdir())
+
+    return run
+
+
+def write_pair(image, mask, values, seed):
+    random = np.random.default_rng(seed)
+    for file, array in (
+        (image, random.integers(0, 256, (*SIZE, 3))),
+        (mask, random.choice(values, SIZE)),
+    ):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(array.astype(np.uint8)).save(file)
+
+
+def loveda(root, train=5, validation=2):
+    for split, count in (("Train", train), ("Val", validation)):
+        for number in range(count):
+            place = root / split / "Urban"
+            write_pair(place / f"images_png/{number}.png", place / f"masks_png/{number}.png", range(8), number)
+    return root
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_train_ids_come_back_as_the_reader_gives_them(tmp_path, prepare, streaming):
+    source, output = loveda(tmp_path / "loveda"), tmp_path / "prepared"
+    files = prepare(source, output, "--shard_size", "0.0015")
+    assert sum(name.startswith("train-") for name in files) > 1 and not any("unfinished" in name for name in files)
+    train, validation, labels = load_data(dataset_name=str(output), streaming=streaming, cache_dir=str(tmp_path / "c"))
+    assert (labels.names, labels.palette) == (Labels.named("loveda").names, Labels.named("loveda").palette)
+    for dataset, split, count in ((train, "train", 5), (validation, "validation", 2)):
+        records, contract = official_split(source, split)
+        assert len(dataset) == len(records) == count
+        for index, (image, mask) in enumerate(records):
+            expected = contract.map(np.asarray(Image.open(mask)))
+            assert np.array_equal(dataset[index]["label"], expected)
+            assert np.array_equal(dataset[index]["image"], Image.open(image))
+
+
+def test_files_say_what_they_hold(tmp_path, prepare):
+    source, output = loveda(tmp_path / "loveda"), tmp_path / "prepared"
+    prepare(source, output)
+    table = datasets.load_dataset(str(output), split="validation", cache_dir=str(tmp_path / "cache"))
+    assert table.column_names == ["image", "label"] and table[0]["label"].mode == "L"
+    file = pq.ParquetFile(output / "data/train-00000-of-00001.parquet")
+    names = [entry["name"] for entry in json.loads(file.schema_arrow.metadata[b"classes.json"])["classes"]]
+    assert names == list(Labels.named("loveda").names)
+    row = file.read().to_pylist()[0]
+    assert row["image"]["bytes"] == (source / "Train/Urban/images_png/0.png").read_bytes()  # not encoded again
+    card = DatasetCard.load(output / "README.md")
+    assert card.data.task_categories == ["image-segmentation"] and "| 4 | barren | #9f81b7 |" in card.text
+    assert "5 images in `train`, 2 images in `validation`" in card.text
+
+
+def test_a_stopped_run_goes_on_after_its_last_whole_file(tmp_path, prepare):
+    source, output = loveda(tmp_path / "loveda"), tmp_path / "prepared"
+    files = prepare(source, output, "--shard_size", "0.0015")
+    before = {name: (output / "data" / name).read_bytes() for name in files}
+    missing = output / "data" / files[1]
+    missing.rename(missing.with_suffix(".unfinished"))
+    missing.with_suffix(".unfinished").write_bytes(b"half")
+    times = {name: (output / "data" / name).stat().st_mtime_ns for name in files if name != files[1]}
+    assert prepare(source, output, "--shard_size", "0.0015") == files
+    assert {name: (output / "data" / name).read_bytes() for name in files} == before
+    assert {name: (output / "data" / name).stat().st_mtime_ns for name in times} == times
+    with pytest.raises(ValueError, match="made with other settings"):
+        prepare(source, output, "--shard_size", "9")
+
+
+def own_folders(root, values=(0, 1)):
+    for split in ("train", "val"):
+        for number in range(3):
+            image, mask = root / split / f"images/{number}.jpg", root / split / f"masks/{number}.png"
+            write_pair(image, mask, values, number)
+        (root / split / "id2label.json").write_text('{"0": "road", "1": "crack"}')
+    return root
+
+
+def test_own_folders_and_pairs(tmp_path, prepare):
+    source = own_folders(tmp_path / "own")
+    files = prepare(source, tmp_path / "prepared")
+    assert files == ["train-00000-of-00001.parquet", "validation-00000-of-00001.parquet"]
+    (source / "train/pairs.csv").write_text("image,mask\nimages/0.jpg,masks/0.png\n")
+    assert prepare(source / "train/pairs.csv", tmp_path / "pairs") == ["train-00000-of-00001.parquet"]
+    (source / "val/id2label.json").write_text('{"0": "road", "1": "puddle"}')
+    with pytest.raises(ValueError, match="the classes of .* differ"):
+        prepare(source, tmp_path / "other")
+    with pytest.raises(ValueError, match="0 and 255 only"):  # not silently: all of it would be road
+        prepare(own_folders(tmp_path / "binary", (0, 255)), tmp_path / "prepared_binary")
+
+
+def test_bad_samples_stop_or_are_left_out_and_said(tmp_path, prepare, capsys):
+    source = own_folders(tmp_path / "own")
+    (source / "train/images/1.jpg").write_bytes(b"no picture")
+    with pytest.raises(ValueError, match=r"train/images/1\.jpg"):
+        prepare(source, tmp_path / "prepared")
+    prepare(source, tmp_path / "skipped", "--on_error", "skip")
+    out = capsys.readouterr().out
+    assert "left out of train: " in out and "images/1.jpg" in out and "2 samples in train" in out
+    with pytest.raises(ValueError, match="no such folder or file"):
+        prepare(tmp_path / "nothing", tmp_path / "x")
+
+
+@pytest.mark.slow
+def test_upload_to_a_stand_in_of_the_hub(tmp_path):
+    """In a process of its own: huggingface_hub reads its address at import."""
+    source, output = loveda(tmp_path / "loveda", 2, 1), tmp_path / "prepared"
+    words = [str(EXAMPLES / "prepare_dataset.py"), str(source), str(output), "--push_to_hub", "me/loveda"]
+    with FakeHub() as hub:
+        environment = {**os.environ, **hub.env(str(tmp_path / "home")), "HF_HUB_OFFLINE": "0"}
+        done = subprocess.run(
+            [sys.executable, *words, "--num_workers", "0"], env=environment, capture_output=True, text=True, timeout=120
+        )
+        assert done.returncode == 0, done.stderr
+        repository = hub.repos["dataset", "me/loveda"]
+    files = repository["commits"][-1][1]
+    assert repository["private"] and "data/train-00000-of-00001.parquet" in files
+    assert {"README.md", "classes.json", "id2label.json"} <= set(files) and "prepare.json" not in files
