@@ -49,10 +49,7 @@ class _ImageScore:
 
     def _as_ids(self, prediction, reference) -> tuple[np.ndarray, np.ndarray]:
         """Prediction and truth as (H, W) ids in [0, K] of the smallest type, void K in both."""
-        prediction, reference = (
-            torch.as_tensor(as_label_array(label_map, what))
-            for label_map, what in ((prediction, "prediction"), (reference, "reference"))
-        )
+        prediction, reference = _as_tensor(prediction, "prediction"), _as_tensor(reference, "reference")
         if prediction.shape != reference.shape or reference.ndim != 2:
             raise ValueError(
                 f"prediction of shape {tuple(prediction.shape)} for a reference of shape {tuple(reference.shape)}; "
@@ -84,6 +81,15 @@ class _ImageScore:
         counts = torch.bincount(torch.from_numpy(codes), minlength=size ** len(ids)).numpy()
         counts = counts.reshape((size,) * len(ids))
         return counts[(slice(self.num_labels),) * len(ids)]
+
+
+def _as_tensor(label_map, what: str) -> torch.Tensor:
+    array = as_label_array(label_map, what)
+    if isinstance(array, torch.Tensor):
+        return array
+    is_wide = array.dtype.kind == "u" and array.itemsize > 1  # PyTorch computes with 8 bits of the unsigned types only
+    # always a copy, as PyTorch takes neither read-only arrays (of PIL) nor negative strides
+    return torch.from_numpy(array.astype(np.int64 if is_wide else array.dtype, order="C"))
 
 
 def _gathered(value) -> list:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 import torch.multiprocessing
+from PIL import Image
 
 from hf_segtx.error_analysis import (
     BoundaryIoU,
@@ -240,12 +241,14 @@ def test_detail_table():
     assert table[6].replace(" ", "").startswith("|pole|0.00|-|")
 
 
-@pytest.mark.parametrize("kind", ["uint8", "int16", "int64", "torch", "transposed"])
+@pytest.mark.parametrize("kind", ["uint8", "int16", "uint16", "int64", "torch", "PIL", "transposed", "mirrored"])
 def test_every_container_counts_the_same(kind):
     predictions, references = label_maps()
     convert = {
         "torch": torch.from_numpy,
+        "PIL": lambda x: Image.fromarray(x.astype(np.uint8)),
         "transposed": lambda x: x.T.copy().T,
+        "mirrored": lambda x: x[:, ::-1].copy()[:, ::-1],
     }.get(kind, lambda x: x.astype(kind))
     for make in (BoundaryIoU, SizeIoU, ImageScores):
         results = []
