@@ -3,12 +3,14 @@
 import importlib.util
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from conformance.fake_hub import FakeHub
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from PIL import Image
 from transformers.image_utils import SizeDict
@@ -204,6 +206,25 @@ def test_two_processes_match_one(script, checkpoint, tmp_path):
     results = json.loads(file.read_text())
     for key in expected.keys() - {"seconds", "images_per_second"}:
         assert results[key] == expected[key], key
+
+
+@pytest.mark.slow
+def test_card_on_the_hub_is_repeated(script, checkpoint, tmp_path):
+    """Against a local stand-in of the Hub, in processes of their own: the address is read at import."""
+    folder = tmp_path / "scenes"
+    shutil.copytree(checkpoint, folder)
+    model, processor = load_model(folder)
+    true = float(evaluate(model, processor, scenes(), progress=False)["mean_iou"])
+    card = {"mean_iou": true, "images": IMAGES, "arguments": [f"--max_eval_samples {IMAGES}"]}
+    (folder / "all_results.json").write_text(json.dumps(card))
+    with FakeHub() as hub:
+        environment = {**os.environ, **hub.env(tmp_path / "home"), "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "0"}
+        subprocess.run(
+            [sys.executable, "-m", "hf_segtx.hub", str(folder), "me/scenes"], check=True, env=environment
+        )
+        command = [sys.executable, str(ROOT / "examples/evaluate.py"), "me/scenes", "--from_card", "--classes_only"]
+        done = subprocess.run(command, check=True, env=environment, capture_output=True, text=True)
+    assert "the same (difference +0.000" in done.stdout
 
 
 def test_worst_picture_of_two_classes(script):
