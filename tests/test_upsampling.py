@@ -93,6 +93,28 @@ def test_label_map_matches_interpolate_and_argmax(size_in, size_out, align_corne
             assert torch.equal(upsampled_argmax(logits, size_out, align_corners=align_corners), ours)
 
 
+@pytest.mark.parametrize("align_corners", [False, True])
+@pytest.mark.parametrize("classes", [1, 2, 17])
+def test_places_match_cropped_interpolation(align_corners, classes):
+    """A part of the image at any size: what is left of the whole one at eight times its size after cropping."""
+    logits = example((6, 7), (24, 28), classes)[0].detach()
+    whole = upsample(logits, (41, 49) if align_corners else (48, 56), align_corners)  # 8 pixels from logit to logit
+    extent = (4, 5) if align_corners else (4.5, 5)
+    size = (25, 33) if align_corners else (36, 40)
+    cropped = whole[:, :, : size[0], : size[1]]
+    places = [upsampling.positions(*pair, align_corners) for pair in zip(extent, size, strict=True)]
+    torch.testing.assert_close(upsampling.logits_at(logits, *places), cropped, **CLOSE[torch.float32])
+    mirrored = upsampling.logits_at(logits, places[0], places[1].flip(0))
+    torch.testing.assert_close(mirrored, cropped.flip(3), **CLOSE[torch.float32])
+    wanted = torch.cat([torch.zeros_like(cropped), cropped], dim=1) if classes == 1 else cropped
+    best = wanted.topk(2, dim=1).values
+    unique = best[:, 0] - best[:, 1] > 1e-5  # rounding of values up to 20 in float32
+    assert torch.equal(upsampling.argmax_at(logits, *places)[unique], wanted.argmax(1)[unique])
+    some = [places[0][7:8], places[1][3::5]]  # any places, in ascending order
+    wanted, unique = (each[:, 7:8, 3::5] for each in (wanted.argmax(1), unique))
+    assert torch.equal(upsampling.argmax_at(logits, *some)[unique], wanted[unique])
+
+
 @pytest.mark.parametrize("classes", [3, 17])
 @pytest.mark.parametrize("size_out", [(8, 12), (5, 7)])
 def test_gradient_matches_finite_differences(classes, size_out):
