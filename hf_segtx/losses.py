@@ -33,7 +33,7 @@ import torch
 import torch.nn.functional as F
 from transformers import PreTrainedConfig
 
-from .models.upsampling import _Cells, _check_labels, hard_labels, upsampled_cross_entropy
+from .models.upsampling import _Cells, _check_labels, upsampled_cross_entropy
 
 
 def parse_loss(
@@ -55,7 +55,7 @@ def parse_loss(
     Args:
         class_weights: (K,) (two if K = 1), of the pixels in ce, ohem, focal, boundary.
         label_smoothing: share of the target spread over all classes in ce, ohem and the auxiliary heads, in [0, 1].
-        ohem_threshold, ohem_min_kept: as in `hard_labels` (these: HRNet-OCR).
+        ohem_threshold, ohem_min_kept: as in `ohem_cross_entropy` (these: HRNet-OCR).
         focal_gamma: how fast easy pixels lose weight; 0 is ce.
         boundary_weight, boundary_width: as in `boundary_cross_entropy`.
         auxiliary_weights: factor of each auxiliary head's loss; default: the configuration's for all.
@@ -127,13 +127,28 @@ def ohem_cross_entropy(
     ignore_index: int = 255,
     align_corners: bool = False,
 ) -> torch.Tensor:
-    """Cross-entropy of the hard pixels alone; arguments as in `hard_labels` and `upsampled_cross_entropy`."""
-    logits = _two_classes(logits, labels)
+    """Cross-entropy of hard pixels alone: online hard example mining (arXiv 1604.03540) as HRNet-OCR does it.
+
+    Hard are pixels whose label has a probability below `threshold`, but at least the `min_kept` hardest of the batch.
+
+    Args:
+        threshold: probability, in (0, 1]
+        min_kept: pixels
+        class_weights, label_smoothing, ignore_index, align_corners: as in `upsampled_cross_entropy`
+
+    Shape:
+        logits: (B, K, h, w)
+        labels: (B, H, W), class ids or the ignore index
+    """
     resize = {"ignore_index": ignore_index, "align_corners": align_corners}
-    hard = hard_labels(logits, labels, threshold=threshold, min_kept=min_kept, **resize)
-    return upsampled_cross_entropy(
-        logits, hard, class_weights=class_weights, label_smoothing=label_smoothing, **resize
-    )
+    probability = label_log_probability(logits.detach(), labels, **resize).exp()
+    ignored = labels == ignore_index
+    hardest = probability.masked_fill(ignored, torch.inf).flatten().sort().values
+    # As in the authors' code: the probability of the pixel after the `min_kept` hardest, if there are so many.
+    last = (ignored.numel() - ignored.sum() - 1).clamp(min=0, max=min_kept)
+    bound = hardest.index_select(0, last.view(1)).clamp(min=threshold)
+    hard = labels.masked_fill(probability >= bound, ignore_index)
+    return upsampled_cross_entropy(logits, hard, class_weights=class_weights, label_smoothing=label_smoothing, **resize)
 
 
 def focal_loss(

@@ -148,9 +148,9 @@ def test_ohem_matches_the_mean_over_the_hardest_pixels():
     logits, labels = example()
     probabilities, logs, label = full_size(logits, labels, False)
     picked = torch.arange(len(label)), label
-    for threshold, min_kept in ((0.3, 10), (1e-6, 100)):
+    for threshold, min_kept in ((0.3, 10), (1e-6, 100), (1e-6, 10**6)):
         # kept: below the threshold, or below the pixel after the `min_kept` hardest
-        bound = max(threshold, probabilities[picked].sort().values[min_kept].item())
+        bound = max(threshold, probabilities[picked].sort().values[min(min_kept, len(label) - 1)].item())
         slow = -logs[picked][probabilities[picked] < bound].mean()
         loss = parse_loss("ohem", ohem_threshold=threshold, ohem_min_kept=min_kept)
         assert_same(loss(logits, labels, config()), slow, logits)

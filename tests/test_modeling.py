@@ -1,12 +1,12 @@
 """The contract that every architecture keeps, on tiny random networks."""
 
-import functools
 import json
 
 import pytest
 import torch
 
 import hf_segtx
+from hf_segtx.losses import parse_loss
 from hf_segtx.models.layers import Linear
 from hf_segtx.models.segmentation_base import segmentation_loss
 
@@ -190,7 +190,7 @@ def test_loss_function_can_be_replaced(name):
     model = build(name)
     assert model.loss_function is segmentation_loss
     weights = torch.arange(1.0, K + 1)
-    model.loss_function = functools.partial(segmentation_loss, class_weights=weights)
+    model.loss_function = parse_loss(class_weights=weights)
     x, y = images(SIDE, SIDE), labels(SIDE, SIDE)
     with torch.no_grad():
         output = model(x, labels=y)

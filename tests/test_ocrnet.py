@@ -15,7 +15,6 @@ from hf_segtx import OCRNetConfig, OCRNetForSemanticSegmentation, OCRNetModel
 from hf_segtx.models.configuration_ocrnet import SIZES
 from hf_segtx.models.layers import WinogradConv2d
 from hf_segtx.models.modeling_ocrnet import OCRNetDecodeHead, convolve_concatenated
-from hf_segtx.models.segmentation_base import segmentation_loss
 from hf_segtx.weights import load_backbone, load_original
 
 
@@ -382,23 +381,6 @@ def test_loss_matches_plain_pytorch():
         for x in (output.logits, *output.auxiliary_logits)
     ]
     torch.testing.assert_close(output.loss, losses[0] + 0.4 * losses[1])
-
-
-@pytest.mark.parametrize("threshold, min_kept", [(0.3, 10), (0.01, 700), (0.01, 10**6)], ids=["hard", "few", "all"])
-def test_hard_example_mining_matches_the_authors_written_out(threshold, min_kept):
-    torch.manual_seed(0)
-    logits, labels = 2 * torch.randn(2, K, 9, 13), torch.randint(0, K, (2, 36, 50))
-    labels[torch.rand(labels.shape) < 0.2] = 255
-    full = F.interpolate(logits, (36, 50), mode="bilinear", align_corners=True)
-    losses = F.cross_entropy(full, labels, ignore_index=255, reduction="none")[labels != 255]
-    probabilities, order = torch.exp(-losses).sort()
-    bound = max(probabilities[min(min_kept, len(order) - 1)], threshold)
-    expected = losses[order][probabilities < bound].mean()
-    config = OCRNetConfig(**TINY_HEAD, align_corners=True)
-    loss = segmentation_loss(logits, labels, config, ohem_threshold=threshold, ohem_min_kept=min_kept)
-    torch.testing.assert_close(loss, expected)
-    ignored = torch.full_like(labels, 255)
-    assert segmentation_loss(logits, ignored, config, ohem_threshold=threshold) == 0
 
 
 def test_regions_and_relation_are_in_the_output_when_asked_for():

@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import SemanticSegmenterOutput
 
-from .upsampling import hard_labels, upsampled_cross_entropy
+from .upsampling import upsampled_cross_entropy
 
 
 @dataclass
@@ -36,22 +36,15 @@ def segmentation_loss(
     labels: torch.Tensor,
     config: PreTrainedConfig,
     auxiliary_logits: tuple[torch.Tensor, ...] = (),
-    class_weights: torch.Tensor | None = None,
-    label_smoothing: float = 0.0,
-    ohem_threshold: float | None = None,
-    ohem_min_kept: int = 131072,
 ) -> torch.Tensor:
     """Cross-entropy of the resized logits, plus `auxiliary_loss_weight` times that of each auxiliary head.
 
     Mean over the pixels that are not `semantic_loss_ignore_index`; 0 when there are none. With one class the logit is
-    that of a sigmoid and the labels are 0 and 1. The resized logits are never held in memory.
+    that of a sigmoid and the labels are 0 and 1. The resized logits are never held in memory. Other losses: losses.py
+    of the package hf_segtx.
 
     Args:
         config: reads `semantic_loss_ignore_index` and, where they exist, `auxiliary_loss_weight` and `align_corners`.
-        class_weights: (K,) weight of each class in the mean, or None.
-        label_smoothing: share of the target spread over all classes, in [0, 1).
-        ohem_threshold: if given, in the main loss only hard pixels count: those whose label has a probability below it,
-            but at least the `ohem_min_kept` hardest of the batch (HRNet-OCR: 0.9).
 
     Shape:
         logits, auxiliary_logits: (B, K, h, w)
@@ -70,13 +63,9 @@ def segmentation_loss(
     resize = dict(
         ignore_index=config.semantic_loss_ignore_index, align_corners=getattr(config, "align_corners", False)
     )
-    weighting = dict(class_weights=class_weights, label_smoothing=label_smoothing)
-    main_labels = labels
-    if ohem_threshold is not None:
-        main_labels = hard_labels(logits, labels, threshold=ohem_threshold, min_kept=ohem_min_kept, **resize)
-    loss = upsampled_cross_entropy(logits, main_labels, **resize, **weighting)
+    loss = upsampled_cross_entropy(logits, labels, **resize)
     for head_logits in auxiliary_logits:
-        loss = loss + config.auxiliary_loss_weight * upsampled_cross_entropy(head_logits, labels, **resize, **weighting)
+        loss = loss + config.auxiliary_loss_weight * upsampled_cross_entropy(head_logits, labels, **resize)
     return loss
 
 
@@ -99,7 +88,7 @@ class SegmentationPreTrainedModel(PreTrainedModel):
     # would not divide by the number of accumulation steps (transformers#47688).
     accepts_loss_kwargs = False
     _auto_map: dict[str, str] = {}
-    # Settable, as in every transformers model: `model.loss_function = functools.partial(segmentation_loss, ...)`.
+    # Settable, as in every transformers model: `model.loss_function = hf_segtx.losses.parse_loss(...)`.
     _loss_function = staticmethod(segmentation_loss)
 
     @classmethod

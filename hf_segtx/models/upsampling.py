@@ -136,42 +136,6 @@ def logits_at(logits: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor) -
     return logits
 
 
-def hard_labels(
-    logits: torch.Tensor,
-    labels: torch.Tensor,
-    *,
-    threshold: float,
-    min_kept: int,
-    ignore_index: int = 255,
-    align_corners: bool = False,
-) -> torch.Tensor:
-    """The labels with easy pixels ignored: online hard example mining (OHEM, arXiv 1604.03540) as HRNet-OCR does it.
-
-    Kept are pixels whose label has a probability below `threshold`, but at least the `min_kept` hardest of the batch.
-
-    Args:
-        threshold: probability, in (0, 1]
-        min_kept: pixels
-        ignore_index, align_corners: as in `upsampled_cross_entropy`
-
-    Shape:
-        logits: (B, K, h, w)
-        labels: (B, H, W)
-        returns: (B, H, W)
-    """
-    logits = logits.detach()
-    if logits.shape[1] == 1:
-        logits = torch.cat([torch.zeros_like(logits), logits], dim=1)
-    with torch.autocast(logits.device.type, enabled=False):
-        probability = _label_probability(logits, labels, ignore_index, align_corners)
-    ignored = labels == ignore_index
-    hardest = probability.masked_fill(ignored, torch.inf).flatten().sort().values
-    # As in the authors' code: the probability of the pixel after the `min_kept` hardest, if there are so many.
-    last = (ignored.numel() - ignored.sum() - 1).clamp(min=0, max=min_kept)
-    bound = hardest.index_select(0, last.view(1)).clamp(min=threshold)
-    return labels.masked_fill(probability >= bound, ignore_index)
-
-
 def _axis(size_in: int, position: torch.Tensor, dtype: torch.dtype):
     """The cells of one axis, whose outputs are at these ascending positions.
 
@@ -366,37 +330,6 @@ def _backward(ctx, gradient_of_loss, *_):
 
 
 _summed_loss.register_autograd(_backward, setup_context=_save_gradient)
-
-
-@torch.library.custom_op(f"{OPERATORS}::label_probability", mutates_args=())
-def _label_probability(
-    logits: torch.Tensor, labels: torch.Tensor, ignore_index: int, align_corners: bool
-) -> torch.Tensor:
-    """Probability of each pixel's label (B, H, W); of ignored pixels that of class 0."""
-    cells = _Cells.of_size(logits, labels.shape[1:], align_corners)
-    axis = 2 if cells.classes_last else 1
-    probability = torch.empty(labels.shape, dtype=cells.dtype, device=logits.device)
-    buffer = torch.empty(cells.block_numel, dtype=cells.dtype, device=logits.device)
-    for index, image in enumerate(logits):
-        for start, stop in cells.blocks:
-            rows, position = cells.output(start, stop)
-            weights = cells.weights(start, stop)  # (N, 4, S)
-            corners = cells.corners(cells.inputs(image, start, stop), cells.corner_index[: len(weights)])
-            probabilities = cells.upsample(corners, weights, buffer).softmax(axis)
-            label = labels[index, rows].long().flatten()
-            label = label.masked_fill(label == ignore_index, 0)
-            if label.is_cpu and label.numel():
-                _check_labels(label, logits.shape[1], ignore_index)
-            slots = label.new_zeros(len(weights) * cells.pixels)
-            label = slots.scatter_(0, position, label).view(-1, cells.pixels)
-            picked = probabilities.gather(axis, label.unsqueeze(axis)).flatten()
-            probability[index, rows] = picked.index_select(0, position).view(-1, labels.shape[2])
-    return probability
-
-
-@_label_probability.register_fake
-def _(logits, labels, ignore_index, align_corners):
-    return torch.empty(labels.shape, dtype=torch.promote_types(logits.dtype, torch.float32), device=logits.device)
 
 
 @torch.library.custom_op(f"{OPERATORS}::upsampled_argmax", mutates_args=())
