@@ -147,13 +147,15 @@ class Report:
         self.sizes = Counter(sample.size for sample in samples if sample.size)
         self.raw_pixels: Counter = Counter()  # raw id or colour -> pixels
         self.raw_images: Counter = Counter()
-        self.first_file: dict[int, str] = {}
+        self.colored = sum(sample.colored for sample in samples)
+        self.masks = sum(len(sample.values) > 0 for sample in samples)  # that can be read
+        self.has_colors = 2 * self.colored > self.masks  # the histogram is of masks of the more frequent kind
         for sample in samples:
+            if sample.colored != self.has_colors:
+                continue
             for value, count in zip(sample.values.tolist(), sample.counts.tolist()):
                 self.raw_pixels[value] += count
                 self.raw_images[value] += 1
-                self.first_file.setdefault(value, sample.name)
-        self.colored = sum(sample.colored for sample in samples)
         areas = [sample.size[0] * sample.size[1] for sample in samples if sample.size]
         moments = [sample.moments for sample in samples if sample.size]
         self.mean = self.std = None
@@ -163,9 +165,9 @@ class Report:
 
     def train_id(self, value: int) -> int | None:
         """Of a raw id or colour; None if the contract does not know it."""
-        if self.colored:
+        if self.has_colors:
             return (self.labels.color_to_train or {}).get((value >> 16, value >> 8 & 255, value & 255))
-        return self.labels._mapping.get(value)
+        return self.labels.mapping.get(value)
 
     @property
     def unknown(self) -> list[int]:
@@ -196,23 +198,26 @@ def _diagnose_masks(report: Report) -> list[Finding]:
     """Values in the masks that the contract does not know, and what they probably are."""
     labels, split, total = report.labels, report.split, sum(report.raw_pixels.values())
     unknown = report.unknown
-    known = sorted(raw for raw, train_id in labels._mapping.items() if train_id != labels.ignore_index)
+    known = sorted(raw for raw, train_id in labels.mapping.items() if train_id != labels.ignore_index)
     findings = []
-    if report.colored and labels.color_to_train is None:
+    if 0 < report.colored < report.masks:
+        text = f"{report.colored} of {report.masks} {split} masks hold colours, the others ids: make them alike"
+        findings.append(Finding("warning", text))
+    if report.has_colors and labels.color_to_train is None:
         text = (
-            f"{report.colored} of {len(report.samples)} {split} masks are RGB pictures with {len(report.raw_pixels)} "
+            f"{report.colored} of {report.masks} {split} masks are RGB pictures with {len(report.raw_pixels)} "
             'colours, but the classes have none: give each class its "color" in classes.json, or save masks of ids'
         )
-        return [Finding("error", text)]
+        return [*findings, Finding("error", text)]
     if unknown:
         share = sum(report.raw_pixels[value] for value in unknown) / total
         files = [sample.name for sample in report.samples if np.isin(sample.values, unknown).any()]
         values = _some([_value(value, report) for value in unknown], 8)
         what = (
-            f"{share:.2%} of the pixels of {split} have {'colours' if report.colored else 'values'} outside the "
+            f"{share:.2%} of the pixels of {split} have {'colours' if report.has_colors else 'values'} outside the "
             f"classes ({values}; in {_some(files)}): "
         )
-        if not report.colored and labels.raw_to_train is None and unknown == [labels.num_labels]:
+        if not report.has_colors and labels.raw_to_train is None and unknown == [labels.num_labels]:
             what += (
                 f"ids seem shifted by one: {known[0]} .. {known[-1]} are expected and {unknown[0]} occurs. If 0 means "
                 "unlabelled, use --do_reduce_labels; else a class name is missing"
@@ -225,7 +230,9 @@ def _diagnose_masks(report: Report) -> list[Finding]:
         else:
             what += "correct the masks, or list the values in classes.json, with ignore: true where they do not count"
         findings.append(Finding("error", what))
-    elif not report.colored and set(report.raw_pixels) == {0, 255} and labels._mapping.get(255) == labels.ignore_index:
+    elif (
+        not report.has_colors and set(report.raw_pixels) == {0, 255} and labels.mapping.get(255) == labels.ignore_index
+    ):
         text = (
             f"all {split} masks hold 0 and 255 only, and 255 means ignored, so only {class_names(labels)[0]!r} could "
             'be learned: name two classes (255 is then the second), or list {"id": 255, "name": ...} in classes.json'
@@ -233,8 +240,8 @@ def _diagnose_masks(report: Report) -> list[Finding]:
         findings.append(Finding("error", text))
     zero, last = report.raw_pixels[0] / max(1, total), max(known)
     if (
-        not report.colored
-        and labels._mapping.get(0) == labels.ignore_index
+        not report.has_colors
+        and labels.mapping.get(0) == labels.ignore_index
         and zero > 0.2
         and last not in report.raw_pixels
     ):
@@ -247,7 +254,7 @@ def _diagnose_masks(report: Report) -> list[Finding]:
 
 
 def _value(value: int, report: Report) -> str:
-    return f"#{value:06x}" if report.colored else str(value)
+    return f"#{value:06x}" if report.has_colors else str(value)
 
 
 def _diagnose_files(report: Report) -> list[Finding]:

@@ -249,15 +249,16 @@ class Labels:
         return train.astype(np.uint8) if 0 <= self.ignore_index <= 255 and self.num_ids <= 256 else train
 
     @cached_property
-    def _mapping(self) -> dict[int, int]:
+    def mapping(self) -> dict[int, int]:
+        """Raw id -> train id or `ignore_index`, of every raw id that masks may hold."""
         mapping = {raw: raw for raw in range(self.num_ids)} if self.raw_to_train is None else self.raw_to_train
         return {255: self.ignore_index, **mapping}
 
     @cached_property
     def _table(self) -> np.ndarray:
         """(largest raw id + 2,) int16: raw id -> train id or UNKNOWN; the last entry stands for all larger ids."""
-        table = np.full(max(self._mapping) + 2, UNKNOWN, np.int16)
-        table[list(self._mapping)] = list(self._mapping.values())
+        table = np.full(max(self.mapping) + 2, UNKNOWN, np.int16)
+        table[list(self.mapping)] = list(self.mapping.values())
         return table
 
     @cached_property
@@ -279,8 +280,8 @@ class Labels:
         return train
 
     def _unknown_ids(self, values: list[int], pixels: int, mask: np.ndarray, name: str) -> str:
-        known = sorted(raw for raw, train in self._mapping.items() if train != self.ignore_index)
-        ignored = sorted(raw for raw, train in self._mapping.items() if train == self.ignore_index)
+        known = sorted(raw for raw, train in self.mapping.items() if train != self.ignore_index)
+        ignored = sorted(raw for raw, train in self.mapping.items() if train == self.ignore_index)
         text = (
             f"{name}: {pixels} of {mask.size} pixels have {'value' if len(values) == 1 else 'values'} "
             f"{', '.join(map(str, values[:8]))}{', ...' if len(values) > 8 else ''}, but the {self.num_labels} classes "

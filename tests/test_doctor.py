@@ -101,6 +101,13 @@ def test_broken_files_are_errors_and_the_rest_is_read(tmp_path, healthy):
     assert reports[0].class_pixels.sum() == 3 * 48 * 64
 
 
+def test_masks_of_two_kinds_are_said(tmp_path, healthy):
+    folder = write(tmp_path / "train", mask=lambda number: RGB if number == 0 else np.zeros(SIZE))
+    reports, findings = check(folder, healthy)
+    assert any("1 of 4 training masks hold colours, the others ids" in finding.text for finding in findings)
+    assert dict(reports[0].raw_pixels) == {0: 3 * 48 * 64}
+
+
 def test_reduced_labels_that_should_not_be(tmp_path):
     """Ids 0 .. 2 read as if 0 were unlabelled: the last class, 3, never occurs."""
     for place in ("train", "val"):

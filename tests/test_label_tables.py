@@ -37,7 +37,7 @@ def test_every_table_has_its_classes_and_ignores_255(name, classes):
     labels = Labels.named(name)
     assert labels.num_labels == classes and labels.ignore_index == 255
     assert mapped(name, [255]) == [255]
-    assert set(labels._mapping.values()) == {*range(classes), 255}  # every class has a value in the masks
+    assert set(labels.mapping.values()) == {*range(classes), 255}  # every class has a value in the masks
 
 
 def test_all_tables_are_listed_above_and_unknown_ones_refused():
@@ -100,8 +100,11 @@ def test_pascal_context_matches_the_order_of_459_names():
     numbers = [int(number) for number in PASCAL_CONTEXT_459.split()]
     assert [name for _, name in sorted(zip(numbers, labels.names))] == sorted(labels.names)
     # the numbers of PASCAL in Detail's 59 classes, as public code for it lists them
-    detail = """2 9 18 19 22 23 25 31 33 34 44 45 46 59 65 68 72 80 85 98 104 105 113 115 144 158 159 162 187 189
-        207 220 232 258 259 260 284 295 296 308 324 326 347 349 354 355 360 366 368 397 415 416 420 424 427 440 445 454 458"""
+    detail = """
+        2 9 18 19 22 23 25 31 33 34 44 45 46 59 65 68 72 80 85 98
+        104 105 113 115 144 158 159 162 187 189 207 220 232 258 259 260 284 295 296 308
+        324 326 347 349 354 355 360 366 368 397 415 416 420 424 427 440 445 454 458
+    """
     assert sorted(numbers) == [int(number) for number in detail.split()]
     voc = [name.replace("diningtable", "table") for name in Labels.named("voc").names]
     assert Labels.named("pascal_context_60").names[:21] == tuple(voc)  # the first are VOC's
