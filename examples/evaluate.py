@@ -92,7 +92,7 @@ def parse_arguments(command_line: list[str]) -> argparse.Namespace:
     how.add_argument("--mode", choices=["whole", "slide"], help="whole images, or windows that overlap")
     how.add_argument("--window_size", type=int, nargs="+", help="height and width of a window; one number is a square")
     how.add_argument("--window_stride", type=int, nargs="+", help="rows and columns from a window to the next")
-    how.add_argument("--image_size", type=int, nargs=2, help="shortest and longest edge images are resized to")
+    how.add_argument("--image_size", type=int, nargs="+", help="shortest and longest edge images are resized to")
     how.add_argument("--scales", type=float, nargs="+", default=[1.0], help="factors; their scores are averaged")
     how.add_argument("--flip", action="store_true", help="average with the mirrored image")
     how.add_argument("--precision", choices=["fp32", "bf16", "fp16"], default="fp32", help="of the model (autocast)")
@@ -199,8 +199,10 @@ def set_protocol(processor, arguments: argparse.Namespace) -> None:
     if wrong := [scale for scale in arguments.scales if scale <= 0]:
         raise ValueError(f"--scales has {wrong[0]:g}; factors are above 0, such as 0.5 0.75 1 1.25 1.5 1.75")
     if arguments.image_size:
+        if len(arguments.image_size) > 2:
+            raise ValueError(f"--image_size {arguments.image_size} has too many numbers; give shortest, longest edge")
         processor.do_resize = True
-        processor.size = SizeDict(shortest_edge=arguments.image_size[0], longest_edge=arguments.image_size[1])
+        processor.size = SizeDict(**dict(zip(("shortest_edge", "longest_edge"), arguments.image_size)))
     windows = {}
     for name in ("window_size", "window_stride"):
         if values := getattr(arguments, name):

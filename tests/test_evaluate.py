@@ -187,6 +187,7 @@ def test_wrong_flags_are_named(script, checkpoint, tmp_path, capsys):
         ("--window_stride 8", "no window size"),
         ("--mode whole --window_size 64", "leave --window_size away"),
         ("--window_size 64 64 64", "has 3 numbers"),
+        ("--image_size 1 2 3", "has too many numbers"),
         ("--scales 1 0", "--scales has 0; factors are above 0"),
         (f"--worst_picture {tmp_path}/worst", "end it in .png"),
         ("--train_dir nowhere", "no such folder"),
