@@ -166,6 +166,7 @@ def main():
     parser.add_argument("--images", type=int, default=192, help="480x360 images of each variant in each round")
     arguments = parser.parse_args()
     logging.disable(logging.WARNING)
+    torch.set_num_threads(1)  # the cores belong to the workers
     options = arguments.workers, arguments.rounds
     if arguments.train_dir:
         folder = Path(arguments.train_dir)

@@ -960,8 +960,11 @@ class TrainingTransform:
 
 def _empty(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
     """An uninitialized tensor; in a worker, in the memory through which it reaches the main process without a copy."""
-    tensor = torch.empty(shape, dtype=dtype)
-    return tensor.share_memory_() if get_worker_info() is not None else tensor
+    if get_worker_info() is None:
+        return torch.empty(shape, dtype=dtype)
+    # as torch's own collate function does it
+    storage = torch.UntypedStorage._new_shared(math.prod(shape) * dtype.itemsize, device="cpu")
+    return torch.empty(0, dtype=dtype).set_(storage, 0, shape)
 
 
 # --- Loading --------------------------------------------------------------------------------------------------------
