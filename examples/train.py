@@ -14,17 +14,24 @@ What comes out, in `--output_dir`:
     step_N/                                                   checkpoints: a loadable model and `training_state/`
     last -> step_N  best -> step_M                            links to the newest and to the best checkpoint
 
-The final model has the weights of the last step, as papers report; `--load_best_model_at_end` takes those of the best
-evaluation instead. A checkpoint is written under another name and renamed when it is whole, so `step_N` is never torn.
-A run that was killed and resumed takes the same steps as one that was not: weights, optimizer, schedule, scaler and the
-states of all random generators are restored, the position in the data follows from the step, and what happens to an
-image from (seed, epoch, index). On the CPU the weights come out bit-identical.
+The final model has the weights of the last step, as papers report (averaged ones with `--ema_decay`);
+`--load_best_model_at_end` takes those of the best evaluation instead.
 
-Steps, epochs and batches: a step is one update of the weights with
-`per_device_train_batch_size * gradient_accumulation_steps * processes` images. The loss of a step is the mean over all
-valid pixels of these images, so neither accumulation nor the number of processes changes it (batch norms see the
-micro-batch of their process only; `--sync_bn`). The images are an endless stream, a new permutation an epoch; a batch
-that reaches the end of an epoch goes on with the next one.
+A checkpoint is written under another name and renamed when it is whole, so `step_N` is never torn. A run that was
+killed and resumed takes the same steps as one that was not: weights, optimizer, schedule, scaler, averages and the
+states of all random generators are restored, the position in the data follows from the step, and what happens to an
+image from (seed, epoch, index). On the CPU the weights come out bit-identical. SIGTERM, with which clusters announce
+that a machine is taken away, lets the step (and an evaluation that is due) end, saves, prints the command that goes
+on, and ends with exit status 143. Resuming with arguments that would make another run is refused.
+
+Steps, epochs and batches: a step is one update of the weights with `total_batch_size` images, or
+`per_device_train_batch_size * gradient_accumulation_steps * processes`. The loss of a step is the mean over all valid
+pixels of these images, so neither accumulation nor the number of processes changes it (but for ohem, dice and lovasz,
+and batch norms, which see a micro-batch of a process; `--sync_bn`: of all processes). The images are an endless
+stream, a new permutation an epoch; a batch that reaches the end of an epoch goes on with the next one. A step whose
+loss or gradient is not finite is left out and counted.
+
+Several GPUs and machines: `accelerate launch --config_file examples/accelerate/FILE examples/train.py ...`.
 """
 
 import copy
@@ -170,7 +177,7 @@ class Arguments:
     mixed_precision: Literal["no", "fp16", "bf16"] | None = flag(None, "Default: what accelerate launch says.")
     gradient_checkpointing: bool = flag(False, "Recompute activations in the backward pass, to save memory.")
     tune: Literal["full", "linear", "lora"] = flag(
-        "full", "Train everything, only the heads, or the heads and low-rank adapters of the backbone's linear layers."
+        "full", "Train everything, only the heads, or the heads and low-rank adapters (LoRA) of the backbone."
     )
     lora_rank: int = flag(8, "Rank of the adapters.")
     freeze: list[str] = flag([], "Modules that stay as they are, such as backbone.patch_embed.")
@@ -456,11 +463,21 @@ def build_model(arguments: Arguments, labels):
 def choose_parameters(arguments: Arguments, model) -> list:
     """Leaves only those parameters trainable that `--tune` and `--freeze` say; returns the frozen modules.
 
-    Adapters are LoRA's (arXiv 2106.09685), with alpha = 2 * rank.
-
     Raises:
-        ValueError: if there is no such module, nothing to adapt, or no peft.
+        ValueError: if there is no such module, or no peft.
     """
+    if arguments.tune == "lora":
+        if find_spec("peft") is None:
+            raise ValueError("--tune lora needs peft; `pip install peft`")
+        from peft import inject_adapter_in_model
+
+        from hf_segtx.lora import lora_config
+
+        config = lora_config(model, r=arguments.lora_rank, lora_alpha=2 * arguments.lora_rank)
+        whole, config.modules_to_save = tuple(f"{name}." for name in config.modules_to_save), None  # else copied
+        inject_adapter_in_model(config, model)
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad = ".lora_" in name or name.startswith(whole)
     frozen = []
     for name in [*arguments.freeze, *["backbone"] * (arguments.tune == "linear")]:
         try:
@@ -468,30 +485,17 @@ def choose_parameters(arguments: Arguments, model) -> list:
         except AttributeError as error:
             known = ", ".join(name for name, _ in model.backbone.named_children())
             raise ValueError(f"--freeze {name}: there is no such module; the backbone has {known}") from error
-    if arguments.tune == "lora":
-        if find_spec("peft") is None:
-            raise ValueError("--tune lora needs peft; `pip install peft`")
-        from peft import LoraConfig, inject_adapter_in_model
-
-        layers = [name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)]
-        layers = [name for name in layers if name.startswith("backbone.")]
-        if not layers:
-            raise ValueError(f"{type(model.backbone).__name__} has no linear layers for --tune lora; use --tune linear")
-        rank = arguments.lora_rank
-        inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=layers), model)
-        for name, parameter in model.named_parameters():
-            parameter.requires_grad = ".lora_" in name or not name.startswith("backbone.")
     return frozen
 
 
 def without_adapters(state: dict) -> dict:
-    """The state dict with the products of the adapters' matrices, times alpha / rank, added to their layers."""
+    """The state dict with the products of the adapters' matrices, times alpha / rank = 2, added to their layers."""
     plain = {name.replace(".base_layer.", "."): value for name, value in state.items() if ".lora_" not in name}
-    for name in state:
+    for name, down in state.items():
         if name.endswith(".lora_A.default.weight"):
-            layer = name.removesuffix(".lora_A.default.weight")
-            change = 2 * state[f"{layer}.lora_B.default.weight"] @ state[name]
-            plain[f"{layer}.weight"] = plain[f"{layer}.weight"] + change
+            layer, up = name.removesuffix(".lora_A.default.weight"), state[name.replace("lora_A", "lora_B")]
+            weight = plain[f"{layer}.weight"]  # of a linear layer or a convolution
+            plain[f"{layer}.weight"] = weight + 2 * (up.flatten(1) @ down.flatten(1)).view_as(weight)
     return plain
 
 
@@ -586,8 +590,8 @@ def read_data(arguments: Arguments, check: bool):
         raise ValueError(f"--validation_dir {arguments.validation_dir} without --train_dir; give both")
     names = (
         "dataset_name dataset_config_name train_dir validation_dir train_split validation_split train_val_split seed "
-        "image_column_name label_column_name classes_file do_reduce_labels max_train_samples max_eval_samples cache_dir "
-        "streaming on_error"
+        "image_column_name label_column_name classes_file do_reduce_labels max_train_samples max_eval_samples "
+        "cache_dir streaming on_error"
     )
     settings = {name: getattr(arguments, name) for name in names.split()}
     token = arguments.token or arguments.hub_token
@@ -777,6 +781,11 @@ def main(arguments: Arguments, build_model=build_model) -> dict:
         log_with=arguments.report_to if arguments.with_tracking else None,
         project_dir=output_dir,
     )
+    if accelerator.distributed_type == DistributedType.DEEPSPEED:  # it would read these off a loader, and clips itself
+        accelerator.deepspeed_plugin.deepspeed_config["gradient_clipping"] = arguments.max_grad_norm or 0.0
+        accelerator.deepspeed_plugin.deepspeed_config["train_micro_batch_size_per_gpu"] = (
+            arguments.per_device_train_batch_size
+        )
     use_all_cores(accelerator)
     keep_freed_memory(accelerator)
     if arguments.tf32:
