@@ -75,7 +75,10 @@ for config, model, segmenter, processor, processor_pil in ARCHITECTURES:
 AutoModelForImageClassification.register(SegFormerConfig, SegFormerForImageClassification)
 SegFormerForImageClassification.register_for_auto_class("AutoModelForImageClassification")
 
-_SUBMODULES = set("data hub inference labels lora losses metrics optim scenes visualization weights".split())
+_SUBMODULES = set(
+    "data doctor error_analysis hub inference labels large_images lora losses metrics optim readers scenes visualization "
+    "weights".split()
+)
 
 __all__ = [cls.__name__ for row in ARCHITECTURES for cls in row] + ["SegFormerForImageClassification"]
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
-ONLY_FOLDERS = ("examples/recipes/", "model_cards/", "tests/")  # one line for all in them
+ONLY_FOLDERS = ("examples/accelerate/", "examples/recipes/", "model_cards/", "tests/")  # one line for all in them
 TOP_LEVEL = ("hf_segtx/", "examples/", "benchmarks/", "model_cards/", "tests/")
 
 
