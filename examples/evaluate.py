@@ -111,7 +111,8 @@ def parse_arguments(command_line: list[str]) -> argparse.Namespace:
     card = None
     if arguments.from_card is not None:
         card = read_card(arguments)
-        arguments = parser.parse_args([*words_of_card(card), *command_line])
+        of_card = parser.parse_args([arguments.model, *words_of_card(card)])
+        arguments = parser.parse_args(command_line, of_card)  # whose values are kept where the command line has none
     arguments.card = card
     return arguments
 
@@ -154,9 +155,11 @@ def read_card(arguments: argparse.Namespace) -> dict:
 def words_of_card(card: dict) -> list[str]:
     """The flags that say on which data and with which protocol the card's number was measured."""
     words = []
-    for line in card.get("arguments", []):
+    # train.py saved its protocol in the processor, whatever its flags of the same names mean; --json wrote "flags"
+    known = REPEATED_ARGUMENTS if "flags" in card else DATA_ARGUMENTS
+    for line in card.get("flags", card.get("arguments", [])):
         name, *values = shlex.split(line)
-        if name.removeprefix("--") in REPEATED_ARGUMENTS:
+        if name.removeprefix("--") in known:
             words += [name] if values == ["True"] else [name, *values]
     if "--dataset_name" in words and "--train_split" not in words:
         words += ["--train_split", "train"]  # train.py's default
@@ -289,7 +292,7 @@ def main(arguments: argparse.Namespace) -> dict:
         "data_fingerprint": fingerprint.compute(),
         "protocol": protocol(processor, labels.ignore_index, **views),
         "precision": arguments.precision,
-        "arguments": as_words(arguments),
+        "flags": as_words(arguments),
         **as_json(scores, classes),
     }
     if card is not None:

@@ -159,11 +159,13 @@ def test_card_is_compared(script, checkpoint, tmp_path, capsys):
 
 
 def test_flags_of_the_card_come_before_those_given(script, checkpoint, tmp_path):
-    lines = ["--validation_dir 'a b/val'", "--do_reduce_labels True", "--learning_rate 1", "--flip True"]
+    lines = ["--validation_dir 'a b/val'", "--do_reduce_labels True", "--learning_rate 1", "--window_size 64"]
     file = tmp_path / "scores.json"
-    file.write_text(json.dumps({"mean_iou": 0.5, "arguments": lines}))
-    arguments = script.parse_arguments(["model", "--from_card", str(file), "--validation_dir", "c"])
-    assert arguments.validation_dir == "c" and arguments.do_reduce_labels and arguments.flip
+    for key, window_size in (("flags", [64]), ("arguments", None)):  # train.py's windows are in the saved processor
+        file.write_text(json.dumps({"mean_iou": 0.5, key: lines}))
+        arguments = script.parse_arguments(["model", "--from_card", str(file), "--validation_dir", "c"])
+        assert arguments.validation_dir == "c" and arguments.do_reduce_labels
+        assert arguments.window_size == window_size
     file.write_text(json.dumps({"mean_iou": 0.5, "arguments": ["--dataset_name me/data"]}))
     arguments = script.parse_arguments(["model", "--from_card", str(file)])
     assert arguments.train_split == "train"  # of which train.py holds a part out if there is no validation split
