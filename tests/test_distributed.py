@@ -23,7 +23,7 @@ FLAGS += ["--optimizer", "sgd", "--learning_rate", "0.1", "--logging_steps", "1"
 SCRIPT = """
 import os, pathlib, sys
 sys.path.insert(0, TESTS)
-import PIL.Image
+import accelerate, PIL.Image
 import test_distributed
 from test_train import plain_model, run
 if int(os.environ["RANK"]) > 0:  # only the first process may write, but for accelerate's random states
@@ -32,6 +32,7 @@ if int(os.environ["RANK"]) > 0:  # only the first process may write, but for acc
     pathlib.Path.write_text = PIL.Image.Image.save = os.replace = refuse
 if os.environ.get("FSDP_VERSION"):
     test_distributed.shard_on_cpu()
+accelerate.Accelerator.end_training = lambda self: None  # it ends the process group, which the next run needs
 for flags in FLAG_LISTS:
     run(*flags, build_model=plain_model)
 """
@@ -59,7 +60,8 @@ def launch(processes: int, folder: Path, flag_lists: list[list], **environment) 
     script.write_text(SCRIPT.replace("TESTS", repr(str(ROOT / "tests"))).replace("FLAG_LISTS", repr(lists)))
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **environment}
-    subprocess.run([*launcher, str(script)], check=True, env=environment)
+    finished = subprocess.run([*launcher, str(script)], env=environment, capture_output=True, text=True)
+    assert finished.returncode == 0, finished.stderr[-5000:]
 
 
 def results(folder: Path) -> tuple[list[float], dict]:
