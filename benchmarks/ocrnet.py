@@ -121,14 +121,14 @@ class ObjectContext(OCRNetDecodeHead):
 
 def compare_context(side: int, rounds: int):
     """Table 1: parameters, operations (two a multiply-add), memory and time of three heads on 1x2048xside^2."""
-    heads = {"PPM": PyramidPooling(), "ASPP": AtrousPyramidPooling(), "OCR": ObjectContext()}
+    heads = {"PPM": PyramidPooling().eval(), "ASPP": AtrousPyramidPooling().eval(), "OCR": ObjectContext().eval()}
     x = torch.randn(1, 2048, side, side).contiguous(memory_format=torch.channels_last)
 
     def step(head):
         with torch.inference_mode():
             return head(x)
 
-    steps = {name: lambda head=head.eval(): step(head) for name, head in heads.items()}
+    steps = {name: lambda head=head: step(head) for name, head in heads.items()}
     seconds = {name: statistics.median(values) for name, values in interleave(steps, rounds).items()}
     print(f"Table 1 at 1x2048x{side}x{side}: parameters (M), GFLOPs, peak additional memory (MiB), milliseconds")
     for name, head in heads.items():

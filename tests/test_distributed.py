@@ -47,6 +47,7 @@ def shard_on_cpu():
 
     def init(self, *inputs, fsdp_plugin=None, **keywords):
         original(self, *inputs, fsdp_plugin=fsdp_plugin, **keywords)
+        fsdp_plugin = fsdp_plugin or vars(self).get("fsdp_plugin")  # later instances share the state of the first
         if fsdp_plugin is not None:
             self.distributed_type, self.fsdp_plugin = DistributedType.FSDP, fsdp_plugin
 

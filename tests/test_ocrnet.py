@@ -14,7 +14,7 @@ from transformers import ConvNextConfig, TimmBackboneConfig
 from hf_segtx import OCRNetConfig, OCRNetForSemanticSegmentation, OCRNetModel
 from hf_segtx.models.configuration_ocrnet import SIZES
 from hf_segtx.models.layers import WinogradConv2d
-from hf_segtx.models.modeling_ocrnet import OCRNetDecodeHead, convolve_concatenated
+from hf_segtx.models.modeling_ocrnet import OCRNetDecodeHead, convolve_concatenated, norm_relu_conv
 from hf_segtx.weights import load_backbone, load_original
 
 
@@ -313,6 +313,27 @@ def test_winograd_convolution_matches_the_plain_one_in_float64(size, dilation):
         output = WinogradConv2d(conv.float())(feature_map)
     assert output.shape == expected.shape
     assert (output - expected).abs().max() < 1e-5 * expected.std()  # float32; sums of rows before the products
+
+
+@pytest.mark.parametrize("frozen", ["nothing", "norm", "before"])
+def test_norm_relu_conv_matches_its_three_modules(frozen):
+    torch.manual_seed(0)
+    modules = [(nn.BatchNorm2d(6), nn.Conv2d(6, 4, 3, 2, padding=2, dilation=2, bias=False)) for _ in range(2)]
+    for own, other in zip(*modules):
+        randomize(own.train()).train().double()
+        other.load_state_dict(own.double().state_dict())
+        other.double()
+        own.requires_grad_(frozen == "nothing" or isinstance(own, nn.Conv2d))
+        other.requires_grad_(frozen == "nothing" or isinstance(other, nn.Conv2d))
+    results = []
+    for (norm, conv), is_ours in zip(modules, (True, False)):
+        x = images(9, 12).double().repeat(1, 2, 1, 1).requires_grad_(frozen != "before")
+        y = norm_relu_conv(norm, conv, x) if is_ours else conv(F.relu(norm(x)))
+        y.pow(2).sum().backward()
+        gradients = [None if p.grad is None else p.grad for p in (x, norm.weight, norm.bias, conv.weight)]
+        results.append([y, *norm.buffers(), *gradients])
+    for own, expected in zip(*results):
+        torch.testing.assert_close(own, expected)
 
 
 def test_fused_copy_with_large_convolutions_is_the_same_function():

@@ -78,6 +78,52 @@ def conv_norm(in_channels: int, out_channels: int, kernel_size: int, stride: int
     ]
 
 
+class NormReLUConv(torch.autograd.Function):
+    """Batch normalisation in training, ReLU and convolution, which keep one map for the backward pass instead of two.
+
+    What the convolution needs is computed again, from the statistics: a multiplication and an addition a value.
+    """
+
+    @staticmethod
+    def forward(ctx, x, norm_weight, norm_bias, running_mean, running_var, weight, momentum, eps, *geometry):
+        y, mean, inverse_std = torch.native_batch_norm(
+            x, norm_weight, norm_bias, running_mean, running_var, True, momentum, eps
+        )
+        ctx.save_for_backward(x, norm_weight, norm_bias, running_mean, running_var, weight, mean, inverse_std)
+        ctx.eps, ctx.geometry = eps, geometry
+        return F.conv2d(y.relu_(), weight, None, *geometry)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        x, norm_weight, norm_bias, running_mean, running_var, weight, mean, inverse_std = ctx.saved_tensors
+        wanted = ctx.needs_input_grad
+        scale = norm_weight * inverse_std
+        y = torch.addcmul((norm_bias - mean * scale)[:, None, None], x, scale[:, None, None]).relu_()
+        before = any(wanted[:3])
+        gradient, of_weight, _ = torch.ops.aten.convolution_backward(
+            gradient, y, weight, None, *ctx.geometry, False, [0, 0], 1, [before, wanted[5], False]
+        )
+        of_norm = None, None, None
+        if before:
+            gradient = torch.ops.aten.threshold_backward(gradient, y, 0)
+            of_norm = torch.ops.aten.native_batch_norm_backward(
+                *(gradient, x, norm_weight, running_mean, running_var, mean, inverse_std),
+                *(True, ctx.eps, list(wanted[:3])),
+            )
+        return *of_norm, None, None, of_weight, None, None, None, None, None
+
+
+def norm_relu_conv(norm: nn.Module, conv: nn.Conv2d, x: torch.Tensor) -> torch.Tensor:
+    """conv(relu(norm(x))), the convolution without bias; when trained on a CPU, by [`NormReLUConv`]."""
+    is_plain = type(norm) is nn.BatchNorm2d and norm.training and norm.momentum is not None
+    if not is_plain or not torch.is_grad_enabled() or x.device.type != "cpu" or torch.is_autocast_enabled("cpu"):
+        return conv(F.relu(norm(x), inplace=True))
+    norm.num_batches_tracked.add_(1)
+    statistics = norm.running_mean, norm.running_var
+    geometry = conv.stride, conv.padding, conv.dilation
+    return NormReLUConv.apply(x, norm.weight, norm.bias, *statistics, conv.weight, norm.momentum, norm.eps, *geometry)
+
+
 class BasicBlock(GradientCheckpointingLayer):
     """Residual block of two 3x3 convolutions of the same width. (B, C, h, w) -> the same."""
 
@@ -87,8 +133,8 @@ class BasicBlock(GradientCheckpointingLayer):
         self.conv2, self.bn2 = conv_norm(width, width, 3)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        y = F.relu(self.bn1(self.conv1(x)), inplace=True)
-        return F.relu(self.bn2(self.conv2(y)).add_(x), inplace=True)
+        y = norm_relu_conv(self.bn1, self.conv2, self.conv1(x))
+        return F.relu(self.bn2(y).add_(x), inplace=True)
 
 
 class Bottleneck(GradientCheckpointingLayer):
@@ -104,10 +150,10 @@ class Bottleneck(GradientCheckpointingLayer):
             self.downsample = nn.Sequential(*conv_norm(in_channels, out_channels, 1, stride))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        y = F.relu(self.bn1(self.conv1(x)), inplace=True)
-        y = F.relu(self.bn2(self.conv2(y)), inplace=True)
+        y = norm_relu_conv(self.bn1, self.conv2, self.conv1(x))
+        y = norm_relu_conv(self.bn2, self.conv3, y)
         shortcut = x if self.downsample is None else self.downsample(x)
-        return F.relu(self.bn3(self.conv3(y)).add_(shortcut), inplace=True)
+        return F.relu(self.bn3(y).add_(shortcut), inplace=True)
 
 
 def upsample(feature_map: torch.Tensor, size: tuple[int, int], align_corners: bool) -> torch.Tensor:
@@ -205,8 +251,8 @@ class HRNet(nn.Module):
         self.stage4 = stage(4)
 
     def forward(self, pixel_values: torch.Tensor) -> list[torch.Tensor]:
-        x = F.relu(self.bn1(self.conv1(pixel_values)), inplace=True)
-        x = F.relu(self.bn2(self.conv2(x)), inplace=True)  # 1/4
+        x = norm_relu_conv(self.bn1, self.conv2, self.conv1(pixel_values))
+        x = F.relu(self.bn2(x), inplace=True)  # 1/4
         x = self.layer1(x)
         feature_maps = self.stage2([layer(x) for layer in self.transition1])
         feature_maps = self.stage3([*feature_maps, self.transition2[-1](feature_maps[-1])])
@@ -246,7 +292,10 @@ class ResNet(nn.Module):
         self.layer1, self.layer2, self.layer3, self.layer4 = stages
 
     def forward(self, pixel_values: torch.Tensor) -> list[torch.Tensor]:
-        x = self.maxpool(self.stem(pixel_values))
+        x = self.stem[0](pixel_values)  # then: BatchNorm, ReLU, convolution, ..., BatchNorm, ReLU
+        for norm, conv in zip(self.stem[1::3], self.stem[3::3]):
+            x = norm_relu_conv(norm, conv, x)
+        x = self.maxpool(F.relu(self.stem[-2](x), inplace=True))
         feature_maps = []
         for layer in (self.layer1, self.layer2, self.layer3, self.layer4):
             x = layer(x)

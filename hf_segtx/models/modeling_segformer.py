@@ -36,6 +36,10 @@ from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 from .configuration_segformer import SegFormerConfig
 from .layers import DropPath, Linear, eager_attention_forward, linear
 from .segmentation_base import SegmentationOutput, SegmentationPreTrainedModel
+from .upsampling import positions
+
+
+BLOCK_NUMEL = 2**20  # values of the head's widest map that are held at once in prediction
 
 
 @dataclass
@@ -222,22 +226,62 @@ class SegFormerDecodeHead(nn.Module):
         self.dropout = nn.Dropout2d(config.classifier_dropout_prob, inplace=True)
         self.classifier = nn.Conv2d(width, config.num_labels, 1)
 
+    def project_and_fuse(self, feature_map: torch.Tensor, i: int, fuse: torch.Tensor) -> torch.Tensor:
+        """What stage i adds to the fusion, at its own resolution. (B, C_i, h_i, w_i) -> (B, C, h_i, w_i)"""
+        x, project = feature_map.permute(0, 2, 3, 1), self.projections[i]  # (B, h_i, w_i, C_i)
+        if self.normalize_projections:
+            x = F.relu(self.projection_norms[i](project(x).permute(0, 3, 1, 2))).permute(0, 2, 3, 1)
+            x = linear(x, fuse)
+        else:
+            x = linear(x, fuse @ project.weight, fuse @ project.bias)
+        return x.permute(0, 3, 1, 2)
+
     def forward(self, feature_maps: tuple[torch.Tensor, ...]) -> torch.Tensor:
         size = feature_maps[0].shape[2:]
+        feature_maps = [feature_maps[stage] for stage in self.stages]
         fuse_parts = self.fuse.weight.flatten(1).chunk(len(self.stages), dim=1)[::-1]  # (C, C) each, finest stage first
+        if not (self.training or torch.is_grad_enabled() or torch.compiler.is_compiling()):
+            return self.logits_by_rows(feature_maps, fuse_parts, size)
         fused = None
-        for i, (stage, fuse) in enumerate(zip(self.stages, fuse_parts)):
-            x, project = feature_maps[stage].permute(0, 2, 3, 1), self.projections[i]  # (B, h_i, w_i, C_i)
-            if self.normalize_projections:
-                x = F.relu(self.projection_norms[i](project(x).permute(0, 3, 1, 2))).permute(0, 2, 3, 1)
-                x = linear(x, fuse)
-            else:
-                x = linear(x, fuse @ project.weight, fuse @ project.bias)
-            x = x.permute(0, 3, 1, 2)  # (B, C, h_i, w_i)
+        for i, (feature_map, fuse) in enumerate(zip(feature_maps, fuse_parts)):
+            x = self.project_and_fuse(feature_map, i, fuse)
             if x.shape[2:] != size:
                 x = F.interpolate(x, size=size, mode="bilinear", align_corners=False)
             fused = x if fused is None else x.add_(fused)  # in place: these maps are the largest of the network
         return self.classifier(F.relu(self.dropout(self.norm(fused)), inplace=True))  # (B, K, h_0, w_0)
+
+    def logits_by_rows(self, feature_maps, fuse_parts, size: tuple[int, int]) -> torch.Tensor:
+        """The same for prediction, without a map (B, C, h_0, w_0): rows are upsampled, added and classified in blocks.
+
+        BatchNorm is then a scale, which goes into the fusion, and a shift, which upsampling leaves as it is.
+        """
+        scale = self.norm.weight * (self.norm.running_var + self.norm.eps).rsqrt()
+        shift = self.norm.bias - self.norm.running_mean * scale
+        coarse = []  # of the other stages: maps (B, C, h_i, w_i) and where the rows of the result lie in them
+        for i, (feature_map, fuse) in enumerate(zip(feature_maps, fuse_parts)):
+            if feature_map.shape[2:] != size:
+                x = self.project_and_fuse(feature_map, i, scale[:, None] * fuse)
+                coarse.append((x, positions(x.shape[2], size[0], align_corners=False).clamp(0, x.shape[2] - 1)))
+
+        batch, (height, width) = feature_maps[0].shape[0], size
+        logits = shift.new_empty(batch, height, width, self.classifier.out_channels).permute(0, 3, 1, 2)
+        rows = max(1, BLOCK_NUMEL // (batch * len(scale) * width))
+        for begin in range(0, height, rows):
+            end = min(begin + rows, height)
+            fused = shift[:, None, None]
+            if feature_maps[0].shape[2:] == size:
+                finest = self.project_and_fuse(feature_maps[0][:, :, begin:end], 0, scale[:, None] * fuse_parts[0])
+                fused = finest.add_(fused)
+            for x, places in coarse:
+                above, below = (
+                    x.permute(0, 2, 3, 1).index_select(1, rounded[begin:end].to(x.device, torch.long))
+                    for rounded in (places.floor(), places.ceil())
+                )
+                share = places[begin:end].frac().to(x)[:, None, None]
+                part = torch.lerp(above, below, share).permute(0, 3, 1, 2)  # (B, C, rows, w_i)
+                fused = F.interpolate(part, size=(end - begin, width), mode="bilinear").add_(fused)
+            logits[:, :, begin:end] = self.classifier(F.relu(fused, inplace=True))
+        return logits
 
 
 # Names in transformers' SegFormer (those of its files, those of its modules) -> ours; applied in this order.
