@@ -316,7 +316,7 @@ class SegFormerPreTrainedModel(SegmentationPreTrainedModel):
     """Base class: initialisation, and loading of what transformers' SegFormer saved."""
 
     config: SegFormerConfig
-    _no_split_modules = ["SegFormerStage"]
+    _no_split_modules = ["SegFormerBlock"]
     _can_record_outputs = {
         "hidden_states": OutputRecorder(SegFormerStage, capture_initial_hidden_state=False),
         "attentions": OutputRecorder(SegFormerAttention, index=1),
