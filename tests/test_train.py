@@ -227,9 +227,10 @@ def test_run_that_was_killed_20_times_matches_uninterrupted_one(tmp_path):
 
 
 def plain_model(arguments, labels):
-    """The model of the arguments without what depends on how images are spread: batch norm and dropout."""
+    """The model of the arguments without what depends on how images are spread: batch statistics and dropout."""
     model, processor = train.build_model(arguments, labels)
-    model.decode_head.norm = torch.nn.Identity()
+    norm = model.decode_head.norm.eval()
+    norm.train = lambda mode=True: norm  # stays so
     for module in model.modules():
         if "Drop" in type(module).__name__:
             module.forward = lambda x: x
@@ -318,30 +319,6 @@ def test_starts_from_a_model_with_other_classes(finished, tmp_path):
     run(*flags, "--output_dir", tmp_path / "out", "--config_overrides", "{}")
     model = AutoModelForSemanticSegmentation.from_pretrained(tmp_path / "out")
     assert model.config.id2label == {0: "wall", 1: "door"}
-
-
-@pytest.mark.slow
-def test_two_processes_match_one(tmp_path):
-    """The same model, without batch norm and dropout, on two processes with half of the batch each."""
-    script = tmp_path / "script.py"
-    script.write_text(
-        f"import sys; sys.path.insert(0, {str(ROOT / 'tests')!r})\n"
-        "import test_train\n"
-        "test_train.run(*sys.argv[1:], build_model=test_train.plain_model)\n"
-    )
-    flags = ["--optimizer", "sgd", "--gradient_accumulation_steps", "1", "--max_eval_samples", "5"]
-    results = []
-    for processes, batch in ((1, 4), (2, 2)):
-        out = tmp_path / str(processes)
-        launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
-        own = ["--output_dir", str(out), "--per_device_train_batch_size", str(batch)]
-        subprocess.run([*launcher, str(script), *flags, *own], check=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
-        results.append((json.loads((out / "all_results.json").read_text()), out))
-    (one, _), (two, _) = results
-    assert two["mean_iou"] == pytest.approx(one["mean_iou"], abs=2e-3)  # a few pixels change class by rounding
-    states = [torch.load(out / "last/training_state/optimizer.bin")["state"] for _, out in results]
-    for mine, theirs in zip(*(state.values() for state in states), strict=True):
-        torch.testing.assert_close(mine["momentum_buffer"], theirs["momentum_buffer"], atol=1e-5, rtol=1e-3)
 
 
 # ---- recipes
