@@ -240,7 +240,8 @@ class SegFormerDecodeHead(nn.Module):
         size = feature_maps[0].shape[2:]
         feature_maps = [feature_maps[stage] for stage in self.stages]
         fuse_parts = self.fuse.weight.flatten(1).chunk(len(self.stages), dim=1)[::-1]  # (C, C) each, finest stage first
-        if not (self.training or torch.is_grad_enabled() or torch.compiler.is_compiling()):
+        is_prediction = not (self.training or torch.is_grad_enabled() or torch.compiler.is_compiling())
+        if is_prediction and isinstance(self.norm, (nn.BatchNorm2d, nn.SyncBatchNorm)):
             return self.logits_by_rows(feature_maps, fuse_parts, size)
         fused = None
         for i, (feature_map, fuse) in enumerate(zip(feature_maps, fuse_parts)):
