@@ -1,5 +1,6 @@
 """OCRNet against timm's backbones, the authors' head written out from the paper's equations, and the paper's table."""
 
+import copy
 import re
 
 import pytest
@@ -315,23 +316,27 @@ def test_winograd_convolution_matches_the_plain_one_in_float64(size, dilation):
     assert (output - expected).abs().max() < 1e-5 * expected.std()  # float32; sums of rows before the products
 
 
-@pytest.mark.parametrize("frozen", ["nothing", "norm", "before"])
-def test_norm_relu_conv_matches_its_three_modules(frozen):
+@pytest.mark.parametrize("count", [2, 3])
+@pytest.mark.parametrize("frozen", ["nothing", "norms", "before"])
+def test_norm_relu_conv_matches_its_modules(count, frozen):
     torch.manual_seed(0)
-    modules = [(nn.BatchNorm2d(6), nn.Conv2d(6, 4, 3, 2, padding=2, dilation=2, bias=False)) for _ in range(2)]
-    for own, other in zip(*modules):
-        randomize(own.train()).train().double()
-        other.load_state_dict(own.double().state_dict())
-        other.double()
-        own.requires_grad_(frozen == "nothing" or isinstance(own, nn.Conv2d))
-        other.requires_grad_(frozen == "nothing" or isinstance(other, nn.Conv2d))
+    conv = nn.Conv2d(6, 4, 3, 2, padding=2, dilation=2, bias=False)
+    ours = [randomize(module).train().double() for module in (nn.BatchNorm2d(6), conv, nn.BatchNorm2d(4))]
+    theirs = copy.deepcopy(ours)
     results = []
-    for (norm, conv), is_ours in zip(modules, (True, False)):
+    for modules in (ours, theirs):
+        norm, conv, next_norm = modules
+        for module in (norm, next_norm):
+            module.requires_grad_(frozen != "norms")
         x = images(9, 12).double().repeat(1, 2, 1, 1).requires_grad_(frozen != "before")
-        y = norm_relu_conv(norm, conv, x) if is_ours else conv(F.relu(norm(x)))
-        y.pow(2).sum().backward()
-        gradients = [None if p.grad is None else p.grad for p in (x, norm.weight, norm.bias, conv.weight)]
-        results.append([y, *norm.buffers(), *gradients])
+        if modules is ours:
+            y = norm_relu_conv(norm, conv, x, *[next_norm][: count - 2])
+        else:
+            y = conv(F.relu(norm(x)))
+            y = y if count == 2 else next_norm(y)
+        (y * torch.linspace(-1, 2, y.numel()).view_as(y)).sum().backward()
+        gradients = [tensor.grad for tensor in (x, *[p for module in modules for p in module.parameters()])]
+        results.append([y, *[buffer for module in modules for buffer in module.buffers()], *gradients])
     for own, expected in zip(*results):
         torch.testing.assert_close(own, expected)
 

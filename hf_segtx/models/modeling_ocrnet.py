@@ -79,49 +79,74 @@ def conv_norm(in_channels: int, out_channels: int, kernel_size: int, stride: int
 
 
 class NormReLUConv(torch.autograd.Function):
-    """Batch normalisation in training, ReLU and convolution, which keep one map for the backward pass instead of two.
+    """Batch normalisation in training, ReLU, convolution and maybe another normalisation, which keep their input alone.
 
-    What the convolution needs is computed again, from the statistics: a multiplication and an addition a value.
+    What their backward pass needs besides is computed again: from the statistics, and by the convolution if it is
+    followed by a normalisation.
+
+    Args:
+        norm, next_norm: weight, bias, running mean and running variance; `next_norm` may be four None.
+        weight, geometry: of the convolution without bias; stride, padding and dilation.
     """
 
     @staticmethod
-    def forward(ctx, x, norm_weight, norm_bias, running_mean, running_var, weight, momentum, eps, *geometry):
-        y, mean, inverse_std = torch.native_batch_norm(
-            x, norm_weight, norm_bias, running_mean, running_var, True, momentum, eps
-        )
-        ctx.save_for_backward(x, norm_weight, norm_bias, running_mean, running_var, weight, mean, inverse_std)
-        ctx.eps, ctx.geometry = eps, geometry
-        return F.conv2d(y.relu_(), weight, None, *geometry)
+    def forward(ctx, x, *arguments):
+        norm, weight, next_norm, (momentum, eps), geometry = NormReLUConv.sort(arguments)
+        y, *statistics = torch.native_batch_norm(x, *norm, True, momentum, eps)
+        y = F.conv2d(y.relu_(), weight, None, *geometry)
+        if next_norm[0] is not None:
+            y, *next_statistics = torch.native_batch_norm(y, *next_norm, True, momentum, eps)
+            statistics += next_statistics
+        ctx.save_for_backward(x, *norm, weight, *next_norm, *statistics)
+        ctx.options = (momentum, eps), geometry
+        return y
+
+    @staticmethod
+    def sort(arguments):
+        return arguments[:4], arguments[4], arguments[5:9], arguments[9:11], arguments[11:]
 
     @staticmethod
     def backward(ctx, gradient):
-        x, norm_weight, norm_bias, running_mean, running_var, weight, mean, inverse_std = ctx.saved_tensors
-        wanted = ctx.needs_input_grad
-        scale = norm_weight * inverse_std
-        y = torch.addcmul((norm_bias - mean * scale)[:, None, None], x, scale[:, None, None]).relu_()
-        before = any(wanted[:3])
-        gradient, of_weight, _ = torch.ops.aten.convolution_backward(
-            gradient, y, weight, None, *ctx.geometry, False, [0, 0], 1, [before, wanted[5], False]
+        x, *tensors = ctx.saved_tensors
+        norm, weight, next_norm, statistics = tensors[:4], tensors[4], tensors[5:9], tensors[9:]
+        (_, eps), geometry = ctx.options
+        of_x, *of_norm, _, _, of_weight = ctx.needs_input_grad[:6]
+        scale = norm[0] * statistics[1]
+        shift = norm[1] - statistics[0] * scale
+        y = torch.addcmul(shift[:, None, None], x, scale[:, None, None]).relu_()
+
+        def through_norm(gradient, x, norm, statistics, wanted):
+            parts = gradient, x, norm[0], *norm[2:], *statistics, True, eps, wanted
+            return torch.ops.aten.native_batch_norm_backward(*parts)
+
+        next_gradients = None, None
+        if next_norm[0] is not None:
+            z = F.conv2d(y, weight, None, *geometry)
+            wanted = [True, *ctx.needs_input_grad[6:8]]
+            gradient, *next_gradients = through_norm(gradient, z, next_norm, statistics[2:], wanted)
+        before = any((of_x, *of_norm))
+        gradient, weight_gradient, _ = torch.ops.aten.convolution_backward(
+            gradient, y, weight, None, *geometry, False, [0, 0], 1, [before, of_weight, False]
         )
-        of_norm = None, None, None
+        gradients = None, None, None
         if before:
             gradient = torch.ops.aten.threshold_backward(gradient, y, 0)
-            of_norm = torch.ops.aten.native_batch_norm_backward(
-                *(gradient, x, norm_weight, running_mean, running_var, mean, inverse_std),
-                *(True, ctx.eps, list(wanted[:3])),
-            )
-        return *of_norm, None, None, of_weight, None, None, None, None, None
+            gradients = through_norm(gradient, x, norm, statistics[:2], [of_x, *of_norm])
+        return *gradients, None, None, weight_gradient, *next_gradients, *[None] * 7
 
 
-def norm_relu_conv(norm: nn.Module, conv: nn.Conv2d, x: torch.Tensor) -> torch.Tensor:
-    """conv(relu(norm(x))), the convolution without bias; when trained on a CPU, by [`NormReLUConv`]."""
-    is_plain = type(norm) is nn.BatchNorm2d and norm.training and norm.momentum is not None
+def norm_relu_conv(norm: nn.Module, conv: nn.Conv2d, x: torch.Tensor, next_norm: nn.Module | None = None):
+    """next_norm(conv(relu(norm(x)))), the convolution without bias; when trained on a CPU, by [`NormReLUConv`]."""
+    norms = [norm] if next_norm is None else [norm, next_norm]
+    is_plain = all(type(norm) is nn.BatchNorm2d and norm.training and norm.momentum is not None for norm in norms)
     if not is_plain or not torch.is_grad_enabled() or x.device.type != "cpu" or torch.is_autocast_enabled("cpu"):
-        return conv(F.relu(norm(x), inplace=True))
-    norm.num_batches_tracked.add_(1)
-    statistics = norm.running_mean, norm.running_var
-    geometry = conv.stride, conv.padding, conv.dilation
-    return NormReLUConv.apply(x, norm.weight, norm.bias, *statistics, conv.weight, norm.momentum, norm.eps, *geometry)
+        y = conv(F.relu(norm(x), inplace=True))
+        return y if next_norm is None else next_norm(y)
+    for norm in norms:
+        norm.num_batches_tracked.add_(1)
+    tensors = [(norm.weight, norm.bias, norm.running_mean, norm.running_var) for norm in norms] + [(None,) * 4]
+    options = norm.momentum, norm.eps, conv.stride, conv.padding, conv.dilation
+    return NormReLUConv.apply(x, *tensors[0], conv.weight, *tensors[1], *options)
 
 
 class BasicBlock(GradientCheckpointingLayer):
@@ -151,9 +176,9 @@ class Bottleneck(GradientCheckpointingLayer):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         y = norm_relu_conv(self.bn1, self.conv2, self.conv1(x))
-        y = norm_relu_conv(self.bn2, self.conv3, y)
+        y = norm_relu_conv(self.bn2, self.conv3, y, self.bn3)
         shortcut = x if self.downsample is None else self.downsample(x)
-        return F.relu(self.bn3(y).add_(shortcut), inplace=True)
+        return F.relu(y.add_(shortcut), inplace=True)
 
 
 def upsample(feature_map: torch.Tensor, size: tuple[int, int], align_corners: bool) -> torch.Tensor:
