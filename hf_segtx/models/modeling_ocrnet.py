@@ -443,11 +443,13 @@ class OCRNetDecodeHead(nn.Module):
         key = self.key(regions_as_map).flatten(2)  # (B, D, K)
         relation = (query @ key * self.scaling).softmax(dim=2)  # Eq. 5: (B, h w, K)
 
+        conv, width = self.augmented.conv, pixels.shape[1]
+        augmented = F.conv2d(pixels, conv.weight[:, width:], conv.bias)
+        del pixels  # these maps are the largest here; no more of them at a time than needed
         value = map_to_tokens(self.context.conv(self.value(regions_as_map)))  # (B, K, C)
         context = self.context.act(self.context.norm(tokens_to_map(relation @ value, size)))  # Eq. 3: (B, C, h, w)
-        conv, width = self.augmented.conv, pixels.shape[1]
-        augmented = F.conv2d(context, conv.weight[:, :width], conv.bias)
-        augmented = augmented.add_(F.conv2d(pixels, conv.weight[:, width:]))
+        augmented = augmented.add_(F.conv2d(context, conv.weight[:, :width]))
+        del context
         augmented = self.augmented.act(self.dropout(self.augmented.norm(augmented)))  # Eq. 6: (B, C, h, w)
         logits = self.classifier(augmented)  # (B, K, h, w)
         return logits, region_maps.unflatten(2, size), tokens_to_map(relation, size), regions
