@@ -39,7 +39,7 @@ from .segmentation_base import SegmentationOutput, SegmentationPreTrainedModel
 from .upsampling import positions
 
 
-BLOCK_NUMEL = 2**20  # values of the head's widest map that are held at once in prediction
+BLOCK_NUMEL = 2**19  # values of the head's widest map that are held at once in prediction
 
 
 @dataclass
