@@ -258,6 +258,7 @@ def main(arguments: argparse.Namespace) -> dict:
     elif arguments.train_dir and not arguments.train_split:
         settings["train_split"] = "train"
     settings |= {"cache_dir": arguments.cache_dir, "token": arguments.token}
+    settings["num_channels"] = getattr(model.config, "num_channels", 3)
     try:
         _, dataset, labels = load_data(**settings, check=process.is_main_process)
     except ValueError as error:

@@ -65,9 +65,16 @@ import transformers
 from accelerate import Accelerator
 from accelerate.state import PartialState
 from accelerate.tracking import get_available_trackers
-from accelerate.utils import DistributedType, GradientAccumulationPlugin, broadcast, broadcast_object_list, set_seed
+from accelerate.utils import (
+    DistributedType,
+    GradientAccumulationPlugin,
+    broadcast,
+    broadcast_object_list,
+    gather_object,
+    set_seed,
+)
 from tqdm.auto import tqdm
-from transformers import HfArgumentParser
+from transformers import HfArgumentParser, PreTrainedConfig
 from transformers.image_utils import SizeDict
 
 import hf_segtx
@@ -443,8 +450,11 @@ def build_model(arguments: Arguments, labels):
         processor.size = SizeDict(**dict(zip(("shortest_edge", "longest_edge"), arguments.image_size)))
     for name in ("image_mean", "image_std"):
         if values := getattr(arguments, name):
-            if len(values) != len(getattr(processor, name)):
-                raise ValueError(f"{len(values)} values for --{name}; give one a channel: {len(processor.image_mean)}")
+            channels = getattr(model.config, "num_channels", 3)
+            if len(values) != channels:
+                raise ValueError(f"{len(values)} values for --{name}; give one a channel: {channels}")
+            if not all(0 <= value <= 1 for value in values):
+                raise ValueError(f"--{name} {values}: values are of 0-1; divide those of 0-255 by 255")
             setattr(processor, name, values)
     processor.do_reduce_labels = False  # the data set's label contract has done it
     if arguments.eval_mode == "slide":
@@ -595,6 +605,11 @@ def read_data(arguments: Arguments, check: bool):
     )
     settings = {name: getattr(arguments, name) for name in names.split()}
     token = arguments.token or arguments.hub_token
+    settings["num_channels"] = json.loads(arguments.config_overrides or "{}").get("num_channels", 3)
+    start = arguments.config_name or arguments.model_name_or_path
+    if start and "num_channels" not in (arguments.config_overrides or ""):
+        config, _ = PreTrainedConfig.get_config_dict(start, cache_dir=arguments.cache_dir, token=token)
+        settings["num_channels"] = config.get("num_channels", 3)
     train_dataset, validation_dataset, labels = load_data(**settings, token=token, check=check)
     if arguments.class_weights not in ([], ["auto"]) and len(arguments.class_weights) != labels.num_ids:
         raise ValueError(f"{len(arguments.class_weights)} --class_weights for {labels.num_ids} classes; give one each")
@@ -720,7 +735,12 @@ def losses(state: dict) -> list[dict]:
 def draw_predictions(model, processor, dataset, labels):
     """Four images, evenly spread (neighbours may be frames of one video), with truths and predictions."""
     count = min(4, len(dataset))
-    shown = [dataset[index * len(dataset) // count] for index in range(count)]
+    shown = []
+    for index in range(count):
+        try:
+            shown.append(dataset[index * len(dataset) // count])
+        except ValueError:  # of a sample that --on_error skip left out of the evaluation, too
+            continue
     images, truths = [item["image"] for item in shown], [item["label"] for item in shown]
     label_maps = [label_map.cpu().numpy() for label_map in predict(model.eval(), processor, images)]
     return comparison(images, truths, label_maps, class_names(labels), class_colors(labels), labels.ignore_index)
@@ -1064,6 +1084,8 @@ def main(arguments: Arguments, build_model=build_model) -> dict:
         scores = scores or score(plain)
         if accelerator.is_main_process:
             save_final(plain, processor, output_dir)
+    skipped = [error for dataset in (train_dataset, validation_dataset) for error in getattr(dataset, "skipped", [])]
+    skipped = sorted(set(gather_object(skipped)))
     results = {
         **as_json(scores, names),
         "protocol": protocol(processor, labels.ignore_index),
@@ -1073,6 +1095,7 @@ def main(arguments: Arguments, build_model=build_model) -> dict:
         "evaluations": state["evaluations"],
         "losses": losses(state),
         "skipped_steps": state["skipped_steps"],
+        "skipped_samples": skipped,
         "training_seconds": round(state["seconds"], 1),
         "training_images_per_second": round(state["step"] * images_per_step / state["seconds"], 2),
         "machine": machine(accelerator),
@@ -1104,6 +1127,8 @@ def main(arguments: Arguments, build_model=build_model) -> dict:
             f"({results['training_seconds']:.0f} s of training)\n"
             f"model and scores: {output_dir}\npicture (image, truth, prediction): {output_dir / 'predictions.png'}"
         )
+        if skipped:
+            print("\n".join([f"left out, {len(skipped)} in all:", *skipped]))
         if arguments.push_to_hub:
             try:
                 print(f"uploaded to {push(output_dir, name, token)}")
