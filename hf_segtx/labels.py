@@ -10,6 +10,7 @@ Raw value 255 means "ignored" in every contract that does not list it. With a si
 """
 
 import json
+import re
 from collections import Counter
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -320,6 +321,25 @@ def _colors(codes: np.ndarray) -> str:
 def default_ignore_index(num_labels: int) -> int:
     """255 wherever it is not a class, else -100 (torch's own)."""
     return 255 if num_labels <= 255 else -100
+
+
+def flip_permutation(id2label: dict[int, str]) -> list[int] | None:
+    """Which class each class is in a mirrored image, by the names: "Left-arm" becomes "Right-arm" and the other way.
+
+    Args:
+        id2label: train id -> name, of a contract or a model's configuration.
+
+    Returns:
+        train id -> train id in the mirrored image, which also undoes itself; None if no class changes.
+    """
+    other = {"left": "right", "right": "left"}
+    names = {str(name).strip().lower(): int(train_id) for train_id, name in id2label.items()}
+    mirrored = {
+        train_id: names.get(re.sub(r"(?<![a-z])(left|right)(?![a-z])", lambda side: other[side[0]], name), train_id)
+        for name, train_id in names.items()
+    }
+    permutation = [mirrored.get(train_id, train_id) for train_id in range(len(id2label))]
+    return permutation if permutation != sorted(permutation) else None
 
 
 def contract_file(folder: str | Path) -> Path | None:

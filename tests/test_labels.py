@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from hf_segtx.labels import Labels
+from hf_segtx.labels import Labels, flip_permutation
 
 
 ROAD = {"id": 0, "name": "road", "color": [10, 20, 30]}
@@ -170,3 +170,13 @@ def test_names_of_a_checkpoint_must_agree():
         Labels(("a", "b")).check_names({0: "a", 1: "c"}, "the checkpoint")
     with pytest.raises(ValueError, match=r"class 2 is None .* \(3 classes\)"):
         Labels(("a", "b")).check_names({0: "a", 1: "b", 2: "c"}, "the checkpoint")
+
+
+def test_left_and_right_change_places_in_a_mirrored_image():
+    """By hand: names pair up whatever their case and joints; a side without its other stays; LIP has three pairs."""
+    names = ["sky", "Left-arm", "right_leg", "right-arm", "left_leg", "left hand", "bright", "left-right arrow"]
+    assert flip_permutation(dict(enumerate(names))) == [0, 3, 4, 1, 2, 5, 6, 7]
+    assert flip_permutation({0: "sky", 1: "copyright", 2: "left hand"}) is None
+    lip = Labels.named("lip")
+    pairs = {lip.names[a]: lip.names[b] for a, b in enumerate(flip_permutation(lip.id2label)) if a < b}
+    assert pairs == {"Left-arm": "Right-arm", "Left-leg": "Right-leg", "Left-shoe": "Right-shoe"}
