@@ -2,7 +2,7 @@
 
     accelerate launch examples/train.py                    # no arguments: a small SegFormer on embedded scenes
     python examples/train.py --train_dir data/train --validation_dir data/val --architecture segformer --size b0
-    accelerate launch examples/train.py --recipe examples/recipes/segformer_b0_ade20k.args --learning_rate 3e-5
+    accelerate launch examples/train.py --recipe examples/recipes/segformer_b0_ade20k_512.args --learning_rate 3e-5
     python examples/train.py --recipe outputs/run/train.args --resume_from_checkpoint latest
     python examples/train.py --help
 
@@ -40,21 +40,16 @@ import json
 import math
 import os
 import platform
-import re
 import resource
-import shlex
-import shutil
 import signal
 import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
-from dataclasses import MISSING, dataclass, field, fields
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Literal
 
 
 # This folder last: its evaluate.py would hide the library of that name.
@@ -64,7 +59,6 @@ import torch
 import transformers
 from accelerate import Accelerator
 from accelerate.state import PartialState
-from accelerate.tracking import get_available_trackers
 from accelerate.utils import (
     DistributedType,
     GradientAccumulationPlugin,
@@ -74,10 +68,21 @@ from accelerate.utils import (
     set_seed,
 )
 from tqdm.auto import tqdm
-from transformers import HfArgumentParser, PreTrainedConfig
+from transformers import PreTrainedConfig
 from transformers.image_utils import SizeDict
 
 import hf_segtx
+from hf_segtx.arguments import (
+    ARCHITECTURES,
+    DEFAULT_OUTPUT_DIR,
+    FREE_ARGUMENTS,
+    MEANS,
+    Arguments,
+    as_recipe,
+    check_arguments,
+    parse_arguments,
+)
+from hf_segtx.checkpoints import checkpoint_to_resume, delete_partial, delete_run, point, save_checkpoint, save_final
 from hf_segtx.data import TrainingTransform, load_data, training_dataloader
 from hf_segtx.hub import check_token, push, write_card
 from hf_segtx.inference import as_json, evaluate, load_model, predict, protocol
@@ -87,186 +92,7 @@ from hf_segtx.optim import EMA, make_schedule, parameter_groups
 from hf_segtx.visualization import comparison, training_curves
 
 
-DEFAULT_OUTPUT_DIR = "outputs/segformer_scenes"
 MODEL_CARDS = Path(__file__).resolve().parent.parent / "model_cards"
-ARCHITECTURES = {row[0].model_type.removeprefix("segtx_"): row for row in hf_segtx.ARCHITECTURES}
-
-
-# ------------------------------------------------------------------------------------------------------- arguments
-
-
-MEANS = ("mean_iou", "mean_accuracy", "overall_accuracy", "mean_dice")  # of an evaluation
-
-
-def flag(default, help: str):
-    """A dataclass field with a help text for the command line."""
-    if isinstance(default, list):
-        return field(default_factory=lambda: list(default), metadata={"help": help})
-    return field(default=default, metadata={"help": help})
-
-
-@dataclass
-class Arguments:
-    """Everything that can be set; `--recipe FILE` reads flags from a file first, and the command line overrides it."""
-
-    # Model
-    model_name_or_path: str | None = flag(None, "Folder or Hub name of a model to start from; else random weights.")
-    model_revision: str = flag("main", "Branch, tag or commit of --model_name_or_path.")
-    architecture: Literal[tuple(ARCHITECTURES)] | None = flag(None, "Architecture; default segformer.")
-    size: str | None = flag(None, "Published size of the architecture, such as b0.")
-    backbone_weights: str | None = flag(None, "Folder, file or Hub name of pre-trained weights for the backbone only.")
-    config_overrides: str | None = flag(None, "Fields of the configuration, as JSON: '{\"drop_path_rate\": 0.0}'.")
-    config_name: str | None = flag(None, "Folder or Hub name of a configuration, if not that of the model.")
-    image_processor_name: str | None = flag(None, "Folder or Hub name of an image processor, if not the model's.")
-    cache_dir: str | None = flag(None, "Where downloads are kept.")
-    token: str | None = flag(None, "Hub token for downloads and uploads; default: that of `hf auth login`.")
-    trust_remote_code: bool = flag(False, "Run the code that comes with a model on the Hub.")
-
-    # Data; without any of these the embedded scenes are used
-    dataset_name: str | None = flag(None, "Data set on the Hub, or a folder that `datasets` can load.")
-    dataset_config_name: str | None = flag(None, "Configuration of that data set.")
-    train_dir: str | None = flag(None, "Folder with images/, masks/ and classes.json (here or one folder up).")
-    validation_dir: str | None = flag(None, "The same for validation.")
-    train_split: str = flag("train", "Split of --dataset_name to train on.")
-    validation_split: str | None = flag(None, "Split to validate on; default: validation, val or valid if there.")
-    train_val_split: float = flag(0.15, "Share of the training images that validate if there is no validation set.")
-    image_column_name: str | None = flag(None, "Column of the images, if it cannot be guessed.")
-    label_column_name: str | None = flag(None, "Column of the masks, if it cannot be guessed.")
-    classes_file: str | None = flag(None, "classes.json or id2label.json, if not beside the data.")
-    do_reduce_labels: bool = flag(False, "Mask value 0 is void and k is class k - 1 (ADE20K as distributed).")
-    max_train_samples: int | None = flag(None, "Use only so many training images, evenly spread.")
-    max_eval_samples: int | None = flag(None, "Use only so many validation images, evenly spread.")
-    image_size: list[int] = flag(
-        [], "Shortest and longest edge (pixels) that images are resized to, ratio kept, in training (before "
-        "--scale_range), evaluation and in the saved processor. Default: the model's processor, else own size.",
-    )  # fmt: skip
-    image_mean: list[float] = flag([], "Mean of a channel, of 0-1, for the processor; default: the architecture's.")
-    image_std: list[float] = flag([], "Standard deviation of a channel, likewise.")
-    crop_size: list[int] = flag([512], "Height and width of training crops in pixels; one number is a square.")
-    scale_range: list[float] = flag([0.5, 2.0], "Range of the random resizing before the crop.")
-    streaming: bool = flag(False, "Read --dataset_name as it is needed, instead of downloading it first.")
-    on_error: Literal["raise", "skip"] = flag("raise", "What a picture that cannot be read does.")
-    dataloader_num_workers: int | None = flag(None, "Processes that read images; default 0 on a CPU, up to 8 on a GPU.")
-
-    # Optimization
-    total_batch_size: int | None = flag(None, "Images a step over all processes; sets --gradient_accumulation_steps.")
-    per_device_train_batch_size: int = flag(8, "Images in a micro-batch of a process; at most, with a total.")
-    per_device_eval_batch_size: int = flag(8, "Images that a process reads at a time in evaluation.")
-    gradient_accumulation_steps: int = flag(1, "Micro-batches a step.")
-    num_train_epochs: float = flag(1.0, "Passes over the data, if --max_train_steps is not given.")
-    max_train_steps: int | None = flag(None, "Optimizer steps.")
-    optimizer: Literal["adamw", "sgd"] = flag("adamw", "Optimizer.")
-    learning_rate: float = flag(6e-5, "Learning rate of the backbone.")
-    head_lr_multiplier: float = flag(1.0, "The heads' learning rate over the backbone's (papers: 10).")
-    layer_decay: float = flag(1.0, "Factor of the learning rate from a layer of the backbone to the one before it.")
-    ema_decay: float | None = flag(None, "Evaluate and save a moving average of the weights, e.g. 0.999.")
-    weight_decay: float = flag(0.01, "Weight decay; norms and position tables have none.")
-    adam_beta1: float = flag(0.9, "AdamW's beta 1.")
-    adam_beta2: float = flag(0.999, "AdamW's beta 2.")
-    adam_epsilon: float = flag(1e-8, "AdamW's epsilon.")
-    momentum: float = flag(0.9, "SGD's momentum.")
-    nesterov: bool = flag(False, "SGD's momentum as Nesterov's.")
-    fused: bool = flag(False, "The optimizer's update in one kernel.")
-    max_grad_norm: float | None = flag(None, "Clip the gradient to this norm.")
-    lr_scheduler_type: str = flag("polynomial", "polynomial, cosine, constant, wsd, or a name that transformers knows.")
-    lr_decay_share: float = flag(0.1, "Share of the steps in which the rate of wsd (warm-up, stable, decay) falls.")
-    poly_power: float = flag(1.0, "Power of the polynomial decay.")
-    min_learning_rate: float = flag(0.0, "Where the decay ends.")
-    num_warmup_steps: int = flag(0, "Steps of linear warm-up.")
-    warmup_start_factor: float = flag(1e-6, "Share of the learning rate at the first step of the warm-up.")
-    loss: str = flag("ce", "Sum of ce, ohem, focal, boundary, dice and lovasz, such as 'ce + 0.5*lovasz'.")
-    class_weights: list[str] = flag([], "A weight a class in the mean of the loss, or 'auto': from the masks.")
-    ohem_threshold: float = flag(0.9, "ohem counts the pixels whose class has a probability below this,")
-    ohem_min_kept: int = flag(131072, "but at least so many of a micro-batch.")
-    auxiliary_loss_weight: list[float] = flag([], "Of all auxiliary heads, or of each; default: the configuration's.")
-    label_smoothing: float = flag(0.0, "Share of the target that is spread over all classes.")
-    seed: int = flag(0, "Seed of weights, order of the images, augmentation and dropout.")
-    mixed_precision: Literal["no", "fp16", "bf16"] | None = flag(None, "Default: what accelerate launch says.")
-    gradient_checkpointing: bool = flag(False, "Recompute activations in the backward pass, to save memory.")
-    tune: Literal["full", "linear", "lora"] = flag(
-        "full", "Train everything, only the heads, or the heads and low-rank adapters (LoRA) of the backbone."
-    )
-    lora_rank: int = flag(8, "Rank of the adapters.")
-    freeze: list[str] = flag([], "Modules that stay as they are, such as backbone.patch_embed.")
-    sync_bn: bool = flag(False, "Batch norm statistics over all processes (of GPUs; one process has no need of it).")
-    compile: bool = flag(False, "Compile the training step with torch.compile.")
-    tf32: bool = flag(False, "Matrix products of float32 in TF32, on GPUs that have it.")
-    max_skipped_steps: int = flag(10, "Stop after so many steps in a row whose loss or gradient was not finite.")
-
-    # Evaluation, checkpoints, output
-    eval_mode: Literal["whole", "slide"] | None = flag(
-        None, "Show the model whole images or windows of them, also in the saved processor; default: the processor's."
-    )
-    window_size: list[int] = flag([], "Height and width of windows in pixels, or one number; default: --crop_size.")
-    window_stride: list[int] = flag([], "Pixels from a window to the next; default: --window_size.")
-    output_dir: str | None = flag(None, f"Where everything goes; default {DEFAULT_OUTPUT_DIR}, numbered if taken.")
-    overwrite_output_dir: bool = flag(False, "Delete the earlier run in --output_dir.")
-    evaluation_steps: int | None = flag(None, "Evaluate every so many steps; default: five times in the run.")
-    checkpointing_steps: str | None = flag(None, "Save every so many steps, or 'epoch'; default: --evaluation_steps.")
-    save_total_limit: int = flag(1, "Checkpoints to keep, besides the best one.")
-    resume_from_checkpoint: str | None = flag(None, "A checkpoint folder, or 'latest' for the newest in --output_dir.")
-    load_best_model_at_end: bool = flag(False, "The final model is the best evaluation's, not the last step's.")
-    metric_for_best_model: Literal[MEANS] = flag(
-        "mean_iou", "Which score makes an evaluation the best."
-    )
-    early_stopping_patience: int | None = flag(None, "Stop after so many evaluations in a row that are not the best.")
-    logging_steps: int = flag(10, "Steps between updates of the progress bar and entries of the trackers.")
-    with_tracking: bool = flag(False, "Report to trackers.")
-    report_to: str = flag("all", "tensorboard, trackio, wandb, ..., or all that are installed.")
-    push_to_hub: bool = flag(False, "Upload the final model.")
-    hub_model_id: str | None = flag(None, "Repository to upload to; default: the name of --output_dir.")
-    hub_token: str | None = flag(None, "The same as --token.")
-    license: str | None = flag(None, "For the card, such as apache-2.0; default: that of the weights started from.")
-
-
-# What changes neither weights nor scores, or only says where things are: a resumed run may have it otherwise.
-FREE_ARGUMENTS = """
-    cache_dir token hub_token trust_remote_code train_dir validation_dir classes_file dataloader_num_workers
-    output_dir overwrite_output_dir checkpointing_steps save_total_limit resume_from_checkpoint load_best_model_at_end
-    logging_steps with_tracking report_to push_to_hub hub_model_id license per_device_eval_batch_size max_skipped_steps
-    num_train_epochs total_batch_size
-""".split()
-
-# What the command line starts from when it says nothing about data and model; a recipe like those in recipes/.
-SCENES_RECIPE = """
---size b0 --config_overrides '{"drop_path_rate": 0.0}' --max_train_samples 8800 --crop_size 128 --scale_range 0.9 1.2
---max_train_steps 1100 --evaluation_steps 275 --learning_rate 2e-3 --num_warmup_steps 50 --max_grad_norm 1
-"""
-
-
-def parse_arguments(command_line: list[str]) -> Arguments:
-    """Arguments from `--recipe` files (flags, quoted as in a shell, # comments), then from the command line itself."""
-    words = []
-    rest = list(command_line)
-    if not any(word.startswith(("--recipe", "--train_dir", "--dataset_name", "--model_name_or_path")) for word in rest):
-        words = shlex.split(SCENES_RECIPE)
-    while "--recipe" in rest:
-        position = rest.index("--recipe")
-        if position + 1 == len(rest):
-            raise ValueError("--recipe needs a file; see examples/recipes")
-        path = Path(rest[position + 1])
-        if not path.is_file():
-            raise ValueError(f"there is no recipe {path}; see examples/recipes")
-        words += shlex.split(path.read_text(), comments=True)
-        del rest[position : position + 2]
-    parser = HfArgumentParser(Arguments, prog="train.py", allow_abbrev=False)
-    return parser.parse_args_into_dataclasses(words + rest)[0]
-
-
-def as_recipe(arguments: Arguments) -> str:
-    """The arguments that differ from their defaults, a flag a line; `parse_arguments` reads them back. No tokens."""
-    lines = []
-    for option in fields(arguments):
-        value = getattr(arguments, option.name)
-        default = option.default_factory() if option.default is MISSING else option.default
-        if value == default or option.name in ("token", "hub_token", "overwrite_output_dir", "resume_from_checkpoint"):
-            continue
-        values = value if isinstance(value, list) else [value]
-        lines.append(shlex.join([f"--{option.name}", *map(str, values)]))
-    return "\n".join(lines) + "\n"
-
-
-# ------------------------------------------------------------------------------------------- folders and checkpoints
 
 
 class UserError(Exception):
@@ -278,14 +104,6 @@ class Stopped(Exception):
 
 
 stop_requested = threading.Event()  # set by SIGTERM, looked at after each step
-
-
-def find_checkpoints(output_dir: Path) -> list[Path]:
-    """The `step_N` folders, oldest first. They are whole: their names come from a rename after the last byte."""
-    return sorted(
-        (path for path in output_dir.glob("step_*") if re.fullmatch(r"step_\d+", path.name)),
-        key=lambda path: int(path.name.removeprefix("step_")),
-    )
 
 
 def claim_output_dir(arguments: Arguments) -> Path:
@@ -313,95 +131,15 @@ def claim_output_dir(arguments: Arguments) -> Path:
                 f"output_dir {folder} is not empty. To go on with the run in it, add --resume_from_checkpoint latest; "
                 "to delete that run, add --overwrite_output_dir; or choose another --output_dir"
             )
-        # Only what this script writes: the folder may hold other things, or be the wrong one.
-        for path in [*find_checkpoints(folder), *folder.glob(".partial-*")]:
-            shutil.rmtree(path)
-        written = "last best train.args all_results.json model.safetensors predictions.png curves.png"
-        for name in written.split():
-            (folder / name).unlink(missing_ok=True)
+        delete_run(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / ".partial-test").write_text("")
         (folder / ".partial-test").unlink()
     except OSError as error:
         raise ValueError(f"cannot write to output_dir {folder} ({error}); choose another --output_dir") from error
-    for path in folder.glob(".partial-*"):  # left by a run that was killed while it wrote
-        shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+    delete_partial(folder)
     return folder
-
-
-def checkpoint_to_resume(resume: str | None, output_dir: Path) -> Path | None:
-    """The folder that `--resume_from_checkpoint` means; None to start at step 0.
-
-    Raises:
-        ValueError: if there is none, or it lacks something.
-    """
-    if resume is None:
-        return None
-    if resume == "latest":
-        if checkpoints := find_checkpoints(output_dir):
-            return checkpoints[-1]
-        if (output_dir / "train.args").is_file():  # stopped before its first checkpoint: the same run from its start
-            return None
-        raise ValueError(f"there is no run to resume in {output_dir}; give its --output_dir, or a checkpoint folder")
-    folder = Path(resume)
-    for part in ("config.json", "preprocessor_config.json", "trainer_state.json", "training_state"):
-        if not (folder / part).exists():
-            raise ValueError(
-                f"{folder} is not a checkpoint of this script: it has no {part}. Give a step_N folder, 'last', or "
-                "'latest'; to start a new run from the weights of a model, use --model_name_or_path"
-            )
-    return folder.resolve()
-
-
-def save_checkpoint(accelerator: Accelerator, exported, processor, state: dict, output_dir: Path) -> Path:
-    """Writes `step_N`: model and processor for `from_pretrained`, and what training needs to go on.
-
-    Written beside and renamed, so that an interruption, a full disk or a kill leaves the earlier checkpoints whole.
-    """
-    folder = output_dir / f"step_{state['step']}"
-    partial_folder = output_dir / f".partial-{folder.name}"
-    try:
-        accelerator.save_state(partial_folder / "training_state")  # every process its random generators
-        accelerator.wait_for_everyone()
-        with exported() as plain:
-            if accelerator.is_main_process:
-                plain.save_pretrained(partial_folder)
-        if accelerator.is_main_process:
-            processor.save_pretrained(partial_folder)
-            (partial_folder / "trainer_state.json").write_text(json.dumps(state, indent=2) + "\n")
-            if folder.exists():  # resumed from an earlier step by name: the same checkpoint once more
-                os.replace(folder, output_dir / f".partial-old-{folder.name}")
-            for file in filter(Path.is_file, partial_folder.rglob("*")):  # else a crash of the machine could tear it
-                with file.open("rb") as written:
-                    os.fsync(written.fileno())
-            os.replace(partial_folder, folder)
-    except BaseException as error:
-        shutil.rmtree(partial_folder, ignore_errors=True)
-        if isinstance(error, Exception):
-            whole = find_checkpoints(output_dir)
-            cure = "make room" + (f" and go on from {whole[-1]} with --resume_from_checkpoint latest" if whole else "")
-            raise UserError(f"could not write the checkpoint {folder} ({error}); {cure}") from error
-        raise
-    accelerator.wait_for_everyone()
-    return folder
-
-
-def point(link: Path, folder: Path) -> None:
-    """Makes `link` a relative symbolic link to a folder beside it, in one step."""
-    temporary = link.with_name(f".partial-{link.name}")
-    temporary.symlink_to(folder.name, target_is_directory=True)
-    os.replace(temporary, link)
-
-
-def prune_checkpoints(output_dir: Path, limit: int) -> None:
-    """Deletes all but the newest `limit` checkpoints and the best one."""
-    best = (output_dir / "best").resolve()
-    for folder in find_checkpoints(output_dir)[: -max(1, limit)]:
-        if folder.resolve() != best:
-            os.replace(folder, output_dir / f".partial-old-{folder.name}")  # so that `latest` never sees half of it
-    for folder in output_dir.glob(".partial-old-*"):
-        shutil.rmtree(folder)
 
 
 # ------------------------------------------------------------------------------------------------------------- model
@@ -479,15 +217,7 @@ def choose_parameters(arguments: Arguments, model) -> list:
     if arguments.tune == "lora":
         if find_spec("peft") is None:
             raise ValueError("--tune lora needs peft; `pip install peft`")
-        from peft import inject_adapter_in_model
-
-        from hf_segtx.lora import lora_config
-
-        config = lora_config(model, r=arguments.lora_rank, lora_alpha=2 * arguments.lora_rank)
-        whole, config.modules_to_save = tuple(f"{name}." for name in config.modules_to_save), None  # else copied
-        inject_adapter_in_model(config, model)
-        for name, parameter in model.named_parameters():
-            parameter.requires_grad = ".lora_" in name or name.startswith(whole)
+        hf_segtx.lora.add_adapters(model, arguments.lora_rank)
     frozen = []
     for name in [*arguments.freeze, *["backbone"] * (arguments.tune == "linear")]:
         try:
@@ -496,17 +226,6 @@ def choose_parameters(arguments: Arguments, model) -> list:
             known = ", ".join(name for name, _ in model.backbone.named_children())
             raise ValueError(f"--freeze {name}: there is no such module; the backbone has {known}") from error
     return frozen
-
-
-def without_adapters(state: dict) -> dict:
-    """The state dict with the products of the adapters' matrices, times alpha / rank = 2, added to their layers."""
-    plain = {name.replace(".base_layer.", "."): value for name, value in state.items() if ".lora_" not in name}
-    for name, down in state.items():
-        if name.endswith(".lora_A.default.weight"):
-            layer, up = name.removesuffix(".lora_A.default.weight"), state[name.replace("lora_A", "lora_B")]
-            weight = plain[f"{layer}.weight"]  # of a linear layer or a convolution
-            plain[f"{layer}.weight"] = weight + 2 * (up.flatten(1) @ down.flatten(1)).view_as(weight)
-    return plain
 
 
 def class_names(labels) -> list[str]:
@@ -559,35 +278,6 @@ def build_optimizer(arguments: Arguments, model, total_steps: int):
 
 
 # --------------------------------------------------------------------------------------------------------- training
-
-
-def check_arguments(arguments: Arguments) -> None:
-    """Raises ValueError for what is wrong with the arguments by themselves."""
-    counts = "per_device_train_batch_size per_device_eval_batch_size gradient_accumulation_steps logging_steps"
-    counts += " total_batch_size max_skipped_steps early_stopping_patience"
-    for name in counts.split():
-        if getattr(arguments, name) is not None and getattr(arguments, name) < 1:
-            raise ValueError(f"--{name} is {getattr(arguments, name)}; it must be at least 1")
-    try:
-        json.loads(arguments.config_overrides or "{}")
-    except ValueError as error:
-        raise ValueError(f"--config_overrides {arguments.config_overrides} is not JSON ({error})") from error
-    every = arguments.checkpointing_steps
-    if every is not None and every != "epoch" and not (every.isdigit() and int(every) > 0):
-        raise ValueError(f"--checkpointing_steps is {every!r}; give a number of steps, or 'epoch'")
-    if len(arguments.crop_size) > 2 or min(arguments.crop_size) < 1:
-        raise ValueError(f"--crop_size is {arguments.crop_size}; give height and width in pixels, or one number")
-    if len(arguments.scale_range) != 2 or not 0 < arguments.scale_range[0] <= arguments.scale_range[1]:
-        raise ValueError(f"--scale_range is {arguments.scale_range}; give smallest and largest factor, e.g. 0.5 2")
-    if arguments.overwrite_output_dir and arguments.resume_from_checkpoint:
-        raise ValueError("--overwrite_output_dir would delete what --resume_from_checkpoint needs; give one of them")
-    if arguments.with_tracking:
-        installed = sorted(str(tracker) for tracker in get_available_trackers())
-        if not installed or arguments.report_to not in ("all", *installed):
-            raise ValueError(
-                f"--report_to {arguments.report_to} is not installed (installed: {', '.join(installed) or 'none'}); "
-                f"`pip install {'tensorboard' if arguments.report_to == 'all' else arguments.report_to}`"
-            )
 
 
 def read_data(arguments: Arguments, check: bool):
@@ -720,6 +410,14 @@ def loss_shares(micro_batches: list[dict], ignore_index: int, class_weights, acc
     return pixels * accelerator.num_processes / total.clamp(min=torch.finfo(total.dtype).tiny)
 
 
+def files_of_images(loader, first: int, stop: int) -> list[str]:
+    """Names of the samples number `first` to `stop` of the endless stream."""
+    sampler = getattr(loader.batches.batch_sampler, "batches", loader.batches.batch_sampler)
+    length = len(loader.dataset)
+    rows = {int(sampler.order(position // length)[position % length]) for position in range(first, stop)}
+    return sorted(loader.dataset[row]["name"] for row in rows)
+
+
 def peak_memory() -> float:
     """Gigabytes of the accelerator, or of the process on a CPU, at their highest so far."""
     if torch.cuda.is_available():
@@ -746,14 +444,22 @@ def draw_predictions(model, processor, dataset, labels):
     return comparison(images, truths, label_maps, class_names(labels), class_colors(labels), labels.ignore_index)
 
 
-def save_final(model, processor, output_dir: Path) -> None:
-    """Model and processor in `output_dir` itself; file by file renamed when all are written."""
-    partial_folder = output_dir / ".partial-final"
-    model.save_pretrained(partial_folder)
-    processor.save_pretrained(partial_folder)
-    for file in partial_folder.iterdir():
-        os.replace(file, output_dir / file.name)
-    partial_folder.rmdir()
+def describe(arguments: Arguments, results: dict, model_type: str, name: str, images_per_step: int) -> None:
+    """Writes the model card, if the architecture has a template: those of other libraries have none."""
+    template = MODEL_CARDS / f"{model_type.removeprefix('segtx_')}.md"
+    if template.is_file():
+        write_card(
+            Path(arguments.output_dir),
+            template,
+            results,
+            name=name,
+            data=arguments.dataset_name or arguments.train_dir or "the scenes that hf_segtx draws",
+            dataset_name=arguments.dataset_name,
+            start=arguments.model_name_or_path or arguments.backbone_weights,
+            license=arguments.license,
+            training=f"{results['step']} steps of {images_per_step} images on {results['machine']}; the arguments of "
+            f"`examples/train.py`:\n\n```\n{as_recipe(arguments)}```",
+        )
 
 
 def main(arguments: Arguments, build_model=build_model) -> dict:
@@ -861,7 +567,8 @@ def main(arguments: Arguments, build_model=build_model) -> dict:
             if copied is not None:
                 plain, weights = copied, accelerator.get_state_dict(model)
                 if accelerator.is_main_process:
-                    plain.load_state_dict(without_adapters(weights))
+                    merge = hf_segtx.lora.merge_adapters if arguments.tune == "lora" else dict
+                    plain.load_state_dict(merge(weights))
             # All parameters of a copy; else each process has batch norm statistics of its own.
             for tensor in plain.buffers() if copied is None else plain.state_dict().values():
                 broadcast(tensor)
@@ -1011,16 +718,13 @@ def main(arguments: Arguments, build_model=build_model) -> dict:
             state["skipped_in_a_row"] += 1
             bar.write(f"step {state['step']} left out: loss {step_loss}, norm of the gradient {gradient_norm}")
             if state["skipped_in_a_row"] >= arguments.max_skipped_steps:
-                length, seen = len(train_dataset), state["step"] * images_per_step
-                sampler = getattr(loader.batches.batch_sampler, "batches", loader.batches.batch_sampler)
-                positions = range(seen - arguments.max_skipped_steps * images_per_step, seen)
-                rows = {int(sampler.order(position // length)[position % length]) for position in positions}
-                files = ", ".join(sorted(train_dataset[row]["name"] for row in rows))
+                first = state["step"] - arguments.max_skipped_steps
+                files = files_of_images(loader, first * images_per_step, state["step"] * images_per_step)
                 raise UserError(
                     f"the loss is {step_loss} and the norm of its gradient {gradient_norm}, not finite in "
                     f"{arguments.max_skipped_steps} steps in a row; lower --learning_rate, lengthen "
                     "--num_warmup_steps, clip with --max_grad_norm 1, use bf16 instead of fp16, or look at the files "
-                    f"of these steps: {files}"
+                    f"of these steps: {', '.join(files)}"
                 )
 
         if state["step"] % arguments.logging_steps == 0 or is_end:
@@ -1063,12 +767,7 @@ def main(arguments: Arguments, build_model=build_model) -> dict:
         if is_best or is_end or stop or state["step"] % checkpointing_steps == 0:
             pause = time.perf_counter()
             saved = {**state, "schedule": schedule.state_dict()}
-            folder = save_checkpoint(accelerator, exported, processor, saved, output_dir)
-            if accelerator.is_main_process:
-                point(output_dir / "last", folder)
-                if is_best:
-                    point(output_dir / "best", folder)
-                prune_checkpoints(output_dir, arguments.save_total_limit)
+            save_checkpoint(accelerator, exported, processor, saved, output_dir, is_best, arguments.save_total_limit)
             interval_start += time.perf_counter() - pause
         if stop and not is_end:
             raise Stopped
@@ -1107,21 +806,7 @@ def main(arguments: Arguments, build_model=build_model) -> dict:
         name = arguments.hub_model_id or output_dir.resolve().name
         if user and "/" not in name:  # as the Hub will call it
             name = f"{user}/{name}"
-        data = arguments.dataset_name or arguments.train_dir or "the scenes that hf_segtx draws"
-        template = MODEL_CARDS / f"{plain.config.model_type.removeprefix('segtx_')}.md"
-        if template.is_file():  # not for other libraries' architectures
-            write_card(
-                output_dir,
-                template,
-                results,
-                name=name,
-                data=data,
-                dataset_name=arguments.dataset_name,
-                start=arguments.model_name_or_path or arguments.backbone_weights,
-                license=arguments.license,
-                training=f"{final_step} steps of {images_per_step} images on {results['machine']}; the arguments of "
-                f"`examples/train.py`:\n\n```\n{as_recipe(arguments)}```",
-            )
+        describe(arguments, results, plain.config.model_type, name, images_per_step)
         print(
             f"mean IoU {100 * results['mean_iou']:.2f} % after step {final_step} "
             f"({results['training_seconds']:.0f} s of training)\n"
@@ -1149,8 +834,8 @@ def run(command_line: list[str]) -> int:
         except ValueError as error:
             raise UserError(str(error)) from error
         main(arguments)
-    except UserError as error:
-        if int(os.environ.get("RANK", 0)) == 0:
+    except (UserError, OSError) as error:  # a full disk, and the like
+        if int(os.environ.get("RANK", 0)) == 0 or isinstance(error, OSError):
             print(f"error: {error}", file=sys.stderr)
         return 2
     except (KeyboardInterrupt, Stopped) as stop:

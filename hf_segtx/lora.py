@@ -7,7 +7,7 @@
 After merging it is the plain model again, for `save_pretrained` and `push_to_hub`.
 """
 
-from peft import LoraConfig
+from peft import LoraConfig, inject_adapter_in_model
 from torch import nn
 
 
@@ -30,3 +30,23 @@ def lora_config(model: nn.Module, **settings) -> LoraConfig:
     for name, head in heads.items():  # peft takes no lists of modules
         whole += [f"{name}.{index}" for index in range(len(head))] if isinstance(head, nn.ModuleList) else [name]
     return LoraConfig(target_modules=targets, modules_to_save=whole, **settings)
+
+
+def add_adapters(model: nn.Module, rank: int) -> None:
+    """Puts adapters with alpha = 2 rank into the model itself, as `examples/train.py` trains it; freezes the rest."""
+    config = lora_config(model, r=rank, lora_alpha=2 * rank)
+    whole, config.modules_to_save = tuple(f"{name}." for name in config.modules_to_save), None  # else copied
+    inject_adapter_in_model(config, model)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad = ".lora_" in name or name.startswith(whole)
+
+
+def merge_adapters(state: dict) -> dict:
+    """A state dict with the adapters of `add_adapters` as one without: their products are added to the weights."""
+    plain = {name.replace(".base_layer.", "."): value for name, value in state.items() if ".lora_" not in name}
+    for name, down in state.items():
+        if name.endswith(".lora_A.default.weight"):
+            layer, up = name.removesuffix(".lora_A.default.weight"), state[name.replace("lora_A", "lora_B")]
+            weight = plain[f"{layer}.weight"]  # of a linear layer or a convolution
+            plain[f"{layer}.weight"] = weight + 2 * (up.flatten(1) @ down.flatten(1)).view_as(weight)  # alpha / rank
+    return plain

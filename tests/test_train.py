@@ -21,6 +21,8 @@ from transformers import (
     SegformerForSemanticSegmentation,
 )
 
+from hf_segtx import checkpoints
+
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIG = {
@@ -113,7 +115,7 @@ class Kill(BaseException):
 
 
 def stop_at(monkeypatch, name: str, call: int, error: BaseException):
-    """Lets the function `name` of the script raise at its `call`-th call."""
+    """Lets the function `name` of the script, wherever it is called, raise at its `call`-th call."""
     original, calls = getattr(train, name), []
 
     def wrapper(*inputs, **keywords):
@@ -122,7 +124,8 @@ def stop_at(monkeypatch, name: str, call: int, error: BaseException):
             raise error
         return original(*inputs, **keywords)
 
-    monkeypatch.setattr(train, name, wrapper)
+    for module in (train, checkpoints):
+        monkeypatch.setattr(module, name, wrapper, raising=False)
 
 
 @pytest.mark.parametrize(

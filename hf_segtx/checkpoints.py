@@ -1,0 +1,152 @@
+"""Checkpoints of a training run that are whole or not there, whenever the run is killed.
+
+    output_dir/
+      step_N/                     a loadable model, trainer_state.json, and training_state/, which is Accelerate's
+      last -> step_N  best -> step_M
+      .partial-*                  what is being written or deleted, or was when the run was killed
+
+A folder is written as `.partial-step_N` and renamed after its last byte has reached the disk, so whatever is called
+`step_N` can be resumed from.
+"""
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from accelerate import Accelerator
+
+
+def find_checkpoints(output_dir: Path) -> list[Path]:
+    """The `step_N` folders, oldest first."""
+    return sorted(
+        (path for path in output_dir.glob("step_*") if re.fullmatch(r"step_\d+", path.name)),
+        key=lambda path: int(path.name.removeprefix("step_")),
+    )
+
+
+def checkpoint_to_resume(resume: str | None, output_dir: Path) -> Path | None:
+    """The folder that `resume` means: "latest", or a folder; None to start at step 0.
+
+    Raises:
+        ValueError: if there is none, or it lacks something.
+    """
+    if resume is None:
+        return None
+    if resume == "latest":
+        if checkpoints := find_checkpoints(output_dir):
+            return checkpoints[-1]
+        if (output_dir / "train.args").is_file():  # stopped before its first checkpoint: the same run from its start
+            return None
+        raise ValueError(f"there is no run to resume in {output_dir}; give its --output_dir, or a checkpoint folder")
+    folder = Path(resume)
+    for part in ("config.json", "preprocessor_config.json", "trainer_state.json", "training_state"):
+        if not (folder / part).exists():
+            raise ValueError(
+                f"{folder} is not a checkpoint of a training run: it has no {part}. Give a step_N folder, 'last', or "
+                "'latest'; to start a new run from the weights of a model, use --model_name_or_path"
+            )
+    return folder.resolve()
+
+
+def delete_run(output_dir: Path) -> None:
+    """Deletes what a run writes and nothing else: the folder may hold other things, or be the wrong one."""
+    delete_partial(output_dir)
+    for folder in find_checkpoints(output_dir):
+        shutil.rmtree(folder)
+    for name in "last best train.args all_results.json model.safetensors predictions.png curves.png".split():
+        (output_dir / name).unlink(missing_ok=True)
+
+
+def delete_partial(output_dir: Path) -> None:
+    """Deletes what a run left that was killed while it wrote."""
+    for path in output_dir.glob(".partial-*"):
+        shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+
+
+def save_checkpoint(
+    accelerator: Accelerator, exported: Callable, processor, state: dict, output_dir: Path, is_best: bool, limit: int
+) -> None:
+    """Writes `step_N`, makes `last` (and `best`) point to it, and deletes older ones. To be called in all processes.
+
+    Args:
+        exported: gives a context with the model to save.
+        state: for trainer_state.json; its "step" is N.
+        limit: checkpoints to keep, besides the best one.
+
+    Raises:
+        OSError: if it cannot be written; the earlier checkpoints are whole then.
+    """
+    folder = output_dir / f"step_{state['step']}"
+    partial = output_dir / f".partial-{folder.name}"
+    with _cleaned_up(partial, f"the checkpoint {folder}"):
+        accelerator.save_state(partial / "training_state")  # every process its random generators
+        accelerator.wait_for_everyone()
+        with exported() as model:
+            if accelerator.is_main_process:
+                model.save_pretrained(partial)
+        if accelerator.is_main_process:
+            processor.save_pretrained(partial)
+            (partial / "trainer_state.json").write_text(json.dumps(state, indent=2) + "\n")
+            for file in filter(Path.is_file, partial.rglob("*")):  # else a crash of the machine could tear it
+                with file.open("rb") as written:
+                    os.fsync(written.fileno())
+            if folder.exists():  # resumed from an earlier step by name: the same checkpoint once more
+                os.replace(folder, output_dir / f".partial-old-{folder.name}")
+            os.replace(partial, folder)
+    if accelerator.is_main_process:
+        point(output_dir / "last", folder)
+        if is_best:
+            point(output_dir / "best", folder)
+        _prune(output_dir, limit)
+    accelerator.wait_for_everyone()
+
+
+def save_final(model, processor, output_dir: Path) -> None:
+    """Model and processor in `output_dir` itself; file by file renamed when all are written.
+
+    Raises:
+        OSError: as `save_checkpoint`.
+    """
+    partial = output_dir / ".partial-final"
+    with _cleaned_up(partial, f"the final model in {output_dir}"):
+        model.save_pretrained(partial)
+        processor.save_pretrained(partial)
+        for file in partial.iterdir():
+            os.replace(file, output_dir / file.name)
+        partial.rmdir()
+
+
+@contextmanager
+def _cleaned_up(partial: Path, what: str) -> Iterator[None]:
+    """Deletes `partial` if writing it fails; an OSError with the cure for whatever torch and safetensors raise then."""
+    try:
+        yield
+    except BaseException as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        if not isinstance(error, Exception):
+            raise
+        cure = "make room"
+        if whole := find_checkpoints(partial.parent):
+            cure += f" and go on from {whole[-1]} with --resume_from_checkpoint latest"
+        raise OSError(f"could not write {what} ({error}); {cure}") from error
+
+
+def point(link: Path, folder: Path) -> None:
+    """Makes `link` a relative symbolic link to a folder beside it, in one step."""
+    temporary = link.with_name(f".partial-{link.name}")
+    temporary.symlink_to(folder.name, target_is_directory=True)
+    os.replace(temporary, link)
+
+
+def _prune(output_dir: Path, limit: int) -> None:
+    """Deletes all but the newest `limit` checkpoints and the best one."""
+    best = (output_dir / "best").resolve()
+    for folder in find_checkpoints(output_dir)[: -max(1, limit)]:
+        if folder.resolve() != best:
+            os.replace(folder, output_dir / f".partial-old-{folder.name}")  # so that `latest` never sees half of it
+    for folder in output_dir.glob(".partial-old-*"):
+        shutil.rmtree(folder)
