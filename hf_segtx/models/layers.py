@@ -124,19 +124,22 @@ class WinogradConv2d(nn.Conv2d):
     def forward(self, feature_map: torch.Tensor) -> torch.Tensor:
         if feature_map.device.type != "cpu" or feature_map.dtype != torch.float32:
             return super().forward(feature_map)
-        height, dilation = feature_map.shape[2], self.dilation[0]
+        (batch, _, height, width), dilation = feature_map.shape, self.dilation[0]
         pairs = -(-height // (2 * dilation))  # of rows that are `dilation` apart, so many for each row below it
-        x = F.pad(feature_map, (0, 0, dilation, (2 * pairs + 1) * dilation - height))
-        x = x.unflatten(2, (pairs + 1, 2, dilation))
-        even, odd = x[:, :, :-1, 0], x[:, :, :-1, 1]  # (B, C, pairs, dilation, w): rows 0 and 1 of the four,
-        next_even, next_odd = x[:, :, 1:, 0], x[:, :, 1:, 1]  # 2 and 3
-        sums = (even - next_even, odd + next_even, next_even - odd, odd - next_odd)
-        products = []
-        for rows, kernel, bias in zip(sums, self.kernels.chunk(4), (None, self.bias, None, None)):
-            product = F.conv2d(rows.flatten(2, 3), kernel, bias, padding=(0, dilation), dilation=(1, dilation))
-            products.append(product.unflatten(2, (pairs, dilation)))
-        size = (feature_map.shape[0], pairs, 2, dilation, feature_map.shape[3], self.out_channels)
-        result = feature_map.new_empty(size).permute(0, 5, 1, 2, 3, 4)  # channels-last
-        torch.add(products[0], products[1], out=result[:, :, :, 0]).add_(products[2])
-        torch.sub(products[1], products[2], out=result[:, :, :, 1]).sub_(products[3])
+        shape = (batch, pairs, 2, dilation, width, self.out_channels)
+        result = feature_map.new_empty(shape).permute(0, 5, 1, 2, 3, 4)  # channels-last
+        for start in range(0, pairs, step := max(1, 2**10 // (batch * dilation * width))):  # sums fit the cache
+            stop = min(start + step, pairs)
+            top, bottom = (2 * start - 1) * dilation, (2 * stop + 1) * dilation
+            x = feature_map[:, :, max(top, 0) : bottom]
+            x = F.pad(x, (0, 0, max(-top, 0), max(bottom - height, 0))).unflatten(2, (-1, 2, dilation))
+            even, odd = x[:, :, :-1, 0], x[:, :, :-1, 1]  # (B, C, stop - start, dilation, w): rows 0 and 1 of the four,
+            next_even, next_odd = x[:, :, 1:, 0], x[:, :, 1:, 1]  # 2 and 3
+            products = []
+            sums = (even - next_even, odd + next_even, next_even - odd, odd - next_odd)
+            for rows, kernel, bias in zip(sums, self.kernels.chunk(4), (None, self.bias, None, None)):
+                product = F.conv2d(rows.flatten(2, 3), kernel, bias, padding=(0, dilation), dilation=(1, dilation))
+                products.append(product.unflatten(2, (-1, dilation)))
+            torch.add(products[0], products[1], out=result[:, :, start:stop, 0]).add_(products[2])
+            torch.sub(products[1], products[2], out=result[:, :, start:stop, 1]).sub_(products[3])
         return result.flatten(2, 4)[:, :, :height]

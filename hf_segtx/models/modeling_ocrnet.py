@@ -85,31 +85,29 @@ class NormReLUConv(torch.autograd.Function):
     followed by a normalisation.
 
     Args:
-        norm, next_norm: weight, bias, running mean and running variance; `next_norm` may be four None.
-        weight, geometry: of the convolution without bias; stride, padding and dilation.
+        x: (B, C_in, H, W)
+        arguments: weight, bias, running mean and running variance of the first normalisation; the convolution's weight;
+            the same four of the second, or four None; momentum and epsilon; stride, padding and dilation.
     """
 
     @staticmethod
     def forward(ctx, x, *arguments):
-        norm, weight, next_norm, (momentum, eps), geometry = NormReLUConv.sort(arguments)
+        norm, weight, next_norm = arguments[:4], arguments[4], arguments[5:9]
+        momentum, eps, *geometry = arguments[9:]
         y, *statistics = torch.native_batch_norm(x, *norm, True, momentum, eps)
         y = F.conv2d(y.relu_(), weight, None, *geometry)
         if next_norm[0] is not None:
             y, *next_statistics = torch.native_batch_norm(y, *next_norm, True, momentum, eps)
             statistics += next_statistics
         ctx.save_for_backward(x, *norm, weight, *next_norm, *statistics)
-        ctx.options = (momentum, eps), geometry
+        ctx.eps, ctx.geometry = eps, geometry
         return y
-
-    @staticmethod
-    def sort(arguments):
-        return arguments[:4], arguments[4], arguments[5:9], arguments[9:11], arguments[11:]
 
     @staticmethod
     def backward(ctx, gradient):
         x, *tensors = ctx.saved_tensors
         norm, weight, next_norm, statistics = tensors[:4], tensors[4], tensors[5:9], tensors[9:]
-        (_, eps), geometry = ctx.options
+        eps, geometry = ctx.eps, ctx.geometry
         of_x, *of_norm, _, _, of_weight = ctx.needs_input_grad[:6]
         scale = norm[0] * statistics[1]
         shift = norm[1] - statistics[0] * scale
