@@ -58,14 +58,9 @@ def measure(arguments: train.Arguments, labels: Labels) -> Step | None:
     class_weights = [1.0] * labels.num_ids if arguments.class_weights else None
     model.loss_function = train.build_loss(arguments, class_weights, accelerator)[1]
     train.choose_parameters(arguments, model)
-    if arguments.gradient_checkpointing:
-        model.activation_checkpointing_enable()
-    optimizer, _ = train.build_optimizer(arguments, model, arguments.num_warmup_steps + 1)
-    if arguments.compile:
-        model.compile()
     size = arguments.per_device_train_batch_size, arguments.crop_size[0], arguments.crop_size[-1]
     try:
-        model, optimizer = accelerator.prepare(model, optimizer)
+        model, optimizer, _ = train.prepare(arguments, accelerator, model, arguments.num_warmup_steps + 1)
         ema = EMA(accelerator.unwrap_model(model), arguments.ema_decay) if arguments.ema_decay is not None else None
         channels = getattr(accelerator.unwrap_model(model).config, "num_channels", 3)
         pixel_values = torch.randn(size[0], channels, *size[1:], device=accelerator.device)

@@ -82,7 +82,15 @@ from hf_segtx.arguments import (
     check_arguments,
     parse_arguments,
 )
-from hf_segtx.checkpoints import checkpoint_to_resume, delete_partial, delete_run, point, save_checkpoint, save_final
+from hf_segtx.checkpoints import (
+    checkpoint_to_resume,
+    delete_partial,
+    delete_run,
+    point,
+    read_state,
+    save_checkpoint,
+    save_final,
+)
 from hf_segtx.data import TrainingTransform, load_data, training_dataloader
 from hf_segtx.hub import check_token, push, write_card
 from hf_segtx.inference import as_json, evaluate, load_model, predict, protocol
@@ -277,6 +285,29 @@ def build_optimizer(arguments: Arguments, model, total_steps: int):
     )
 
 
+def prepare(arguments: Arguments, accelerator: Accelerator, model, total_steps: int):
+    """The model as it trains, its optimizer and its schedule.
+
+    Raises:
+        ValueError: as `build_optimizer`.
+    """
+    if arguments.gradient_checkpointing:
+        model.activation_checkpointing_enable()
+    if arguments.sync_bn and accelerator.num_processes > 1:
+        model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    if arguments.channels_last and not is_sharded(accelerator):  # shards are cut from weights in the usual order
+        model = model.to(memory_format=torch.channels_last)
+    optimizer, schedule = build_optimizer(arguments, model, total_steps)
+    if arguments.compile:
+        model.compile()
+    return *accelerator.prepare(model, optimizer), schedule  # which would step the schedule once a process
+
+
+def is_sharded(accelerator: Accelerator) -> bool:
+    """Whether each process has a part of the weights only."""
+    return accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)
+
+
 # --------------------------------------------------------------------------------------------------------- training
 
 
@@ -357,12 +388,11 @@ def build_loss(arguments: Arguments, class_weights, accelerator: Accelerator):
     """
     if class_weights is not None:
         class_weights = torch.tensor(class_weights, device=accelerator.device)
-    settings = {name: getattr(arguments, name) for name in ("label_smoothing", "ohem_threshold", "ohem_min_kept")}
     return class_weights, parse_loss(
         arguments.loss,
         class_weights=class_weights,
+        label_smoothing=arguments.label_smoothing,
         auxiliary_weights=arguments.auxiliary_loss_weight if len(arguments.auxiliary_loss_weight) > 1 else None,
-        **settings,
     )
 
 
@@ -537,20 +567,13 @@ def main(arguments: Arguments, build_model=build_model) -> dict:
     class_weights = in_main_process(weights_of_classes, arguments, train_dataset, labels)
     class_weights, model.loss_function = everywhere(build_loss, arguments, class_weights, accelerator)
     # Where the weights that train are not the ones to evaluate and save, a copy of the model takes those.
-    is_sharded = accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)
-    copied = copy.deepcopy(model).to(accelerator.device) if is_sharded or arguments.tune == "lora" else None
+    needs_copy = is_sharded(accelerator) or arguments.tune == "lora"
+    copied = copy.deepcopy(model).to(accelerator.device) if needs_copy else None
     saves_weights = copied is not None or arguments.ema_decay is not None
     if checkpoint is not None and not saves_weights:
         model.load_state_dict(type(model).from_pretrained(checkpoint).state_dict())
     frozen = everywhere(choose_parameters, arguments, model)
-    if arguments.gradient_checkpointing:
-        model.activation_checkpointing_enable()
-    if arguments.sync_bn and accelerator.num_processes > 1:
-        model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
-    optimizer, schedule = everywhere(build_optimizer, arguments, model, total_steps)
-    if arguments.compile:
-        model.compile()
-    model, optimizer = accelerator.prepare(model, optimizer)  # not the schedule: it would step once a process
+    model, optimizer, schedule = everywhere(prepare, arguments, accelerator, model, total_steps)
     bare_model = accelerator.unwrap_model(model)
     ema = EMA(bare_model, arguments.ema_decay) if arguments.ema_decay is not None else None
     if ema:
@@ -596,15 +619,7 @@ def main(arguments: Arguments, build_model=build_model) -> dict:
         },
     }
     if checkpoint is not None:
-        saved = json.loads((checkpoint / "trainer_state.json").read_text())
-        plan = state["plan"]
-        if different := [name for name in plan if saved["plan"].get(name) != plan[name]]:
-            shown = "\n".join(f"  {name}: {saved['plan'].get(name)} there, {plan[name]} here" for name in different)
-            raise UserError(
-                f"{checkpoint} was written by a run that differs:\n{shown}\nresume with the same arguments (--recipe "
-                f"{output_dir / 'train.args'}), or start anew from its weights with --model_name_or_path {checkpoint}"
-            )
-        state = saved
+        state = everywhere(read_state, checkpoint, state["plan"])
         schedule.load_state_dict(state.pop("schedule"))
     crop_height, crop_width = arguments.crop_size[0], arguments.crop_size[-1]
     loader = training_dataloader(

@@ -52,6 +52,22 @@ def checkpoint_to_resume(resume: str | None, output_dir: Path) -> Path | None:
     return folder.resolve()
 
 
+def read_state(checkpoint: Path, plan: dict) -> dict:
+    """What `save_checkpoint` was given as the state, if its "plan" agrees with the one of now.
+
+    Raises:
+        ValueError: if it does not: going on would neither be that run nor another one from its start.
+    """
+    state = json.loads((checkpoint / "trainer_state.json").read_text())
+    if different := [name for name in plan if state["plan"].get(name) != plan[name]]:
+        shown = "\n".join(f"  {name}: {state['plan'].get(name)} there, {plan[name]} here" for name in different)
+        raise ValueError(
+            f"{checkpoint} was written by a run that differs:\n{shown}\nresume with its arguments (--recipe "
+            f"{checkpoint.parent / 'train.args'}), or start anew from its weights: --model_name_or_path {checkpoint}"
+        )
+    return state
+
+
 def delete_run(output_dir: Path) -> None:
     """Deletes what a run writes and nothing else: the folder may hold other things, or be the wrong one."""
     delete_partial(output_dir)

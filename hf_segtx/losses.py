@@ -1,6 +1,6 @@
 """Losses of bilinearly upsampled logits, none of which holds the full-size logits `(B, K, H, W)`; sums of them by name.
 
-    model.loss_function = parse_loss("ce + 0.5*lovasz", label_smoothing=0.1)
+    model.loss_function = parse_loss("ce + 0.5*focal(gamma=3)", label_smoothing=0.1)
 
 | name     | what it is                                                                         | mean over            |
 |----------|------------------------------------------------------------------------------------|----------------------|
@@ -41,11 +41,6 @@ def parse_loss(
     *,
     class_weights: torch.Tensor | None = None,
     label_smoothing: float = 0.0,
-    ohem_threshold: float = 0.9,
-    ohem_min_kept: int = 131072,
-    focal_gamma: float = 2.0,
-    boundary_weight: float = 5.0,
-    boundary_width: int = 3,
     auxiliary_weights: Sequence[float] | None = None,
 ) -> Callable[..., torch.Tensor]:
     """A weighted sum of losses, such as "ce + 0.5*lovasz", to be set as `model.loss_function`.
@@ -53,11 +48,10 @@ def parse_loss(
     The sum is that of the main logits; auxiliary heads are trained with cross-entropy, as in the papers.
 
     Args:
+        text: names from the table above with their factors, and with settings of their functions where those have
+            some: "ohem(threshold=0.7, min_kept=1e5)", "focal(gamma=3)", "boundary(weight=2, width=5)".
         class_weights: (K,) (two if K = 1), of the pixels in ce, ohem, focal, boundary.
         label_smoothing: share of the target spread over all classes in ce, ohem and the auxiliary heads, in [0, 1].
-        ohem_threshold, ohem_min_kept: as in `ohem_cross_entropy` (these: HRNet-OCR).
-        focal_gamma: how fast easy pixels lose weight; 0 is ce.
-        boundary_weight, boundary_width: as in `boundary_cross_entropy`.
         auxiliary_weights: factor of each auxiliary head's loss; default: the configuration's for all.
 
     Returns:
@@ -67,28 +61,29 @@ def parse_loss(
         ValueError: if the text is not such a sum, a name is not known, or a setting has no effect.
     """
     terms = []
-    for term in text.split("+"):
-        match = re.fullmatch(r"(?:(\d+\.?\d*(?:e-?\d+)?)\s*\*\s*)?(\w+)", term.strip())
+    for term in map(str.strip, text.split("+")):
+        match = re.fullmatch(r"(?:(\d+\.?\d*(?:e-?\d+)?)\s*\*\s*)?(\w+)(?:\((.*)\))?", term)
         if match is None or match[2] not in LOSSES:
             raise ValueError(
-                f"{term.strip()!r} in the loss {text!r} is not known; write a sum of {', '.join(LOSSES)}, each with a "
-                "factor if it is not 1, such as 'ce + 0.5*lovasz'"
+                f"{term!r} in the loss {text!r} is not known; write a sum of {', '.join(LOSSES)}, each with a factor "
+                "if it is not 1, such as 'ce + 0.5*lovasz'"
             )
-        terms.append((float(match[1] or 1), match[2]))
+        settings, known = {}, SETTINGS.get(match[2], {})
+        for setting in filter(None, (match[3] or "").split(",")):
+            name, _, value = (part.strip() for part in setting.partition("="))
+            if name not in known or not re.fullmatch(r"\d+\.?\d*(e-?\d+)?", value):
+                takes = " and ".join(f"{name}=NUMBER" for name in known) or "no settings"
+                raise ValueError(f"{setting.strip()!r} in the loss {text!r}: {match[2]} takes {takes}")
+            settings[name] = known[name](float(value))
+        terms.append((float(match[1] or 1), match[2], settings))
     if not 0 <= label_smoothing <= 1:
         raise ValueError(f"label_smoothing is {label_smoothing}; it is a share of the target, between 0 and 1")
-    if label_smoothing and not any(name in ("ce", "ohem") for _, name in terms):
+    if label_smoothing and not any(name in ("ce", "ohem") for _, name, _ in terms):
         raise ValueError(f"the loss {text!r} takes no label_smoothing, only ce and ohem do; add one or set it to 0")
     smoothing = {"label_smoothing": label_smoothing, "class_weights": class_weights}
-    settings = {
-        "ce": smoothing,
-        "ohem": smoothing | {"threshold": ohem_threshold, "min_kept": ohem_min_kept},
-        "focal": {"gamma": focal_gamma, "class_weights": class_weights},
-        "boundary": {"weight": boundary_weight, "width": boundary_width, "class_weights": class_weights},
-        "dice": {},
-        "lovasz": {},
-    }
-    main = [(factor, LOSSES[name], settings[name]) for factor, name in terms]
+    weighted = {"class_weights": class_weights}
+    of_all = {"ce": smoothing, "ohem": smoothing, "focal": weighted, "boundary": weighted, "dice": {}, "lovasz": {}}
+    main = [(factor, LOSSES[name], of_all[name] | settings) for factor, name, settings in terms]
     return partial(_sum_of_losses, main=main, auxiliary=smoothing, auxiliary_weights=auxiliary_weights)
 
 
@@ -132,8 +127,8 @@ def ohem_cross_entropy(
     Hard are pixels whose label has a probability below `threshold`, but at least the `min_kept` hardest of the batch.
 
     Args:
-        threshold: probability, in (0, 1]
-        min_kept: pixels
+        threshold: probability, in (0, 1]; the default is HRNet-OCR's
+        min_kept: pixels of a micro-batch; likewise
         class_weights, label_smoothing, ignore_index, align_corners: as in `upsampled_cross_entropy`
 
     Shape:
@@ -161,6 +156,9 @@ def focal_loss(
     align_corners: bool = False,
 ) -> torch.Tensor:
     """Mean of (1 - p) ** gamma * -log(p) over valid pixels, p the label's probability (arXiv 1708.02002, Eq. 4, 5).
+
+    Args:
+        gamma: how fast easy pixels lose weight; 0 is cross-entropy
 
     Shape:
         logits: (B, K, h, w)
@@ -243,6 +241,12 @@ LOSSES = {
     "boundary": boundary_cross_entropy,
     "dice": dice_loss,
     "lovasz": lovasz_softmax,
+}
+# What the text of `parse_loss` can set, and its type.
+SETTINGS = {
+    "ohem": {"threshold": float, "min_kept": int},
+    "focal": {"gamma": float},
+    "boundary": {"weight": float, "width": int},
 }
 
 

@@ -90,6 +90,7 @@ def slow_lovasz(logits, labels, align_corners):
     return sum(terms) / len(terms)
 
 
+SHARP = {"focal": "focal(gamma=0.5)"}  # infinite slope at probability 1
 SLOW = {
     "ce": slow_pixel_loss(lambda log_p, labels: -log_p),
     "focal": slow_pixel_loss(lambda log_p, labels: -((1 - log_p.exp()) ** 2) * log_p),
@@ -121,7 +122,7 @@ def test_matches_the_formula_on_full_size_logits(name, size_in, size_out, align_
 def test_gradient_matches_finite_differences(name):
     for classes in (1, 3):
         logits, labels = example((2, 3), (8, 12), classes)
-        loss = parse_loss(name, ohem_min_kept=20, focal_gamma=1.5)
+        loss = parse_loss({"ohem": "ohem(min_kept=20)", "focal": "focal(gamma=1.5)"}.get(name, name))
         assert torch.autograd.gradcheck(partial(loss, labels=labels, config=config()), logits)
 
 
@@ -129,7 +130,7 @@ def test_gradient_matches_finite_differences(name):
 @pytest.mark.parametrize("classes", [1, 5])
 def test_all_ignored_gives_zero_loss_and_gradient(name, classes):
     logits, labels = example(classes=classes)
-    loss = parse_loss(name, focal_gamma=0.5)(logits, torch.full_like(labels, 255), config())
+    loss = parse_loss(SHARP.get(name, name))(logits, torch.full_like(labels, 255), config())
     assert loss.item() == 0 and torch.autograd.grad(loss, logits)[0].count_nonzero() == 0
 
 
@@ -152,7 +153,7 @@ def test_ohem_matches_the_mean_over_the_hardest_pixels():
         # kept: below the threshold, or below the pixel after the `min_kept` hardest
         bound = max(threshold, probabilities[picked].sort().values[min(min_kept, len(label) - 1)].item())
         slow = -logs[picked][probabilities[picked] < bound].mean()
-        loss = parse_loss("ohem", ohem_threshold=threshold, ohem_min_kept=min_kept)
+        loss = parse_loss(f"ohem(threshold={threshold}, min_kept={min_kept})")
         assert_same(loss(logits, labels, config()), slow, logits)
 
 
@@ -176,7 +177,31 @@ def test_sum_with_auxiliary_heads_matches_its_terms():
         parse_loss(text, auxiliary_weights=[1.0])(logits, labels, config(), heads)
 
 
-@pytest.mark.parametrize("text", ["", "ce + ", "lovas", "-1*ce", "ce lovasz", "ce * 2", "1.2.3*ce", "2*"])
+def test_settings_in_the_text_match_the_formulas_with_them():
+    logits, labels = example()
+    focal = slow_pixel_loss(lambda log_p, labels: -((1 - log_p.exp()) ** 3) * log_p)
+    boundary = slow_pixel_loss(lambda log_p, labels: -boundary_factors(labels, 1, 2.5).to(log_p) * log_p)
+    ours = parse_loss("focal( gamma=3 ) + 0.5*boundary(width = 1,weight=2.5)")(logits, labels, config())
+    assert_same(ours, focal(logits, labels, False) + 0.5 * boundary(logits, labels, False), logits)
+
+
+@pytest.mark.parametrize(
+    ("text", "takes"),
+    [
+        ("focal(alpha=1)", "focal takes gamma=NUMBER"),
+        ("ce + boundary(width)", "boundary takes weight=NUMBER and width=NUMBER"),
+        ("ohem(threshold=a)", "ohem takes threshold=NUMBER and min_kept=NUMBER"),
+        ("dice(gamma=-1)", "dice takes no settings"),
+    ],
+)
+def test_settings_that_are_not_known_get_a_clear_error(text, takes):
+    with pytest.raises(ValueError, match=takes):
+        parse_loss(text)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "ce + ", "ce(", "focal gamma=2", "lovas", "-1*ce", "ce lovasz", "ce * 2", "1.2.3*ce", "2*"]
+)
 def test_what_is_no_sum_of_losses_gets_a_clear_error(text):
     with pytest.raises(ValueError, match="write a sum of ce, ohem, focal, boundary, dice, lovasz"):
         parse_loss(text)
@@ -215,7 +240,7 @@ def test_lovasz_is_exact_where_its_weights_are_small():
 def test_extreme_logits_stay_finite(name):
     logits, labels = example(dtype=torch.float32)
     extreme = (500 * logits).detach().requires_grad_()
-    loss = parse_loss(name, focal_gamma=0.5)(extreme, labels, config())
+    loss = parse_loss(SHARP.get(name, name))(extreme, labels, config())
     assert loss.isfinite() and torch.autograd.grad(loss, extreme)[0].isfinite().all()
 
 
