@@ -36,6 +36,7 @@ Several GPUs and machines: `accelerate launch --config_file examples/accelerate/
 
 import copy
 import ctypes
+import importlib.util
 import json
 import math
 import os
@@ -48,13 +49,13 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 
 
 # This folder last: its evaluate.py would hide the library of that name.
 sys.path.sort(key=lambda folder: Path(folder).resolve() == Path(__file__).resolve().parent)
 
+import numpy as np
 import torch
 import transformers
 from accelerate import Accelerator
@@ -223,7 +224,7 @@ def choose_parameters(arguments: Arguments, model) -> list:
         ValueError: if there is no such module, or no peft.
     """
     if arguments.tune == "lora":
-        if find_spec("peft") is None:
+        if importlib.util.find_spec("peft") is None:
             raise ValueError("--tune lora needs peft; `pip install peft`")
         hf_segtx.lora.add_adapters(model, arguments.lora_rank)
     frozen = []
@@ -474,6 +475,19 @@ def draw_predictions(model, processor, dataset, labels):
     return comparison(images, truths, label_maps, class_names(labels), class_colors(labels), labels.ignore_index)
 
 
+def log_picture(accelerator: Accelerator, picture, step: int) -> None:
+    """Shows a PIL image in those trackers that take pictures, each in its own way."""
+    for tracker in accelerator.trackers:
+        if tracker.name == "tensorboard":
+            tracker.log_images({"predictions": np.asarray(picture)[None]}, step, dataformats="NHWC")
+        elif tracker.name == "trackio":
+            tracker.log({"predictions": importlib.import_module("trackio").Image(np.asarray(picture))}, step)
+        elif tracker.name == "mlflow":
+            importlib.import_module("mlflow").log_image(picture, key="predictions", step=step)
+        elif hasattr(tracker, "log_images"):  # wandb and others
+            tracker.log_images({"predictions": [picture]}, step)
+
+
 def describe(arguments: Arguments, results: dict, model_type: str, name: str, images_per_step: int) -> None:
     """Writes the model card, if the architecture has a template: those of other libraries have none."""
     template = MODEL_CARDS / f"{model_type.removeprefix('segtx_')}.md"
@@ -640,6 +654,13 @@ def main(arguments: Arguments, build_model=build_model) -> dict:
         device=accelerator.device,
     )
     batches = iter(loader)
+    if arguments.with_tracking:
+        config = {key: str(value) for key, value in vars(arguments).items() if "token" not in key}
+        if token:  # wandb records the command line
+            sys.argv = [word.replace(token, "...") for word in sys.argv]
+        name = output_dir.resolve().name
+        of_trackers = {"wandb": {"name": name}, "trackio": {"name": name}, "mlflow": {"run_name": name}}
+        accelerator.init_trackers("hf_segtx", config, of_trackers)
     if checkpoint is not None:
         accelerator.load_state(checkpoint / "training_state")  # random generators too: nothing may draw from here on
         best = output_dir / f"step_{state['best_step']}"
@@ -653,9 +674,6 @@ def main(arguments: Arguments, build_model=build_model) -> dict:
             f"steps {state['step']} to {total_steps} of {images_per_step} images on {accelerator.num_processes} x "
             f"{accelerator.device.type}, precision {accelerator.mixed_precision}; output in {output_dir}"
         )
-    if arguments.with_tracking:
-        config = {key: str(value) for key, value in vars(arguments).items() if "token" not in key}
-        accelerator.init_trackers("hf_segtx", config)
 
     # ---- the loop
     def score(plain) -> dict:
@@ -672,7 +690,9 @@ def main(arguments: Arguments, build_model=build_model) -> dict:
             )
         if accelerator.is_main_process:
             bar.write(f"\nstep {state['step']} of {total_steps}\n{class_table(scores, names)}")
-            draw_predictions(plain, processor, validation_dataset, labels).save(output_dir / "predictions.png")
+            picture = draw_predictions(plain, processor, validation_dataset, labels)
+            picture.save(output_dir / "predictions.png")
+            log_picture(accelerator, picture, state["step"])
         return scores
 
     def train_mode() -> None:

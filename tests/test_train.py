@@ -4,6 +4,7 @@ import errno
 import importlib.util
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -335,6 +336,62 @@ def test_command_line_overrides_recipe_and_recipe_is_written_back(tmp_path):
     assert json.loads(arguments.config_overrides) == {"a": 1}
     recipe.write_text(train.as_recipe(arguments))
     assert train.parse_arguments(["--recipe", str(recipe)]) == arguments
+
+
+# ---- trackers
+
+
+def read_tensorboard(folder: Path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(folder / "out" / "hf_segtx")).Reload()
+    losses, scores = events.Scalars("loss"), events.Scalars("mean_iou")
+    return [event.value for event in losses], [event.value for event in scores], len(events.Images("predictions"))
+
+
+def read_wandb(folder: Path):
+    data = next(folder.glob("wandb/offline-run-*/run-*.wandb")).read_bytes()
+    found = [re.findall(key + rb"\x82\x01.([\d.]+)", data, re.DOTALL) for key in (rb"\x04loss", rb"\x08mean_iou")]
+    losses, scores = ([float(value) for value in values[::2]] for values in found)  # in history and summary
+    return losses, scores, len(list(folder.glob("wandb/offline-run-*/files/media/images/predictions*.png")))
+
+
+def read_mlflow(folder: Path):
+    import mlflow
+
+    (run,) = mlflow.search_runs(search_all_experiments=True, output_format="list")
+    losses, scores = (mlflow.MlflowClient().get_metric_history(run.info.run_id, key) for key in ("loss", "mean_iou"))
+    pictures = list(folder.glob("**/images/predictions*.png"))
+    return [metric.value for metric in losses], [metric.value for metric in scores], len(pictures)
+
+
+def read_trackio(folder: Path):
+    import sqlite3
+
+    rows = sqlite3.connect(folder / "trackio" / "hf_segtx.db").execute("select metrics from metrics order by id")
+    entries = [json.loads(text) for (text,) in rows]
+    values = {key: [entry[key] for entry in entries if key in entry] for key in ("loss", "mean_iou", "predictions")}
+    return values["loss"], values["mean_iou"], len(values["predictions"])
+
+
+@pytest.mark.parametrize("tracker", ["tensorboard", "wandb", "mlflow", "trackio"])
+def test_trackers_get_scalars_and_pictures_and_no_token(tmp_path, monkeypatch, tracker):
+    """As the tracker itself stored them, against what the run returns."""
+    monkeypatch.chdir(tmp_path)
+    settings = {"WANDB_MODE": "offline", "WANDB_SILENT": "true", "TRACKIO_DIR": str(tmp_path / "trackio")}
+    for name, value in (settings | {"MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path}/mlflow.db"}).items():
+        monkeypatch.setenv(name, value)
+    pytest.importorskip(tracker)
+    token = "hf_" + "s3cret" * 5
+    monkeypatch.setattr(sys, "argv", ["train.py", "--token", token, f"--hub_token={token}"])
+    flags = ["--with_tracking", "--report_to", tracker, "--token", token, "--output_dir", tmp_path / "out"]
+    results = run(*flags, "--max_train_steps", "4", "--evaluation_steps", "2")
+    losses, scores, pictures = globals()[f"read_{tracker}"](tmp_path)
+    assert losses == pytest.approx([entry["loss"] for entry in results["losses"]])  # to float32
+    assert scores == pytest.approx([entry["mean_iou"] for entry in results["evaluations"]])
+    assert pictures == 2
+    for file in filter(Path.is_file, tmp_path.rglob("*")):
+        assert token.encode() not in file.read_bytes(), file
 
 
 # ---- bad input
