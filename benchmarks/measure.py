@@ -51,9 +51,9 @@ def peak_additional_memory(function: Callable[[], object]) -> int:
             ctypes.CDLL(None).malloc_trim(0)
             with open("/proc/self/clear_refs", "w") as file:
                 file.write("5")  # peak := now
-            before = _resident("VmRSS")
+            before = resident("VmRSS")
             function()
-            os.write(writer, str(_resident("VmHWM") - before).encode())
+            os.write(writer, str(resident("VmHWM") - before).encode())
             status = 0
         finally:
             os._exit(status)
@@ -110,6 +110,7 @@ def compare(title: str, peer: Callable[[], object], ours: Callable[[], object], 
     )
 
 
-def _resident(field: str) -> int:
+def resident(field: str) -> int:
+    """Bytes of memory of this process: "VmRSS" now, "VmHWM" at their highest."""
     with open("/proc/self/status") as file:
         return 1024 * int(re.search(rf"{field}:\s+(\d+) kB", file.read())[1])
