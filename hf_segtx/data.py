@@ -19,7 +19,7 @@ import mmap
 import multiprocessing
 import os
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -222,21 +222,6 @@ def _name(file, position: str) -> str:
     return position
 
 
-def _open(file, name: str, largest_scale: Callable | None = None) -> tuple[Image.Image, str | None, tuple[int, int]]:
-    """Decodes a path or {"bytes", "path"}; returns the image, the raw mode of its pixels in the file ("L;4"), and the
-    height and width in the file."""
-    try:
-        image = Image.open(_source(file, name))
-        raw_mode = image.tile[0][3] if image.tile else None
-        size = image.height, image.width
-        if largest_scale is not None and (scale := largest_scale(*size)) <= 0.5:
-            image.draft(image.mode, (math.ceil(image.width * scale), math.ceil(image.height * scale)))
-        image.load()
-    except Exception as error:  # PIL raises OSError, SyntaxError, ValueError, struct.error and others on broken files
-        raise _undecodable(name, error) from error
-    return image, raw_mode, size
-
-
 def _source(file, name: str):
     """A path, or an open file of the bytes."""
     if file is None:
@@ -272,8 +257,9 @@ def _read_image(file, name: str, num_channels: int, largest_scale: Callable[[int
         largest_scale: (height, width) -> the largest factor that the image will be resized by. A JPEG that is twice as
             large as needed, or more, is decoded at 1/2, 1/4 or 1/8 of its size, which is several times faster.
     """
-    if (array := _read_array(file, name, num_channels)) is not None:
-        array = _channels_first(array, name, num_channels)
+    image = _open_image(file, name, num_channels)
+    if isinstance(image, np.ndarray):
+        array = _channels_first(image, name, num_channels)
         if array.dtype == np.uint8 and num_channels in IMAGE_MODES:
             array = array.transpose(1, 2, 0)
             return Image.fromarray(array[..., 0] if num_channels == 1 else np.ascontiguousarray(array)), array.shape[:2]
@@ -281,16 +267,21 @@ def _read_image(file, name: str, num_channels: int, largest_scale: Callable[[int
             array = array / np.float32(np.iinfo(array.dtype).max // 255)
         dtype = np.uint8 if array.dtype == np.uint8 else np.float32
         return torch.from_numpy(np.ascontiguousarray(array, dtype)), array.shape[1:]
-    image, _, size = _open(file, name, largest_scale)
-    orientation = image.getexif().get(0x0112, 1)
+    size, mode = (image.height, image.width), IMAGE_MODES[num_channels]
+    try:
+        orientation = image.getexif().get(0x0112, 1)
+        if largest_scale is not None and (scale := largest_scale(*size)) <= 0.5:
+            image.draft(image.mode, (math.ceil(image.width * scale), math.ceil(image.height * scale)))
+        image.load()
+    except Exception as error:  # PIL raises OSError, SyntaxError, ValueError, struct.error and others on broken files
+        raise _undecodable(name, error) from error
     if orientation != 1:
         ImageOps.exif_transpose(image, in_place=True)
-    mode = IMAGE_MODES[num_channels]
     return image if image.mode == mode else image.convert(mode), size[::-1] if orientation > 4 else size
 
 
-def _read_array(file, name: str, num_channels: int) -> np.ndarray | None:
-    """The numbers of a file that PIL would not read without a loss; None for the others."""
+def _open_image(file, name: str, num_channels: int) -> np.ndarray | Image.Image:
+    """The numbers of a file that PIL would not read without a loss; for the others an image that is not loaded yet."""
     try:
         source = _source(file, name)
         if _is_numpy(source):
@@ -320,7 +311,7 @@ def _read_array(file, name: str, num_channels: int) -> np.ndarray | None:
         raise ValueError(
             f"{name}: {image.format} holds 1, 3 or 4 channels, the model expects {num_channels}; use TIFF or .npy"
         )
-    return None
+    return image
 
 
 def _is_numpy(source) -> bool:
@@ -360,7 +351,12 @@ def read_mask(file, name: str = "the mask") -> np.ndarray:
             return np.load(_source(file, name), allow_pickle=False)
         except Exception as error:
             raise _undecodable(name, error) from error
-    image, raw_mode, _ = _open(file, name)
+    try:
+        image = Image.open(_source(file, name))
+        raw_mode = image.tile[0][3] if image.tile else None  # of the pixels in the file, e.g. "L;4"
+        image.load()
+    except Exception as error:
+        raise _undecodable(name, error) from error
     if image.mode in ("RGBA", "CMYK", "YCbCr"):
         image = image.convert("RGB")
     elif image.mode in ("LA", "PA"):
@@ -851,11 +847,11 @@ class TrainingTransform:
         self.photometric_distortion = photometric_distortion and self.white is not None
         self.ignore_index = ignore_index
 
-    def augment(self, samples: list[tuple]) -> dict:
+    def augment(self, samples: Iterable[tuple]) -> dict:
         """A batch of 8-bit crops (float32 for deeper images).
 
         Args:
-            samples: (image, labels, random generator) each.
+            samples: (image, labels, random generator) each; one is let go before the next is asked for.
 
         Shape:
             image: PIL image or array (H', W', C), of the labels' size or a reduced version (see `largest_scale`)
@@ -863,7 +859,12 @@ class TrainingTransform:
             returns: "pixel_values" (B, h, w, C), "labels" (B, h, w), "sizes" the height and width of each without its
                 padding, and, with `photometric_distortion`, "colors" (B, C, C + 1), the matrix and offset for each
         """
-        crops = [self._crop(*sample) for sample in samples]
+        crops, colors = [], []
+        for sample in samples:
+            crops.append(self._crop(*sample))
+            if self.photometric_distortion:
+                colors.append(self.colors(sample[-1], crops[-1][0].shape[-1]))
+            del sample
         shape, channels = (len(crops), *self.crop_size), crops[0][0].shape[-1]
         depth = functools.reduce(torch.promote_types, (pixels.dtype for pixels, _ in crops))
         batch = {
@@ -875,8 +876,8 @@ class TrainingTransform:
             height, width = labels.shape
             batch["pixel_values"][number, :height, :width] = pixels
             batch["labels"][number, :height, :width] = labels
-        if self.photometric_distortion:
-            batch["colors"] = torch.from_numpy(np.stack([self.colors(random, channels) for _, _, random in samples]))
+        if colors:
+            batch["colors"] = torch.from_numpy(np.stack(colors))
         return batch
 
     def finish(self, batch: dict) -> dict[str, torch.Tensor]:
@@ -886,15 +887,17 @@ class TrainingTransform:
             batch: of `augment`
             returns: "pixel_values" (B, C, h, w) float32 and "labels" (B, h, w) int64, on the device of the batch
         """
-        pixels = batch["pixel_values"].permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format)
+        planes, labels = batch["pixel_values"].permute(0, 3, 1, 2), batch["labels"]
+        pixels = _large(planes.shape, torch.float32, planes.device).copy_(planes)
         if "colors" in batch:
-            matrix, offset = batch["colors"][..., :-1], batch["colors"][..., -1:]
-            pixels = torch.baddbmm(offset, matrix, pixels.flatten(2)).clamp_(0, self.white).view_as(pixels)
+            for image, colors in zip(pixels, batch["colors"]):  # one by one: what is in between stays in the cache
+                changed = torch.addmm(colors[:, -1:], colors[:, :-1], image.flatten(1))
+                torch.clamp(changed.view_as(image), 0, self.white, out=image)
         pixels = normalize(pixels, self.mean, self.std, inplace=True)
         for image, (height, width) in zip(pixels, batch["sizes"], strict=True):
             image[:, height:] = 0
             image[:, :, width:] = 0
-        return {"pixel_values": pixels, "labels": batch["labels"].long()}
+        return {"pixel_values": pixels, "labels": _large(labels.shape, torch.int64, labels.device).copy_(labels)}
 
     def _base_scale(self, height: int, width: int) -> float:
         """What factor 1 means for an image of this size."""
@@ -956,6 +959,13 @@ class TrainingTransform:
             matrix = self.RGB @ turn @ self.YIQ
         offset = np.full((channels, 1), 32 / 255 * self.white * brightness)
         return ((1 + 0.5 * contrast) * np.hstack([matrix, offset])).astype(np.float32)
+
+
+def _large(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """An uninitialized tensor; on a processor in pages of 2 MB, which numpy asks for: 4 kB ones cost more than the work."""
+    if device.type != "cpu":
+        return torch.empty(shape, dtype=dtype, device=device)
+    return torch.from_numpy(np.empty(shape, str(dtype).removeprefix("torch.")))
 
 
 def _empty(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
@@ -1047,11 +1057,14 @@ class TrainingDataset(Dataset):
         return {**self.__dict__, "cache": None}  # a process that is not forked cannot share memory this way
 
     def __getitems__(self, keys: list[tuple]) -> dict:
-        samples, errors = [], []
-        for epoch, index, *files in keys:
-            random = np.random.default_rng([self.seed, epoch, index])
-            samples.append((*self._read(index, random, errors, *files), random))
-        return {**self.transform.augment(samples), "errors": errors}
+        errors = []
+
+        def samples():
+            for epoch, index, *files in keys:
+                random = np.random.default_rng([self.seed, epoch, index])
+                yield (*self._read(index, random, errors, *files), random)
+
+        return {**self.transform.augment(samples()), "errors": errors}
 
     def _read(
         self, index: int, random: np.random.Generator, errors: list[str], files: tuple | None = None
@@ -1229,6 +1242,7 @@ def training_dataloader(
         num_workers=num_workers,
         pin_memory=torch.device(device).type == "cuda",
         prefetch_factor=4 if num_workers else None,
+        worker_init_fn=_keep_memory,
         generator=torch.Generator(),  # the loader draws a number; not from the global generator, which dropout uses
     )
     return TrainingLoader(loader, dataset, transform, device)
@@ -1236,6 +1250,11 @@ def training_dataloader(
 
 def _as_it_is(batch):
     return batch
+
+
+def _keep_memory(worker: int) -> None:
+    """Lets PIL decode into memory that it has; to give it back and get it again takes a fifth of the time."""
+    Image.core.set_blocks_max(4)
 
 
 def collate_evaluation(items: list[dict | str]) -> dict[str, list]:

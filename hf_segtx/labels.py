@@ -240,6 +240,12 @@ class Labels:
             mask = mask[..., 0]  # ids, written three times
         if mask.ndim == 3:
             train = self._map_colors(mask, name)
+        elif mask.ndim == 2 and mask.dtype == np.uint8 and self._byte_table is not None:
+            unknown, table = self._byte_table
+            mapped = bytearray(mask).translate(table)  # twice as fast as numpy
+            if unknown in mapped:
+                self._map_ids(mask, name)  # raises
+            return np.frombuffer(mapped, np.uint8).reshape(mask.shape)
         elif mask.ndim == 2 and mask.dtype.kind in "iub":
             train = self._map_ids(mask, name)
         else:
@@ -247,7 +253,11 @@ class Labels:
                 f"{name}: a mask is (H, W) integers or (H, W, 3) colours, not {mask.dtype} of shape {mask.shape}; "
                 "save it as a PNG with one channel of class ids"
             )
-        return train.astype(np.uint8) if 0 <= self.ignore_index <= 255 and self.num_ids <= 256 else train
+        return train.astype(np.uint8) if self._fits_a_byte else train
+
+    @property
+    def _fits_a_byte(self) -> bool:
+        return 0 <= self.ignore_index <= 255 and self.num_ids <= 256
 
     @cached_property
     def mapping(self) -> dict[int, int]:
@@ -261,6 +271,14 @@ class Labels:
         table = np.full(max(self.mapping) + 2, UNKNOWN, np.int16)
         table[list(self.mapping)] = list(self.mapping.values())
         return table
+
+    @cached_property
+    def _byte_table(self) -> tuple[int, bytes] | None:
+        """What stands for unknown raw ids, and (256,) raw id -> train id; None if train ids need more than a byte."""
+        unknown = next((value for value in range(self.num_ids, 256) if value != self.ignore_index), None)
+        if unknown is None or not self._fits_a_byte:
+            return None
+        return unknown, bytes(self.mapping.get(raw, unknown) for raw in range(256))
 
     @cached_property
     def _color_table(self) -> np.ndarray:

@@ -180,3 +180,22 @@ def test_left_and_right_change_places_in_a_mirrored_image():
     lip = Labels.named("lip")
     pairs = {lip.names[a]: lip.names[b] for a, b in enumerate(flip_permutation(lip.id2label)) if a < b}
     assert pairs == {"Left-arm": "Right-arm", "Left-leg": "Right-leg", "Left-shoe": "Right-shoe"}
+
+
+def test_bytes_are_mapped_as_wider_integers_are():
+    """The table of bytes against the one of integers, for contracts with shifted, dropped and 254 classes."""
+    random = np.random.default_rng(0)
+    for labels in (
+        Labels(names=("a", "b")),
+        Labels.named("ade20k"),
+        Labels.named("cityscapes"),
+        Labels(names=tuple(map(str, range(254)))),
+        Labels(names=tuple(map(str, range(255)))),  # no byte is left that could mean unknown
+    ):
+        mask = random.choice([raw for raw in labels.mapping if raw < 256], (9, 11)).astype(np.uint8)
+        assert np.array_equal(labels.map(mask), labels.map(mask.astype(np.int32)))
+        assert labels.map(mask).dtype == np.uint8 and labels.map(mask).flags.writeable
+        if unknown := sorted(set(range(256)) - set(labels.mapping)):
+            mask[3, 4] = unknown[0]
+            with pytest.raises(ValueError, match=f"1 of 99 pixels have value {unknown[0]},"):
+                labels.map(mask)
