@@ -816,6 +816,8 @@ class TrainingTransform:
         base_size: what factor 1 means: None, the image's own size; (short, long), the largest keep-ratio size whose
             sides fit into these pixels.
         photometric_distortion: change colours. Not done if the processor does not rescale: then the range is unknown.
+        flip_permutation: class that each class is in a mirrored image ("left arm", "right arm"), of
+            `hf_segtx.labels.flip_permutation`; None if all stay.
     """
 
     # rows: luma and two chroma axes of NTSC's YIQ
@@ -833,6 +835,7 @@ class TrainingTransform:
         flip_probability: float = 0.5,
         photometric_distortion: bool = True,
         ignore_index: int = 255,
+        flip_permutation: Sequence[int] | None = None,
     ):
         # mean and std in units of pixels, computed as the processor does, so that the result is equal to the last bit
         self.white = 1.0 / processor.rescale_factor if getattr(processor, "do_rescale", True) else None
@@ -846,6 +849,7 @@ class TrainingTransform:
         self.flip_probability = flip_probability
         self.photometric_distortion = photometric_distortion and self.white is not None
         self.ignore_index = ignore_index
+        self.flip_permutation = None if flip_permutation is None else np.asarray(flip_permutation)
 
     def augment(self, samples: Iterable[tuple]) -> dict:
         """A batch of 8-bit crops (float32 for deeper images).
@@ -945,8 +949,11 @@ class TrainingTransform:
             start + (2 * np.arange(out) + 1) * (stop - start) // (2 * out)
             for start, stop, out in zip(box[:2], box[2:], size, strict=True)
         )
-        labels = torch.from_numpy(labels[rows][:, columns[::-1] if flip else columns])
-        return pixels.flip(1) if flip else pixels, labels
+        labels = labels[rows][:, columns[::-1] if flip else columns]
+        if flip and self.flip_permutation is not None:
+            is_class = labels != self.ignore_index
+            labels[is_class] = self.flip_permutation[labels[is_class]]
+        return pixels.flip(1) if flip else pixels, torch.from_numpy(labels)
 
     def colors(self, random: np.random.Generator, channels: int) -> np.ndarray:
         """(C, C + 1) float32: a matrix, and an offset, for the colours of an image."""
@@ -962,7 +969,7 @@ class TrainingTransform:
 
 
 def _large(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    """An uninitialized tensor; on a processor in pages of 2 MB, which numpy asks for: 4 kB ones cost more than the work."""
+    """An uninitialized tensor; in main memory in pages of 2 MB, as numpy asks for, because small ones cost time."""
     if device.type != "cpu":
         return torch.empty(shape, dtype=dtype, device=device)
     return torch.from_numpy(np.empty(shape, str(dtype).removeprefix("torch.")))

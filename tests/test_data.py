@@ -30,7 +30,7 @@ from hf_segtx.data import (
     read_mask,
     training_dataloader,
 )
-from hf_segtx.labels import Labels
+from hf_segtx.labels import Labels, flip_permutation
 from hf_segtx.models.image_processing_segtx import SegFormerImageProcessor
 from hf_segtx.visualization import overlay
 
@@ -670,6 +670,30 @@ def test_scaled_crop_matches_resizing_the_whole_image(dtype, as_pil):
         assert torch.equal(labels, expected)
         flips.add(flip)
     assert flips == {False, True}
+
+
+def test_left_and_right_change_places_in_flipped_images():
+    """Against a slow loop over the pixels; half of the seeds flip."""
+    names = ["Background", "Left-arm", "Face", "Right-arm", "Left-shoe", "Right-shoe"]
+    permutation = flip_permutation(dict(enumerate(names)))
+    random = np.random.default_rng(0)
+    label = random.choice([0, 1, 2, 3, 4, 5, 255], (12, 17)).astype(np.uint8)
+    image = random.integers(0, 256, (12, 17, 3)).astype(np.uint8)
+    flips = 0
+    for seed in range(20):
+        transform = TrainingTransform(PROCESSOR, (12, 17), (1, 1), flip_permutation=permutation)
+        pixels, labels = augmented(transform, image, label.copy(), seed)
+        if is_flipped := not np.array_equal(pixels.permute(1, 2, 0), image):
+            assert np.array_equal(pixels.permute(1, 2, 0), image[:, ::-1])
+        for row, column in np.ndindex(12, 17):
+            value = int(label[row, 16 - column if is_flipped else column])
+            if is_flipped and value != 255 and names[value][:4] == "Left":
+                value = names.index(names[value].replace("Left", "Right"))
+            elif is_flipped and value != 255 and names[value][:5] == "Right":
+                value = names.index(names[value].replace("Right", "Left"))
+            assert labels[row, column] == value
+        flips += is_flipped
+    assert 5 < flips < 15
 
 
 def test_labels_are_resized_as_torch_does_it_exactly():
