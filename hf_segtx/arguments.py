@@ -73,6 +73,7 @@ class Arguments:
     streaming: bool = flag(False, "Read --dataset_name as it is needed, instead of downloading it first.")
     on_error: Literal["raise", "skip"] = flag("raise", "What a picture that cannot be read does.")
     dataloader_num_workers: int | None = flag(None, "Processes that read images; default 0 on a CPU, up to 8 on a GPU.")
+    cache_gigabytes: float = flag(1.0, "Memory of a process for decoded images and masks, each then decoded once.")
 
     # Optimization
     total_batch_size: int | None = flag(None, "Images a step over all processes; sets --gradient_accumulation_steps.")
@@ -147,9 +148,9 @@ class Arguments:
 # What changes neither weights nor scores, or only says where things are: a resumed run may have it otherwise.
 FREE_ARGUMENTS = """
     cache_dir token hub_token trust_remote_code train_dir validation_dir classes_file dataloader_num_workers
-    output_dir overwrite_output_dir checkpointing_steps save_total_limit resume_from_checkpoint load_best_model_at_end
-    logging_steps with_tracking report_to push_to_hub hub_model_id license per_device_eval_batch_size max_skipped_steps
-    num_train_epochs total_batch_size
+    output_dir overwrite_output_dir checkpointing_steps save_total_limit resume_from_checkpoint cache_gigabytes
+    load_best_model_at_end logging_steps with_tracking report_to push_to_hub hub_model_id license max_skipped_steps
+    per_device_eval_batch_size num_train_epochs total_batch_size
 """.split()
 
 # What the command line starts from when it says nothing about data and model; a recipe like those in recipes/.
