@@ -3,6 +3,7 @@
     python examples/plan.py --recipe examples/recipes/segformer_b0_ade20k_512.args --num_labels 150
     python examples/plan.py --train_dir data/train --architecture setr --size base --max_train_steps 40000
     python examples/plan.py --recipe examples/recipes/ocrnet_hrnet_w48_lip_473.args --num_labels 20 --num_images 30462
+    python examples/plan.py --recipe examples/recipes/segformer_b5_ade20k_640.args --num_labels 150 --num_processes 8
 
 It takes the flags of train.py and reads its data for the number of classes and images, unless `--num_labels` (and,
 where the recipe counts epochs, `--num_images`) say them. Nothing is trained: the images are noise, the updates thrown
@@ -15,7 +16,8 @@ away. What comes out is a table of what was measured, and the command to run, wi
 
 Every measurement has a process of its own, for one peak of memory is not to hide behind another; memory is taken to
 grow evenly with the micro-batch, and the proposal itself is measured at last. The hours are those of the steps:
-reading images is hidden behind them if there are enough `--dataloader_num_workers`, evaluations come on top.
+reading images is hidden behind them if there are enough `--dataloader_num_workers`, evaluations come on top. With
+`--num_processes` each process is taken to have a device like this one, and exchanging gradients to cost nothing.
 """
 
 import argparse
@@ -35,6 +37,7 @@ import train
 from accelerate import Accelerator
 
 from hf_segtx.labels import Labels
+from hf_segtx.machine import keep_freed_memory, peak_memory, use_all_cores
 from hf_segtx.optim import EMA
 
 
@@ -50,8 +53,8 @@ class Step:
 def measure(arguments: train.Arguments, labels: Labels) -> Step | None:
     """Trains three micro-batches of noise, all that train.py does with them; None if there is not enough memory."""
     accelerator = Accelerator(cpu=not torch.accelerator.is_available(), mixed_precision=arguments.mixed_precision)
-    train.use_all_cores(accelerator)
-    train.keep_freed_memory(accelerator)
+    use_all_cores(accelerator)
+    keep_freed_memory(accelerator)
     if arguments.tf32:
         torch.set_float32_matmul_precision("high")
     model, _ = train.build_model(arguments, labels)
@@ -82,7 +85,7 @@ def measure(arguments: train.Arguments, labels: Labels) -> Step | None:
         if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error):
             return None
         raise
-    return Step(train.peak_memory(), *map(min, zip(*times[1:], strict=True)))  # the first one also warms up
+    return Step(peak_memory(), *map(min, zip(*times[1:], strict=True)))  # the first one also warms up
 
 
 def now(accelerator: Accelerator) -> float:
@@ -125,6 +128,9 @@ def propose(
     arguments: train.Arguments, labels: Labels, images_per_step: int, budget: float
 ) -> tuple[train.Arguments, Step]:
     """The fastest arguments whose step fits into `budget` (1e9 bytes), and what was measured of them; prints all.
+
+    Args:
+        images_per_step: of one process.
 
     Raises:
         UserError: if nothing fits.
@@ -179,6 +185,7 @@ def main(command_line: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="plan.py", allow_abbrev=False, epilog="All other flags: those of train.py.")
     parser.add_argument("--num_labels", type=int, help="Number of classes; default: that of the data.")
     parser.add_argument("--num_images", type=int, help="Number of training images; default: that of the data.")
+    parser.add_argument("--num_processes", type=int, default=1, help="Devices like this one to train on together.")
     parser.add_argument("--memory_gb", type=float, help="Memory to fill, 1e9 bytes; default: 0.9 of what is free.")
     own, rest = parser.parse_known_args(command_line)
     arguments = train.parse_arguments(rest)
@@ -190,7 +197,11 @@ def main(command_line: list[str]) -> None:
         dataset, _, labels = train.read_data(arguments, check=False)
         images = len(dataset)
     per_step = arguments.total_batch_size
-    per_step = per_step or arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps
+    of_process = arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps
+    per_step = per_step or of_process * own.num_processes
+    if own.num_processes < 1 or per_step % own.num_processes:
+        raise train.UserError(f"{own.num_processes} processes cannot share {per_step} images; choose a divisor of them")
+    of_process = per_step // own.num_processes
     total_steps = arguments.max_train_steps
     if total_steps is None:
         if images is None:
@@ -198,9 +209,9 @@ def main(command_line: list[str]) -> None:
         total_steps = math.ceil(arguments.num_train_epochs * math.ceil(images / per_step))
     budget = own.memory_gb or 0.9 * free_memory()
     print(f"{labels.num_ids} classes, {total_steps} steps of {per_step} images, {budget:.1f} GB of memory to fill")
-    chosen, step = propose(arguments, labels, per_step, budget)
+    chosen, step = propose(arguments, labels, of_process, budget)
 
-    micro_batches = per_step // chosen.per_device_train_batch_size
+    micro_batches = of_process // chosen.per_device_train_batch_size
     seconds = micro_batches * step.seconds + step.update_seconds
     added = {"total_batch_size": per_step, "per_device_train_batch_size": chosen.per_device_train_batch_size}
     added["mixed_precision"] = chosen.mixed_precision
@@ -209,10 +220,12 @@ def main(command_line: list[str]) -> None:
     if chosen.crop_size != arguments.crop_size:
         words.append(f"--crop_size {' '.join(map(str, chosen.crop_size))}")
     script = os.path.relpath(train.__file__)
+    launcher = "python" if own.num_processes == 1 else f"accelerate launch --num_processes {own.num_processes}"
+    of_all = "" if own.num_processes == 1 else f" of each of {own.num_processes} processes"
     print(
-        f"a step of {micro_batches} x {chosen.per_device_train_batch_size} images takes {seconds:.2f} s and "
+        f"a step of {micro_batches} x {chosen.per_device_train_batch_size} images{of_all} takes {seconds:.2f} s and "
         f"{step.memory:.1f} GB; {total_steps} steps take {total_steps * seconds / 3600:.1f} hours:\n"
-        f"python {script} {shlex.join(rest)} {' '.join(words)}"
+        f"{launcher} {script} {shlex.join(rest)} {' '.join(words)}"
     )
 
 

@@ -35,13 +35,10 @@ Several GPUs and machines: `accelerate launch --config_file examples/accelerate/
 """
 
 import copy
-import ctypes
 import importlib.util
 import json
 import math
 import os
-import platform
-import resource
 import signal
 import sys
 import threading
@@ -95,7 +92,9 @@ from hf_segtx.checkpoints import (
 from hf_segtx.data import TrainingTransform, load_data, training_dataloader
 from hf_segtx.hub import check_token, push, write_card
 from hf_segtx.inference import as_json, evaluate, load_model, predict, protocol
+from hf_segtx.labels import flip_permutation
 from hf_segtx.losses import class_weights_from_counts, parse_loss
+from hf_segtx.machine import is_launched, keep_freed_memory, machine, peak_memory, use_all_cores
 from hf_segtx.metrics import class_table
 from hf_segtx.optim import EMA, make_schedule, parameter_groups
 from hf_segtx.visualization import comparison, training_curves
@@ -338,36 +337,6 @@ def read_data(arguments: Arguments, check: bool):
     return train_dataset, validation_dataset, labels
 
 
-def is_launched() -> bool:
-    """Whether `accelerate launch` started this process."""
-    return "ACCELERATE_MIXED_PRECISION" in os.environ
-
-
-def use_all_cores(accelerator: Accelerator) -> None:
-    """On a CPU `accelerate launch` sets OMP_NUM_THREADS to 1 unless told otherwise; share the cores instead."""
-    if accelerator.device.type == "cpu" and is_launched() and os.environ.get("OMP_NUM_THREADS") == "1":
-        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // accelerator.num_processes))
-
-
-def keep_freed_memory(accelerator: Accelerator) -> None:
-    """On a CPU, lets glibc keep the memory of a step for the next one, instead of having the kernel clear it anew.
-
-    A quarter of the processor time of a step of SegFormer-B0 went there. Does nothing with another C library.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
-    if accelerator.device.type == "cpu" and mallopt is not None:
-        m_trim_threshold, m_mmap_max = -1, -4  # malloc.h
-        mallopt(m_mmap_max, 0)
-        mallopt(m_trim_threshold, 2**31 - 1)
-
-
-def machine(accelerator: Accelerator) -> str:
-    """The hardware in words, for the results."""
-    if accelerator.device.type == "cuda":
-        return f"{accelerator.num_processes} x {torch.cuda.get_device_name()}"
-    return f"{accelerator.num_processes} process(es) of {torch.get_num_threads()} CPU threads ({platform.machine()})"
-
-
 def weights_of_classes(arguments: Arguments, train_dataset, labels) -> list[float] | None:
     """The `--class_weights` as numbers; 'auto' counts the classes in up to 2000 training masks, evenly spread."""
     if arguments.class_weights != ["auto"]:
@@ -447,13 +416,6 @@ def files_of_images(loader, first: int, stop: int) -> list[str]:
     length = len(loader.dataset)
     rows = {int(sampler.order(position // length)[position % length]) for position in range(first, stop)}
     return sorted(loader.dataset[row]["name"] for row in rows)
-
-
-def peak_memory() -> float:
-    """Gigabytes of the accelerator, or of the process on a CPU, at their highest so far."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() / 1e9
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e9
 
 
 def losses(state: dict) -> list[dict]:
@@ -644,6 +606,7 @@ def main(arguments: Arguments, build_model=build_model) -> dict:
             scale_range=tuple(arguments.scale_range),
             base_size=base_size(processor),
             ignore_index=labels.ignore_index,
+            flip_permutation=flip_permutation(labels.id2label),
         ),
         arguments.per_device_train_batch_size,
         seed=arguments.seed,
@@ -652,6 +615,7 @@ def main(arguments: Arguments, build_model=build_model) -> dict:
         process_index=accelerator.process_index,
         num_processes=accelerator.num_processes,
         device=accelerator.device,
+        cache_bytes=int(arguments.cache_gigabytes * 2**30),
     )
     batches = iter(loader)
     if arguments.with_tracking:

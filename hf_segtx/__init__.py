@@ -76,8 +76,8 @@ AutoModelForImageClassification.register(SegFormerConfig, SegFormerForImageClass
 SegFormerForImageClassification.register_for_auto_class("AutoModelForImageClassification")
 
 _SUBMODULES = set(
-    "arguments checkpoints data doctor error_analysis hub inference labels large_images lora losses metrics optim "
-    "readers scenes visualization weights".split()
+    "arguments checkpoints data doctor error_analysis hub inference labels large_images lora losses machine metrics "
+    "optim readers scenes visualization weights".split()
 )
 
 __all__ = [cls.__name__ for row in ARCHITECTURES for cls in row] + ["SegFormerForImageClassification"]

@@ -52,6 +52,22 @@ def test_proposal_is_the_fastest_that_fits(flags, memory, expected, monkeypatch,
     assert (chosen.crop_size, chosen.mixed_precision, chosen.gradient_checkpointing) == (crop, precision, checkpointing)
 
 
+def test_several_processes_share_the_step(monkeypatch, capsys):
+    monkeypatch.setattr(plan, "measure_apart", costs)
+    flags = [*RUN, "--mixed_precision", "no", "--num_labels", "5", "--memory_gb", "8", "--num_processes", "3"]
+    plan.main(flags)
+    *_, says, command = capsys.readouterr().out.splitlines()
+    assert "a step of 2 x 2 images of each of 3 processes takes 1.30 s" in says  # 4 * 0.3 + 0.1
+    assert f"100 steps take {100 * 1.3 / 3600:.1f} hours" in says
+    launcher, words = command.split(" examples/train.py ")
+    assert launcher == "accelerate launch --num_processes 3"
+    chosen = train.parse_arguments(shlex.split(words))
+    train.split_batch(chosen, num_processes=3, on_cpu=True)
+    assert (chosen.per_device_train_batch_size, chosen.gradient_accumulation_steps) == (2, 2)
+    with pytest.raises(train.UserError, match="5 processes cannot share 12 images"):
+        plan.main([*flags, "--num_processes", "5"])
+
+
 def test_what_cannot_be_planned_gets_a_clear_error(monkeypatch):
     monkeypatch.setattr(plan, "measure_apart", costs)
     with pytest.raises(train.UserError, match="not even one image of 256x256 pixels fits into 0.5 GB"):

@@ -227,6 +227,34 @@ def test_run_that_was_killed_20_times_matches_uninterrupted_one(tmp_path):
     assert curves[0] == curves[1]
 
 
+@pytest.mark.slow
+def test_streamed_run_resumes_exactly(tmp_path, monkeypatch):
+    """Parquet shards read in place, with and without worker processes; killed in the second epoch."""
+    import datasets
+    from datasets.table import embed_table_storage
+
+    scenes = train.hf_segtx.scenes.SceneDataset(12, seed=1, size=(80, 96))
+    masks = [Image.fromarray(item["label"].astype("uint8")) for item in scenes]
+    rows = [{"image": item["image"], "label": mask} for item, mask in zip(scenes, masks, strict=True)]
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.Image()})
+    data = tmp_path / "shards"
+    (data / "data").mkdir(parents=True)
+    for split, start, stop in (("train-00000-of-00002", 0, 5), ("train-00001-of-00002", 5, 10), ("validation", 10, 12)):
+        table = datasets.Dataset.from_list(rows[start:stop], features=features).with_format("arrow")
+        table = table.map(embed_table_storage, batched=True).with_format(None)
+        table.to_parquet(data / "data" / f"{split}.parquet", batch_size=2)  # row groups of two
+    (data / "id2label.json").write_text(json.dumps(scenes.labels.id2label))
+    flags = ["--dataset_name", data, "--streaming"]
+    results = run(*flags, "--output_dir", tmp_path / "whole")
+    with monkeypatch.context() as patch, pytest.raises(Kill):
+        stop_at(patch, "loss_shares", 4, Kill())
+        run(*flags, "--output_dir", tmp_path / "out")
+    flags += ["--dataloader_num_workers", "2", "--resume_from_checkpoint", "latest"]
+    resumed = run(*flags, "--output_dir", tmp_path / "out")
+    assert weights(tmp_path / "out") == weights(tmp_path / "whole")
+    assert resumed["evaluations"] == results["evaluations"]
+
+
 # ---- steps
 
 
@@ -440,6 +468,22 @@ def test_bad_input_gets_a_message(tmp_path, capsys):
         printed = capsys.readouterr().err
         assert message in printed and "Traceback" not in printed, (flags, printed)
     assert (tmp_path / "full" / "notes.txt").read_text() == "mine"
+
+
+def test_pictures_that_cannot_be_read_are_left_out_and_listed(tmp_path, capsys):
+    """With --on_error skip in training and in validation; else the run ends before its first step and names them."""
+    folders = [make_folder(tmp_path / name) for name in ("train", "val")]
+    for folder in folders:
+        (folder / "images" / "0.png").write_bytes(b"no picture")
+    flags = [*TINY, "--train_dir", folders[0], "--validation_dir", folders[1], "--output_dir", tmp_path / "out"]
+    flags = [str(flag) for flag in [*flags, "--max_train_steps", "2"]]
+    assert train.run(flags) == 2
+    assert "train/images/0.png" in capsys.readouterr().err
+    assert train.run([*flags, "--on_error", "skip"]) == 0
+    listed = capsys.readouterr().out.partition("left out, 2 in all:\n")[2].splitlines()
+    assert ["train/images/0.png" in listed[0], "val/images/0.png" in listed[1]] == [True, True]
+    results = json.loads((tmp_path / "out" / "all_results.json").read_text())
+    assert results["skipped_samples"] == listed
 
 
 def test_overwriting_deletes_only_the_earlier_run(finished, tmp_path):
