@@ -22,7 +22,9 @@ def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = No
     """As F.linear. In float32 on a CPU it is computed as the 1x1 convolution that it is.
 
     PyTorch gives convolutions to oneDNN and matrix products to MKL, which leaves out AVX-512 on processors of other
-    makers: there the convolution takes half of the time, forward and backward; elsewhere both take the same.
+    makers: there the convolution takes half of the time, forward and backward; elsewhere both take the same. The
+    dilation, which has no meaning for one pixel, makes PyTorch do so with a single thread, too. The tokens lie along
+    the width because oneDNN's gradient of the weights takes four times as long if the height is odd.
 
     Shape:
         x: (..., C_in), weight: (C_out, C_in), bias: (C_out,)
@@ -30,8 +32,9 @@ def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = No
     """
     if x.device.type != "cpu" or x.dtype != torch.float32 or torch.compiler.is_exporting():
         return F.linear(x, weight, bias)
-    tokens = x.reshape(1, -1, 1, x.shape[-1]).permute(0, 3, 1, 2)  # (1, C_in, N, 1), channels-last
-    return F.conv2d(tokens, weight[:, :, None, None], bias).permute(0, 2, 3, 1).reshape(*x.shape[:-1], -1)
+    tokens = x.reshape(1, 1, -1, x.shape[-1]).permute(0, 3, 1, 2)  # (1, C_in, 1, N), channels-last
+    y = F.conv2d(tokens, weight[:, :, None, None], bias, dilation=2)
+    return y.permute(0, 2, 3, 1).reshape(*x.shape[:-1], -1)
 
 
 class Linear(nn.Linear):
