@@ -20,6 +20,7 @@ from transformers import SegformerModel as TransformersSegformerModel
 from transformers.utils import logging
 
 from hf_segtx import SegFormerConfig, SegFormerForImageClassification, SegFormerForSemanticSegmentation, SegFormerModel
+from hf_segtx.models import modeling_segformer
 from hf_segtx.models.configuration_segformer import SIZES
 from hf_segtx.weights import load_original
 
@@ -109,7 +110,7 @@ def test_parameters_and_flops_of_table_1(size):
         model = SegFormerForSemanticSegmentation(config).eval()
         x = torch.randn(1, 3, side, side)
     assert sum(p.numel() for p in model.parameters()) / 1e6 == pytest.approx(parameters, abs=0.05)
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+    with FlopCounterMode(display=False) as counter:  # without no_grad, with which rows next to a block count twice
         model.backbone(x)
     # The paper counts the head as it is written there: project, concatenate at 1/4, fuse, classify.
     width, finest = config.decoder_hidden_size, (side // 4) ** 2
@@ -138,6 +139,18 @@ def test_head_matches_the_paper_written_out(normalized, stages):
         x = F.conv2d(torch.cat(upsampled[::-1], dim=1), head.fuse.weight)
         expected = head.classifier(F.relu(head.norm(x)))
         torch.testing.assert_close(head(maps), expected, rtol=1e-4, atol=1e-5)  # sums in another order
+
+
+@pytest.mark.parametrize("settings", [{}, {"decoder_projection_norm": True}, {"decoder_stages": [1, 2]}])
+def test_prediction_by_rows_is_the_whole_map_at_once(settings, monkeypatch):
+    """Oracle: the way that training takes. Rows of a block and their number do not divide the maps' heights."""
+    model = randomize(SegFormerForSemanticSegmentation(SegFormerConfig(**TINY, num_labels=7, **settings)))
+    images = torch.rand(2, 3, 184, 120)
+    whole = model(images).logits
+    monkeypatch.setattr(modeling_segformer, "BLOCK_NUMEL", 0)
+    with torch.no_grad():
+        rows = model(images).logits
+    assert (rows - whole).abs().max() < 1e-5 * whole.abs().max()  # float32, sums in another order
 
 
 def test_learned_positions_replace_the_convolution():

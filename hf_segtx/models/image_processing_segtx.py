@@ -306,6 +306,8 @@ class SegmentationProcessing:
                     data[name][index][..., top : top + height, left : left + width]
                     for index, top, left, height, width, *_ in data["windows"]
                 ]
+        if len(images) == 1 and "windows" not in data and return_tensors is not None:
+            data["pixel_values"] = data["pixel_values"][0][None]  # stacking would make a copy
         return BatchFeature(data=data, tensor_type=return_tensors)
 
     def process_image(self, image, do_convert_rgb=None, input_data_format=None, num_channels=None, **kwargs):

@@ -18,6 +18,7 @@ Inside the backbone a map is (B, h, w, C): both a token sequence and, permuted, 
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -39,7 +40,12 @@ from .segmentation_base import SegmentationOutput, SegmentationPreTrainedModel
 from .upsampling import positions
 
 
-BLOCK_NUMEL = 2**19  # values of the head's widest map that are held at once in prediction
+BLOCK_NUMEL = 2**19  # values of the widest maps, in Mix-FFN and head, that are held at once in prediction
+
+
+def is_prediction(module: nn.Module) -> bool:
+    """Whether maps may be computed in blocks of rows, which takes less memory but would slow down training."""
+    return not (module.training or torch.is_grad_enabled() or torch.compiler.is_compiling())
 
 
 @dataclass
@@ -153,9 +159,22 @@ class SegFormerMixFFN(nn.Module):
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = self.fc1(x)
+        if not is_prediction(self):
+            return self.rows(x, 0, x.shape[1])
+        # The hidden map, several times as wide, is held for a block of rows; of 16 at least, as two are computed twice.
+        result = torch.empty_like(x)
+        step = max(16, BLOCK_NUMEL // (len(x) * x.shape[2] * self.fc1.out_features))
+        for begin in range(0, x.shape[1], step):
+            result[:, begin : begin + step] = self.rows(x, begin, min(begin + step, x.shape[1]))
+        return result
+
+    def rows(self, x: torch.Tensor, begin: int, end: int) -> torch.Tensor:
+        """Rows `begin` to `end` of the result; the convolution needs one row above and one below."""
+        halo = int(self.dwconv is not None)
+        first = max(begin - halo, 0)
+        x = self.fc1(x[:, first : end + halo])
         if self.dwconv is not None:
-            x = self.dwconv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+            x = self.dwconv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)[:, begin - first : end - first]
         return self.dropout(self.fc2(self.dropout(self.act(x))))
 
 
@@ -226,61 +245,63 @@ class SegFormerDecodeHead(nn.Module):
         self.dropout = nn.Dropout2d(config.classifier_dropout_prob, inplace=True)
         self.classifier = nn.Conv2d(width, config.num_labels, 1)
 
-    def project_and_fuse(self, feature_map: torch.Tensor, i: int, fuse: torch.Tensor) -> torch.Tensor:
-        """What stage i adds to the fusion, at its own resolution. (B, C_i, h_i, w_i) -> (B, C, h_i, w_i)"""
-        x, project = feature_map.permute(0, 2, 3, 1), self.projections[i]  # (B, h_i, w_i, C_i)
-        if self.normalize_projections:
-            x = F.relu(self.projection_norms[i](project(x).permute(0, 3, 1, 2))).permute(0, 2, 3, 1)
-            x = linear(x, fuse)
-        else:
-            x = linear(x, fuse @ project.weight, fuse @ project.bias)
-        return x.permute(0, 3, 1, 2)
+    def product(self, i: int, fuse: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
+        """What stage i adds to the fusion, at its own resolution: a function (B, C_i, h_i, w_i) -> (B, C, h_i, w_i)."""
+        project = self.projections[i]
+        if not self.normalize_projections:
+            weight, bias = fuse @ project.weight, fuse @ project.bias
+            return lambda feature_map: linear(feature_map.permute(0, 2, 3, 1), weight, bias).permute(0, 3, 1, 2)
+
+        def of_map(feature_map: torch.Tensor) -> torch.Tensor:
+            x = project(feature_map.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+            x = F.relu(self.projection_norms[i](x)).permute(0, 2, 3, 1)
+            return linear(x, fuse).permute(0, 3, 1, 2)
+
+        return of_map
 
     def forward(self, feature_maps: tuple[torch.Tensor, ...]) -> torch.Tensor:
         size = feature_maps[0].shape[2:]
         feature_maps = [feature_maps[stage] for stage in self.stages]
         fuse_parts = self.fuse.weight.flatten(1).chunk(len(self.stages), dim=1)[::-1]  # (C, C) each, finest stage first
-        is_prediction = not (self.training or torch.is_grad_enabled() or torch.compiler.is_compiling())
-        if is_prediction and isinstance(self.norm, (nn.BatchNorm2d, nn.SyncBatchNorm)):
+        if is_prediction(self) and isinstance(self.norm, (nn.BatchNorm2d, nn.SyncBatchNorm)):
             return self.logits_by_rows(feature_maps, fuse_parts, size)
         fused = None
         for i, (feature_map, fuse) in enumerate(zip(feature_maps, fuse_parts)):
-            x = self.project_and_fuse(feature_map, i, fuse)
+            x = self.product(i, fuse)(feature_map)
             if x.shape[2:] != size:
                 x = F.interpolate(x, size=size, mode="bilinear", align_corners=False)
             fused = x if fused is None else x.add_(fused)  # in place: these maps are the largest of the network
         return self.classifier(F.relu(self.dropout(self.norm(fused)), inplace=True))  # (B, K, h_0, w_0)
 
     def logits_by_rows(self, feature_maps, fuse_parts, size: tuple[int, int]) -> torch.Tensor:
-        """The same for prediction, without a map (B, C, h_0, w_0): rows are upsampled, added and classified in blocks.
+        """The same for prediction, with maps of C channels for a block of rows only.
 
         BatchNorm is then a scale, which goes into the fusion, and a shift, which upsampling leaves as it is.
         """
         scale = self.norm.weight * (self.norm.running_var + self.norm.eps).rsqrt()
         shift = self.norm.bias - self.norm.running_mean * scale
-        coarse = []  # of the other stages: maps (B, C, h_i, w_i) and where the rows of the result lie in them
-        for i, (feature_map, fuse) in enumerate(zip(feature_maps, fuse_parts)):
-            if feature_map.shape[2:] != size:
-                x = self.project_and_fuse(feature_map, i, scale[:, None] * fuse)
-                coarse.append((x, positions(x.shape[2], size[0], align_corners=False).clamp(0, x.shape[2] - 1)))
-
+        products = [self.product(i, scale[:, None] * fuse) for i, fuse in enumerate(fuse_parts)]
+        places = [  # of the rows of the result in each map
+            positions(feature_map.shape[2], size[0], align_corners=False).clamp(0, feature_map.shape[2] - 1)
+            for feature_map in feature_maps
+        ]
         batch, (height, width) = feature_maps[0].shape[0], size
         logits = shift.new_empty(batch, height, width, self.classifier.out_channels).permute(0, 3, 1, 2)
-        rows = max(1, BLOCK_NUMEL // (batch * len(scale) * width))
-        for begin in range(0, height, rows):
-            end = min(begin + rows, height)
+        step = max(8, BLOCK_NUMEL // (batch * len(scale) * width))
+        for begin in range(0, height, step):
+            end = min(begin + step, height)
             fused = shift[:, None, None]
-            if feature_maps[0].shape[2:] == size:
-                finest = self.project_and_fuse(feature_maps[0][:, :, begin:end], 0, scale[:, None] * fuse_parts[0])
-                fused = finest.add_(fused)
-            for x, places in coarse:
-                above, below = (
-                    x.permute(0, 2, 3, 1).index_select(1, rounded[begin:end].to(x.device, torch.long))
-                    for rounded in (places.floor(), places.ceil())
-                )
-                share = places[begin:end].frac().to(x)[:, None, None]
-                part = torch.lerp(above, below, share).permute(0, 3, 1, 2)  # (B, C, rows, w_i)
-                fused = F.interpolate(part, size=(end - begin, width), mode="bilinear").add_(fused)
+            for feature_map, product, place in zip(feature_maps, products, places):
+                place = place[begin:end]
+                above, below = place.floor().long(), place.ceil().long()
+                first, last = int(above[0]), int(below[-1])
+                x = product(feature_map[:, :, first : last + 1])  # (B, C, last + 1 - first, w_i)
+                if feature_map.shape[2:] != size:
+                    x = x.permute(0, 2, 3, 1)
+                    above, below = (x.index_select(1, (rows - first).to(x.device)) for rows in (above, below))
+                    x = torch.lerp(above, below, place.frac().to(x)[:, None, None])  # (B, end - begin, w_i, C)
+                    x = F.interpolate(x.permute(0, 3, 1, 2), size=(end - begin, width), mode="bilinear")
+                fused = x.add_(fused)
             logits[:, :, begin:end] = self.classifier(F.relu(fused, inplace=True))
         return logits
 
