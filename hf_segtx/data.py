@@ -18,6 +18,8 @@ import math
 import mmap
 import multiprocessing
 import os
+import tarfile
+import tempfile
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -174,7 +176,7 @@ class ParquetRecords(Sequence):
     def __init__(self, files: Sequence[str], image_column: str, label_column: str, token: str | bool | None = None):
         self.files = files
         self.columns = [image_column, label_column]
-        self.options = {"token": token} if token else {}
+        self.token = token
         with ThreadPoolExecutor(16) as pool:
             self.metadata = list(pool.map(self._metadata, files))
         sizes = [[file.row_group(group).num_rows for group in range(file.num_row_groups)] for file in self.metadata]
@@ -185,9 +187,8 @@ class ParquetRecords(Sequence):
         self.cache_size = 2 + POOL_SIZE // max(1, int(np.median(np.diff(self.starts))))
 
     def _open(self, file: str):
-        import fsspec
-
-        return fsspec.open(file, "rb", **(self.options if file.startswith("hf://") else {})).open()
+        system, path = _file_system(file, self.token)
+        return system.open(path, "rb")
 
     def _metadata(self, file: str):
         import pyarrow.parquet
@@ -213,6 +214,83 @@ class ParquetRecords(Sequence):
                 table = parquet.read_row_group(number, columns=self.columns, use_threads=False)  # also when forked
             self.cache[group] = table
         return tuple(table[column][row - int(self.starts[group])].as_py() for column in self.columns)
+
+
+class TarRecords(Sequence):
+    """The samples of WebDataset archives as (image, mask) pairs of undecoded files, read from where they are.
+
+    The headers in the archives are read once, to know where each file begins; then each sample is one read.
+
+    Args:
+        files: paths, or addresses that `fsspec` knows (hf://datasets/..., memory://...).
+        image_column, label_column: what follows the name of a sample, such as "jpg" and "mask.png".
+
+    Raises:
+        ValueError: if an archive cannot be read, or a sample lacks one of both.
+    """
+
+    def __init__(self, files: Sequence[str], image_column: str, label_column: str, token: str | bool | None = None):
+        self.files = files
+        self.columns = image_column, label_column
+        self.token = token
+        with ThreadPoolExecutor(16) as pool:
+            samples = [list(found) for found in pool.map(lambda file: list(tar_samples(file, token)), files)]
+        self.names = [name for found in samples for name, _ in found]
+        self.shards = np.repeat(np.arange(len(files)), [len(found) for found in samples])
+        missing = [
+            f"{files[self.shards[row]]}: {name} has no .{column}"
+            for row, (name, members) in enumerate(sample for found in samples for sample in found)
+            for column in self.columns
+            if column not in members
+        ]
+        if missing:
+            more = ", ..." if len(missing) > 5 else ""
+            raise ValueError(f"{', '.join(missing[:5])}{more}; a sample is an image and a mask: remove or complete it")
+        places = [[members[column] for column in self.columns] for found in samples for _, members in found]
+        self.places = np.array(places, np.int64).reshape(-1, 2, 2)  # begin and end of both files
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, row: int) -> tuple:
+        file, places = self.files[self.shards[row]], self.places[row]
+        begin, end = int(places.min()), int(places.max())
+        system, path = _file_system(file, self.token)
+        content = system.cat_file(path, begin, end)  # the files of a sample follow each other
+        return tuple(
+            {"bytes": content[start - begin : stop - begin], "path": f"{file}/{self.names[row]}.{column}"}
+            for column, (start, stop) in zip(self.columns, places.tolist(), strict=True)
+        )
+
+
+def tar_samples(file: str, token: str | bool | None = None) -> Iterator[tuple[str, dict[str, tuple[int, int]]]]:
+    """Name, and column -> (begin, end) in the archive, of each sample; files with equal names up to the first dot."""
+    system, path = _file_system(file, token)
+    name, members = None, {}
+    try:
+        # small blocks: an archive is skipped through, header by header
+        with system.open(path, "rb", block_size=2**16) as stream, tarfile.open(fileobj=stream, mode="r:") as archive:
+            for member in archive:
+                folder, _, base = member.name.rpartition("/")
+                stem, _, column = base.partition(".")
+                if not member.isfile() or not stem or not column:
+                    continue
+                if f"{folder}/{stem}" != name:
+                    if members:
+                        yield name.lstrip("/"), members
+                    name, members = f"{folder}/{stem}", {}
+                members[column] = member.offset_data, member.offset_data + member.size
+    except (tarfile.TarError, OSError) as error:
+        raise ValueError(f"{file}: cannot be read as an uncompressed tar archive ({error}); write it again") from error
+    if members:
+        yield name.lstrip("/"), members
+
+
+def _file_system(file: str, token: str | bool | None = None) -> tuple:
+    """The `fsspec` file system and the path in it, of a path or an address."""
+    import fsspec
+
+    return fsspec.core.url_to_fs(file, **({"token": token} if token and file.startswith("hf://") else {}))
 
 
 def _name(file, position: str) -> str:
@@ -472,6 +550,8 @@ def load_tables(
     """
     import datasets
 
+    if "://" in name:
+        raise ValueError(f"{name}: an address is read with --streaming; a data set of the Hub is OWNER/NAME")
     path = Path(name).resolve()
     kind = {".arrow": "arrow", ".parquet": "parquet", ".tar": "webdataset"}.get(path.suffix.lower())
     if path.is_file() and kind is None:
@@ -494,37 +574,69 @@ def load_tables(
     return tables if isinstance(tables, dict) else datasets.DatasetDict({"train": tables})
 
 
+def _files_at(address: str, token: str | bool | None) -> tuple[str, dict[str, list[str]]]:
+    """Kind ("parquet" or "webdataset"), and files of each split, at an address; splits as `datasets` finds them."""
+    from datasets import DownloadConfig
+    from datasets.data_files import DataFilesDict, get_data_patterns
+
+    if address.endswith((".parquet", ".tar")):
+        return "parquet" if address.endswith(".parquet") else "webdataset", {"train": [address]}
+    config = DownloadConfig(token=token)
+    patterns = get_data_patterns(address, config)
+    found = DataFilesDict.from_patterns(patterns, base_path=address, download_config=config)
+    for kind, suffix in (("parquet", ".parquet"), ("webdataset", ".tar")):
+        splits = {str(split): [file for file in files if file.endswith(suffix)] for split, files in found.items()}
+        if splits := {split: files for split, files in splits.items() if files}:
+            return kind, splits
+    raise FileNotFoundError(f"no .parquet and no .tar file at {address}")
+
+
 def load_shards(
     name: str, config_name: str | None = None, *, token: str | bool | None = None, revision: str | None = None
-) -> dict[str, list[str]]:
-    """The Parquet files of each split of a data set, of the Hub or in a local folder; they are not read.
+) -> tuple[str, dict[str, list[str]]]:
+    """The files of each split of a data set, of the Hub, in a local folder or at an address; they are not read.
+
+    Returns:
+        "parquet" or "webdataset", and split -> files.
 
     Raises:
-        ValueError: if it does not consist of Parquet files.
+        ValueError: if it consists of other files.
     """
     import datasets
 
     path = Path(name).resolve()
     try:
+        if "://" in name:
+            return _files_at(name, token)
         if path.is_file():
-            builder = datasets.load_dataset_builder("parquet", data_files=str(path))
+            return _files_at(str(path), token)
         else:
             source = str(path) if path.exists() else name
             builder = datasets.load_dataset_builder(source, config_name, token=token, revision=revision)
     except Exception as error:  # of datasets, huggingface_hub and the network
         raise ValueError(f"the data set {name} cannot be found ({type(error).__name__}: {error})") from error
-    if builder.name != "parquet":
+    if builder.name not in ("parquet", "webdataset"):
         raise ValueError(
-            f"{name}: streaming reads Parquet files, these are of the kind {builder.name!r}; leave --streaming away, "
-            "or convert them with examples/prepare_dataset.py"
+            f"{name}: streaming reads Parquet files and WebDataset archives, these are of the kind {builder.name!r}; "
+            "leave --streaming away, or convert them with examples/prepare_dataset.py"
         )
-    return {str(split): list(files) for split, files in builder.config.data_files.items()}
+    return builder.name, {str(split): list(files) for split, files in builder.config.data_files.items()}
 
 
-def _first_row(file: str, token: str | bool | None):
-    """A `datasets.Dataset` of one row of a Parquet file, with its features."""
+def _first_row(kind: str, file: str, token: str | bool | None):
+    """A `datasets.Dataset` of one row of a Parquet file, with its features, or of an archive's first sample."""
     import datasets
 
+    if kind == "webdataset":
+        _, members = next(tar_samples(file, token), (None, {}))
+        system, path = _file_system(file, token)
+        features, row = datasets.Features(), {}
+        for column, place in members.items():
+            is_picture = Path(f"sample.{column}").suffix.lower() in IMAGE_SUFFIXES - {".npy"}
+            features[column] = datasets.Image() if is_picture else datasets.Value("binary")
+            content = system.cat_file(path, *place)
+            row[column] = {"bytes": content, "path": None} if is_picture else content
+        return datasets.Dataset.from_list([row], features)
     return datasets.Dataset.from_list(
         list(datasets.load_dataset("parquet", data_files=file, streaming=True, split="train", token=token).take(1))
     )
@@ -538,7 +650,15 @@ def _table_labels(
     import huggingface_hub
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
-    if Path(name).exists():
+    if "://" in name:
+        folder = name.rpartition("/")[0] if name.endswith((".parquet", ".tar")) else name.rstrip("/")
+        for file in CONTRACT_FILES:
+            system, path = _file_system(f"{folder}/{file}", token)
+            if system.exists(path):
+                with tempfile.TemporaryDirectory() as temporary:
+                    system.get_file(path, f"{temporary}/{file}")
+                    return Labels.from_file(f"{temporary}/{file}", do_reduce_labels)
+    elif Path(name).exists():
         if file := contract_file(name if Path(name).is_dir() else Path(name).parent):
             return Labels.from_file(file, do_reduce_labels)
     else:
@@ -586,7 +706,8 @@ def load_data(
     """Finds, reads and checks the training and validation data: of a data set, of folders, or the embedded scenes.
 
     Args:
-        dataset_name: Hub data set, or a local folder or file of one (see `load_tables`).
+        dataset_name: Hub data set, or a local folder or file of one (see `load_tables`); to stream also an
+            address that `fsspec` knows (hf://datasets/..., memory://...).
         train_dir, validation_dir: folders with images/ and masks/ (see `folder_records`), and classes.json or
             id2label.json in them or their parent; or public data sets as their owners distribute them, and .csv or
             .jsonl files of pairs (see `hf_segtx.readers`), which know their splits and classes.
@@ -601,8 +722,9 @@ def load_data(
         num_channels: of the images (see `read_image`).
         check: run `check_data` on both; in a run of several processes one of them is enough.
         on_error: "raise", or "skip": bad samples are left out, said and listed (`SegmentationDataset.skipped`).
-        streaming: read the Parquet files of the data set where they are, without a copy, and only the parts that are
-            used (see `ParquetRecords`); the order of training is as random as `ShuffledBatches` says.
+        streaming: read the Parquet files or WebDataset archives of the data set where they are, without a copy, and
+            only the parts that are used (see `ParquetRecords` and `TarRecords`); the order of training is as random as
+            `ShuffledBatches` says.
 
     Returns:
         training data (None without any), validation data, labels. Both data sets give items
@@ -623,12 +745,12 @@ def load_data(
         return train, validation, validation.labels
 
     if streaming and not dataset_name:
-        raise ValueError("--streaming is for the Parquet files of --dataset_name; folders are read file by file anyway")
+        raise ValueError("--streaming is for --dataset_name; the files of folders are read one by one anyway")
 
     explicit = Labels.from_file(classes_file, do_reduce_labels) if classes_file else None
     if dataset_name:
         if streaming:
-            tables = load_shards(dataset_name, dataset_config_name, token=token, revision=revision)
+            kind, tables = load_shards(dataset_name, dataset_config_name, token=token, revision=revision)
         else:
             tables = load_tables(dataset_name, dataset_config_name, cache_dir=cache_dir, token=token, revision=revision)
         validation_split = validation_split or next((s for s in ("validation", "val", "valid") if s in tables), None)
@@ -636,10 +758,12 @@ def load_data(
             if split and split not in tables:
                 raise ValueError(f"{dataset_name}: there is no split {split!r}; the splits are {list(tables)}")
         table = tables[train_split or validation_split or next(iter(tables))]
-        table = _first_row(table[0], token) if streaming else table
+        table = _first_row(kind, table[0], token) if streaming else table
         columns = find_columns(table, image_column_name, label_column_name)
         labels = explicit or _table_labels(dataset_name, table, columns[1], do_reduce_labels, token, revision)
-        records = functools.partial(ParquetRecords, token=token) if streaming else TableRecords
+        records = TableRecords
+        if streaming:
+            records = functools.partial(ParquetRecords if kind == "parquet" else TarRecords, token=token)
         train_records = records(tables[train_split], *columns) if train_split else None
         validation_records = records(tables[validation_split], *columns) if validation_split else None
     else:

@@ -1,6 +1,7 @@
 """Reading, checks, augmentation and loaders, on small files that the tests write."""
 
 import colorsys
+import io
 import json
 import logging
 import struct
@@ -411,9 +412,9 @@ def streamed(root, **options):
     return load_data(dataset_name=str(root), streaming=True, train_val_split=0.2, check=False, **options)
 
 
-def test_streamed_rows_match_the_files_they_were_made_from(shards):
+def test_streamed_rows_match_the_files_they_were_made_from(shards, streams):
     expected = SegmentationDataset(folder_records(shards / "files"), Labels.from_folder(shards))
-    train, validation, labels = streamed(shards)
+    train, validation, labels = streamed(streams)
     assert (len(train), len(validation), labels.num_labels) == (82, 21, 100)
     for dataset in (train, validation):
         for index in (0, 17, 5):
@@ -421,10 +422,41 @@ def test_streamed_rows_match_the_files_they_were_made_from(shards):
             assert np.array_equal(item["image"], other["image"]) and np.array_equal(item["label"], other["label"])
 
 
-def test_streaming_is_exact_and_resumes_anywhere(shards, monkeypatch):
+def write_archives(shards, folder):
+    """The rows of `shards` as three WebDataset archives with three files a sample."""
+    folder.mkdir()
+    for shard, start in enumerate((0, 40, 80)):
+        with tarfile.open(folder / f"train-{shard:05}-of-00003.tar", "w") as archive:
+            for number in range(start, min(start + 40, 103)):
+                archive.add(shards / f"files/images/{number:03}.png", f"town.a/{number:03}.jpg")
+                note = tarfile.TarInfo(f"town.a/{number:03}.json")
+                note.size = 2
+                archive.addfile(note, io.BytesIO(b"{}"))
+                archive.add(shards / f"files/masks/{number:03}.png", f"town.a/{number:03}.png")
+    (folder / "id2label.json").write_text((shards / "id2label.json").read_text())
+    return folder
+
+
+@pytest.fixture(params=["parquet", "tar", "parquet in memory", "tar in memory"])
+def streams(request, shards, tmp_path):
+    """Name of a data set to stream: local, or at an address (of a file system that needs no network)."""
+    import fsspec
+
+    folder = shards if request.param.startswith("parquet") else write_archives(shards, tmp_path / "archives")
+    if not request.param.endswith("memory"):
+        yield folder
+        return
+    system = fsspec.filesystem("memory")
+    for file in (*folder.glob("data/*.parquet"), *folder.glob("*.tar"), folder / "id2label.json"):
+        system.pipe_file(f"/streams/{file.relative_to(folder)}", file.read_bytes())
+    yield "memory://streams"
+    system.rm("/streams", recursive=True)
+
+
+def test_streaming_is_exact_and_resumes_anywhere(streams, monkeypatch):
     """Each row once an epoch; two processes and a resumed run see what one uninterrupted run sees."""
     monkeypatch.setattr(data, "POOL_SIZE", 30)
-    train, _, _ = streamed(shards)
+    train, _, _ = streamed(streams)
     transform = TrainingTransform(PROCESSOR, (4, 4), (1, 1), flip_probability=0, photometric_distortion=False)
 
     def rows(batches, count):
@@ -463,10 +495,26 @@ def test_a_stream_reads_each_row_group_once_an_epoch(shards, monkeypatch):
     assert len(groups) == 11 and train.records.cache_size <= 5
 
 
-def test_streaming_needs_parquet(tables, shards):
-    with pytest.raises(ValueError, match="streaming reads Parquet files, these are of the kind 'imagefolder'"):
+def test_archives_that_are_wrong_are_explained(shards, tmp_path):
+    folder = write_archives(shards, tmp_path / "archives")
+    with tarfile.open(folder / "train-00001-of-00003.tar", "a") as archive:
+        archive.add(shards / "files/images/000.png", "town.a/lonely.jpg")
+    with pytest.raises(ValueError, match=r"train-00001-of-00003\.tar: town\.a/lonely has no \.png; a sample is"):
+        streamed(folder)
+    file = folder / "train-00002-of-00003.tar"
+    file.write_bytes(b"no archive" * 100)
+    with pytest.raises(ValueError, match="train-00002-of-00003.tar: cannot be read as an uncompressed tar archive"):
+        streamed(folder)
+    with pytest.raises(ValueError, match=r"data set memory://nowhere cannot be found"):
+        load_data(dataset_name="memory://nowhere", streaming=True)
+    with pytest.raises(ValueError, match=r"memory://nowhere: an address is read with --streaming"):
+        load_data(dataset_name="memory://nowhere")
+
+
+def test_streaming_needs_parquet_or_archives(tables, shards):
+    with pytest.raises(ValueError, match="streaming reads Parquet .* archives, these are of the kind 'imagefolder'"):
         load_data(dataset_name=str(tables / "imagefolder"), streaming=True)
-    with pytest.raises(ValueError, match="--streaming is for the Parquet files of --dataset_name"):
+    with pytest.raises(ValueError, match="--streaming is for --dataset_name"):
         load_data(train_dir=str(shards), streaming=True)
 
 
