@@ -5,7 +5,9 @@ Each table follows the owners' own list:
     ade20k           objectInfo150.txt and color150.mat of CSAILVision/sceneparsing; of each name one synonym, as in
                      public checkpoints: the first (television receiver: the second). Mask value 0 is not labelled.
     cityscapes       cityscapesScripts, helpers/labels.py: ids 0 .. 33 of `*_labelIds.png`, 19 of them evaluated
-    pascal_context   59_labels.txt of the Pascal Context page, 0 for everything else: background, a class of the 60
+    pascal_context   59_labels.txt of the Pascal Context page, 0 for everything else: background, a class of the 60.
+                     "..._mmsegmentation": the same masks, but classes in the order of that code base, the alphabet's,
+                     as its converter of masks and its mmseg/datasets/pascal_context.py have it; for its checkpoints
     coco_stuff       cocostuff-labels.txt of nightrome/cocostuff: 182 names, 11 of which no mask has. Masks of the 164k
                      images count from 0 and say 255 for unlabelled, those of the 10k count from 1 and say 0.
     lip              names of sysu-hcp.net/lip; colours of the authors' Engineering-Course/LIP_JPPNet, utils/utils.py
@@ -147,13 +149,14 @@ def _cityscapes(raw_ids: bool) -> dict:
     return {**table, "raw_to_train": raw_to_train} if raw_ids else table
 
 
-def _pascal_context(background: bool) -> dict:
-    names = _entries(PASCAL_CONTEXT)
-    palette = [_voc_color(number) for number in range(60)]
+def _pascal_context(background: bool, alphabetical: bool = False) -> dict:
+    entries = [(name, raw, _voc_color(raw)) for raw, name in enumerate(_entries(PASCAL_CONTEXT), 1)]
+    entries = sorted(entries) if alphabetical else entries
     if background:
-        return {"names": ["background", *names], "palette": palette}
-    raw_to_train = {0: VOID, **{train_id + 1: train_id for train_id in range(59)}}
-    return {"names": names, "palette": palette[1:], "raw_to_train": raw_to_train}
+        entries.insert(0, ("background", 0, _voc_color(0)))
+    names, raws, palette = zip(*entries)
+    raw_to_train = {0: VOID, **{raw: train_id for train_id, raw in enumerate(raws)}}
+    return {"names": names, "palette": palette, "raw_to_train": raw_to_train}
 
 
 def _coco_stuff(first: int, unlabelled: int) -> dict:
@@ -198,6 +201,8 @@ TABLES = {
     "lip": _colored(LIP),
     "loveda": _colored(LOVEDA, first=1),
     "pascal_context_59": _pascal_context(background=False),
+    "pascal_context_59_mmsegmentation": _pascal_context(background=False, alphabetical=True),
     "pascal_context_60": _pascal_context(background=True),
+    "pascal_context_60_mmsegmentation": _pascal_context(background=True, alphabetical=True),
     "voc": _voc(),
 }

@@ -68,6 +68,16 @@ def read_state_dict(path: str | Path) -> StateDict:
     return {name: value for name, value in content.items() if isinstance(value, torch.Tensor)}
 
 
+def read_class_names(path: str | Path) -> list[str] | None:
+    """The names that mmsegmentation writes into a checkpoint beside the tensors; None in files of others."""
+    content = None if Path(path).suffix in (".safetensors", ".npz") else torch.load(path, "cpu", weights_only=True)
+    meta = content.get("meta") if isinstance(content, dict) else None
+    if not isinstance(meta, dict):
+        return None
+    names = (meta.get("dataset_meta") or {}).get("classes") or meta.get("CLASSES")  # mmsegmentation 1, 0
+    return [str(name) for name in names] if names else None
+
+
 def renamed(state: StateDict, names: Names) -> StateDict:
     """The same tensors under other names; two that would get the same name raise."""
     result = {}
@@ -604,7 +614,8 @@ def load_original(path_or_state_dict: str | Path | StateDict, **config_overrides
 
     Source, architecture and sizes are found in the checkpoint's keys and shapes. What cannot be seen there is taken as
     published and can be given as an override: `num_attention_heads` (64 channels each), `feature_indices`, `image_size`
-    (square).
+    (square). Class names come along if the file holds them, as mmsegmentation's do; if not, mind the order: Pascal
+    Context's classes are the alphabet's in mmsegmentation (`Labels.named("pascal_context_59_mmsegmentation")`).
 
     Args:
         path_or_state_dict: a safetensors or pickle file, or named tensors; or the folder of a Segmenter of its authors,
@@ -641,6 +652,10 @@ def load_original(path_or_state_dict: str | Path | StateDict, **config_overrides
             f"{where} looks like {name}, but {len(unexpected)} tensors are unexpected ({', '.join(unexpected[:5])}) "
             f"and {len(missing)} are missing ({', '.join(missing[:5])}), by their names here"
         )
+    names = None if isinstance(given, dict) or "id2label" in config_overrides else read_class_names(given)
+    if names is not None and len(names) == model.config.num_labels:
+        model.config.id2label = dict(enumerate(names))
+        model.config.label2id = {name: number for number, name in enumerate(names)}
     return model.eval()
 
 

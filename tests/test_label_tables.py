@@ -29,7 +29,9 @@ def mapped(name, raw_ids, dtype=np.uint8):
         ("lip", 20),
         ("loveda", 7),
         ("pascal_context_59", 59),
+        ("pascal_context_59_mmsegmentation", 59),
         ("pascal_context_60", 60),
+        ("pascal_context_60_mmsegmentation", 60),
         ("voc", 21),
     ],
 )
@@ -41,7 +43,7 @@ def test_every_table_has_its_classes_and_ignores_255(name, classes):
 
 
 def test_all_tables_are_listed_above_and_unknown_ones_refused():
-    assert len(TABLES) == 11
+    assert len(TABLES) == 13
     with pytest.raises(ValueError, match="'city'.* cityscapes,"):
         Labels.named("city")
     assert Labels.from_file("voc") == Labels.named("voc")  # as --classes_file
@@ -109,6 +111,18 @@ def test_pascal_context_matches_the_order_of_459_names():
     voc = [name.replace("diningtable", "table") for name in Labels.named("voc").names]
     assert Labels.named("pascal_context_60").names[:21] == tuple(voc)  # the first are VOC's
     assert mapped("pascal_context_59", [0, 1, 59]) == [255, 0, 58] and mapped("pascal_context_60", [0, 59]) == [0, 59]
+
+
+def test_mmsegmentations_pascal_context_matches_its_list():
+    """First and last names of mmseg/datasets/pascal_context.py; the same masks mean the same names in both orders."""
+    for count in (59, 60):
+        own, theirs = (Labels.named(f"pascal_context_{count}{end}") for end in ("", "_mmsegmentation"))
+        shown = theirs.names[count - 59 :]
+        assert shown[:4] == ("aeroplane", "bag", "bed", "bedclothes") and shown[-3:] == ("water", "window", "wood")
+        assert list(shown) == sorted(own.names[count - 59 :])
+        raws = np.arange(60)[None]
+        for a, b in zip(own.map(raws)[0].tolist(), theirs.map(raws)[0].tolist(), strict=True):
+            assert (a, b) == (255, 255) or own.names[a] == theirs.names[b] and own.palette[a] == theirs.palette[b]
 
 
 def test_voc_matches_its_color_map():

@@ -84,6 +84,18 @@ def test_every_kind_of_file(tmp_path):
             assert torch.equal(loaded(images).logits, expected)
 
 
+def test_class_names_come_along(tmp_path):
+    """From where mmsegmentation 0 and 1 write them."""
+    _, state = authors_state()
+    names = list("gfedcba")
+    for meta in ({"CLASSES": tuple(names), "PALETTE": [[1, 2, 3]] * 7}, {"dataset_meta": {"classes": names}}):
+        torch.save({"meta": meta, "state_dict": state}, tmp_path / "a.pth")
+        config = load_original(tmp_path / "a.pth").config
+        assert [config.id2label[number] for number in range(7)] == names and config.label2id["a"] == 6
+    own = {number: f"own {number}" for number in range(7)}
+    assert load_original(tmp_path / "a.pth", id2label=own).config.id2label == own
+
+
 def test_overrides_reach_the_configuration():
     config = load_original(authors_state()[1], drop_path_rate=0.1, auxiliary_loss_weight=0.2).config
     assert (config.drop_path_rate, config.auxiliary_loss_weight) == (0.1, 0.2)
