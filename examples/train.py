@@ -830,12 +830,15 @@ def run(command_line: list[str]) -> int:
     try:
         try:
             arguments = parse_arguments(command_line)
-        except ValueError as error:
+        except (ValueError, OSError) as error:
             raise UserError(str(error)) from error
         main(arguments)
-    except (UserError, OSError) as error:  # a full disk, and the like
-        if int(os.environ.get("RANK", 0)) == 0 or isinstance(error, OSError):
-            print(f"error: {error}", file=sys.stderr)
+    except UserError as error:
+        if int(os.environ.get("RANK", 0)) == 0:
+            print(f"\nerror: {error}", file=sys.stderr)  # below the progress bar
+        return 2
+    except OSError as error:  # a full disk, and the like
+        print(f"\nerror: {error} (the run writes to {arguments.output_dir})", file=sys.stderr)
         return 2
     except (KeyboardInterrupt, Stopped) as stop:
         recipe = Path((arguments and arguments.output_dir) or "") / "train.args"

@@ -204,7 +204,7 @@ def as_recipe(arguments: Arguments) -> str:
 def check_arguments(arguments: Arguments) -> None:
     """Raises ValueError for what is wrong with the arguments by themselves."""
     counts = "per_device_train_batch_size per_device_eval_batch_size gradient_accumulation_steps logging_steps"
-    counts += " total_batch_size max_skipped_steps early_stopping_patience"
+    counts += " total_batch_size max_train_steps evaluation_steps max_skipped_steps early_stopping_patience"
     for name in counts.split():
         if getattr(arguments, name) is not None and getattr(arguments, name) < 1:
             raise ValueError(f"--{name} is {getattr(arguments, name)}; it must be at least 1")
@@ -212,6 +212,8 @@ def check_arguments(arguments: Arguments) -> None:
         json.loads(arguments.config_overrides or "{}")
     except ValueError as error:
         raise ValueError(f"--config_overrides {arguments.config_overrides} is not JSON ({error})") from error
+    if arguments.num_train_epochs <= 0:
+        raise ValueError(f"--num_train_epochs is {arguments.num_train_epochs}; it must be above 0")
     every = arguments.checkpointing_steps
     if every is not None and every != "epoch" and not (every.isdigit() and int(every) > 0):
         raise ValueError(f"--checkpointing_steps is {every!r}; give a number of steps, or 'epoch'")

@@ -145,7 +145,8 @@ def _cleaned_up(partial: Path, what: str) -> Iterator[None]:
         shutil.rmtree(partial, ignore_errors=True)
         if not isinstance(error, Exception):
             raise
-        cure = "make room"
+        free = shutil.disk_usage(partial.parent).free / 1e6
+        cure = f"{free:.1f} MB are free there; make room"
         if whole := find_checkpoints(partial.parent):
             cure += f" and go on from {whole[-1]} with --resume_from_checkpoint latest"
         raise OSError(f"could not write {what} ({error}); {cure}") from error

@@ -451,7 +451,11 @@ def test_bad_input_gets_a_message(tmp_path, capsys):
         ([*out, "--resume_from_checkpoint", "latest"], "there is no run to resume"),
         ([*out, "--resume_from_checkpoint", tmp_path / "full"], "it has no config.json"),
         ([*out, "--recipe", tmp_path / "no.args"], "there is no recipe"),
+        ([*out, "--leraning_rate", "1"], "did you mean --learning_rate?"),
         ([*out, "--crop_size", "1", "2", "3"], "--crop_size"),
+        ([*out, "--max_train_steps", "0"], "it must be at least 1"),
+        ([*out, "--num_train_epochs", "0"], "it must be above 0"),
+        ([*out, "--loss", "focal(beta=1)"], "focal takes gamma=NUMBER"),
         ([*out, "--checkpointing_steps", "often"], "a number of steps, or 'epoch'"),
         ([*out, "--num_warmup_steps", "100"], "shorten the warm-up"),
         ([*out, "--class_weights", "1", "2"], "give one each"),
@@ -519,7 +523,8 @@ def test_full_disk_leaves_the_last_checkpoint_whole(finished, tmp_path, monkeypa
         patch.setattr(train.json, "dumps", full)
         assert train.run(flags) == 2
     message = capsys.readouterr().err
-    assert "No space left" in message and "step_3" in message
+    assert "No space left" in message and "MB are free there; make room and go on from" in message
+    assert "step_3" in message
     assert not list((tmp_path / "out").glob(".partial*"))
     assert train.run([*flags, "--resume_from_checkpoint", "latest"]) == 0
     assert weights(tmp_path / "out") == weights(folder)
