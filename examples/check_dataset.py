@@ -6,8 +6,8 @@
 
 Reads every file once, in processes, and prints the histogram of raw values and classes with the images of each, mean
 and std of the images, and a verdict: values outside the classes; masks of {0, 255}, in RGB, with smoothed edges or
-shifted by one; masks of other sizes than their images; files that cannot be read; classes that a split lacks; images
-that are in both splits. Exit status 0: ready (maybe with warnings), 1: errors.
+ids shifted by one; masks of other sizes than their images, or that lie beside what they show; files that cannot be
+read; classes that a split lacks; images that are in both splits. Exit status 0: ready (maybe with warnings), 1: errors.
 """
 
 import argparse

@@ -5,6 +5,7 @@
 `hf_segtx.data.check_data` is the short form that runs before every training: it refuses what cannot be trained on.
 """
 
+import math
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -16,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
 from .data import SegmentationDataset, read_image
-from .labels import Labels
+from .labels import Labels, flip_permutation
 from .visualization import FAINT, GAP, PAPER, TEXT_SIZE, _font, legend, overlay
 
 
@@ -24,6 +25,13 @@ HASH_SIDE = 16  # an image's fingerprint says of 16 x 16 places whether it gets 
 # Bits of 256 in which two images may differ and be called the same. Measured on 102 photographs: saved again at half
 # the size 13 at most, as JPEG of quality 40 15, as a thumbnail of 160x120 14; different ones 19 and more (median 121).
 SAME_IMAGE = 18
+ALIGNED_SAMPLES = 32  # of a split, whose masks are held against their images
+LARGEST_SHIFT = 32  # pixels that a mask is moved by in each direction to see where it fits best
+# Masks are called shifted or mirrored if they fit so many times as well there, and so well (see `alignment`). Measured,
+# 3 pixels or more away: CamVid, ADE20K, Cityscapes, LIP and VOC fit less well than where they are, three images of
+# LoveDA 1.5 times as well, but only by 0.27; CamVid's masks moved by 8 pixels 1.7 times and more, by 0.7 and more.
+BETTER = 1.5
+FITS = 0.35
 RARE = 0.0001  # share of the pixels below which a class is called rare
 
 
@@ -39,6 +47,7 @@ class Sample:
         pixels: (num_ids + 1,) of each train id, the last ignored; zeros if the mask breaks the contract.
         moments: (2, C) mean and mean square of the image over its pixels, in units of 0-1.
         fingerprint: (256,) bool; None for an image without contrast.
+        shifts, mirrored: of `alignment`; None if not asked for, or without borders.
     """
 
     name: str
@@ -50,6 +59,8 @@ class Sample:
     colored: bool = False
     moments: np.ndarray | None = None
     fingerprint: np.ndarray | None = None
+    shifts: np.ndarray | None = None
+    mirrored: np.ndarray | None = None
 
 
 class Finding(NamedTuple):
@@ -62,13 +73,14 @@ class Finding(NamedTuple):
 class _Examined(Dataset):
     def __init__(self, dataset: SegmentationDataset):
         self.dataset = dataset
+        self.aligned = set(np.linspace(0, len(dataset) - 1, ALIGNED_SAMPLES).round().astype(int).tolist())
 
     def __len__(self) -> int:
         return len(self.dataset)
 
     def __getitem__(self, index: int) -> Sample:
         torch.set_num_threads(1)
-        return examine_sample(self.dataset, index)
+        return examine_sample(self.dataset, index, index in self.aligned)
 
 
 def _as_it_is(sample: Sample) -> Sample:
@@ -82,7 +94,7 @@ def examine(dataset: SegmentationDataset, split: str, num_workers: int = 0, prog
     return Report(split, dataset.labels, samples)
 
 
-def examine_sample(dataset: SegmentationDataset, index: int) -> Sample:
+def examine_sample(dataset: SegmentationDataset, index: int, align: bool = False) -> Sample:
     labels = dataset.labels
     image_file, mask_file = dataset.files(index)
     name = str(getattr(mask_file, "path", mask_file if isinstance(mask_file, str) else f"row {index}"))
@@ -103,6 +115,8 @@ def examine_sample(dataset: SegmentationDataset, index: int) -> Sample:
         train = labels.map(mask, name)
         train = np.where(train == labels.ignore_index, labels.num_ids, train)
         sample.pixels = np.bincount(train.ravel(), minlength=labels.num_ids + 1)
+        if align:
+            sample.shifts, sample.mirrored = alignment(np.asarray(gray, np.float32), train)
     except ValueError as error:
         sample.error = str(error)
     return sample
@@ -132,6 +146,31 @@ def fingerprint(gray: Image.Image) -> np.ndarray | None:
     """Difference hash of a grey image of 0-255: (256,) bool; None if there is nothing to see."""
     small = np.asarray(gray.resize((HASH_SIDE + 1, HASH_SIDE), Image.Resampling.BOX), np.float32)
     return None if small.std() < 2 else (small[:, 1:] > small[:, :-1]).ravel()
+
+
+def alignment(gray: np.ndarray, train: np.ndarray) -> tuple[np.ndarray, np.ndarray] | tuple[None, None]:
+    """How much the image changes at the borders of the mask, if the mask is moved or mirrored.
+
+    Shape:
+        gray, train: (H, W)
+        returns: (65, 65) for shifts of the mask by -32 .. 32 pixels, down and to the right, and (4,) for the mask as it
+            is, mirrored left to right, upside down, and both; in units of the deviation over the image, 0 its mean.
+            None without borders.
+    """
+    down, right = np.abs(np.diff(gray, axis=0))[:, 1:], np.abs(np.diff(gray, axis=1))[1:]
+    changes = down + right
+    changes = np.minimum(changes, np.quantile(changes[::2, ::2], 0.98))  # a few glaring edges are not everything
+    borders = (train[1:, 1:] != train[:-1, 1:]) | (train[1:, 1:] != train[1:, :-1])
+    if borders.sum() < 50 or changes.std() < 1e-3 * (1 + gray.max()):
+        return None, None
+    changes = (changes - changes.mean()) / changes.std()
+    views = (borders, borders[:, ::-1], borders[::-1], borders[::-1, ::-1])
+    mirrored = np.array([changes[view].mean() for view in views])
+    middle = tuple(slice(max(0, (side - 768) // 2), (side + 768) // 2) for side in borders.shape)  # is enough, and fast
+    part, spectrum = borders[middle], np.fft.rfft2(changes[middle])
+    fits = np.fft.irfft2(spectrum * np.conj(np.fft.rfft2(part)), part.shape) / max(1, part.sum())
+    steps = np.arange(-LARGEST_SHIFT, LARGEST_SHIFT + 1)
+    return fits[np.ix_(steps % part.shape[0], steps % part.shape[1])].astype(np.float32), mirrored
 
 
 class Report:
@@ -184,9 +223,13 @@ def diagnose(reports: list[Report]) -> list[Finding]:
     """What to do something about, the worst first."""
     findings = [finding for report in reports for finding in _diagnose_masks(report)]
     for report in reports:
-        findings += _diagnose_files(report) + _diagnose_classes(report)
+        findings += _diagnose_files(report) + _diagnose_alignment(report) + _diagnose_classes(report)
     if len(reports) == 2:
         findings += _diagnose_pair(*reports)
+    if permutation := flip_permutation(reports[0].labels.id2label):
+        names = reports[0].labels.names
+        pairs = [f"{names[a]} and {names[b]}" for a, b in enumerate(permutation) if a < b]
+        findings.append(Finding("note", f"where training mirrors an image, these change places: {_some(pairs, 5)}"))
     return sorted(findings, key=lambda finding: ("error", "warning", "note").index(finding.level))
 
 
@@ -272,6 +315,41 @@ def _diagnose_files(report: Report) -> list[Finding]:
         )
         findings.append(Finding("note", text))
     return findings
+
+
+def _diagnose_alignment(report: Report) -> list[Finding]:
+    """Masks of the whole split that lie beside what they show."""
+
+    def better(fits: np.ndarray, here: int) -> int | None:
+        """The column of (N, K) that is the best one, if that is clear: by four standard errors."""
+        best = int(fits.mean(0).argmax())
+        gains = fits[:, best] - fits[:, here]
+        is_clear = gains.mean() > 4 * gains.std(ddof=1) / math.sqrt(len(gains))
+        is_more = fits[:, best].mean() > max(FITS, BETTER * fits[:, here].mean())
+        return best if is_clear and is_more else None
+
+    samples = [sample for sample in report.samples if sample.shifts is not None]
+    if len(samples) < 5:
+        return []
+    shifts, mirrors = (np.stack(fits) for fits in zip(*((s.shifts.ravel(), s.mirrored) for s in samples)))
+    mirrored = better(mirrors, 0)
+    if mirrored and mirrors.mean(0).max() > shifts.mean(0).max():
+        how = ("", "mirrored left to right", "upside down", "turned by 180 degrees")[mirrored]
+        text = f"the {report.split} masks look {how}: their borders fit the images much better so; turn the masks"
+        return [Finding("error", text)]
+    count = 2 * LARGEST_SHIFT + 1
+    place = better(shifts, count * count // 2)
+    if place is None:
+        return []
+    down, right = LARGEST_SHIFT - place // count, LARGEST_SHIFT - place % count
+    if max(abs(down), abs(right)) < 3:  # borders that are drawn a little outside or inside
+        return []
+    text = (
+        f"the {report.split} masks look shifted against their images, by {abs(down)} pixels "
+        f"{'down' if down > 0 else 'up'} and {abs(right)} to the {'right' if right > 0 else 'left'}: export them again "
+        "at the size of the images, without a margin or a crop"
+    )
+    return [Finding("error", text)]
 
 
 def _diagnose_classes(report: Report) -> list[Finding]:

@@ -11,6 +11,7 @@ from PIL import Image
 
 from hf_segtx.data import load_data
 from hf_segtx.doctor import Report, _show_all, diagnose, examine, overlays, same_images, tables
+from hf_segtx.scenes import SceneDataset
 
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -137,6 +138,46 @@ def test_the_same_picture_in_both_splits_is_found(tmp_path, healthy):
     names = [[report.samples[i].name[-5] for report, i in zip(reports, pair)] for pair in pairs]
     assert names == [["3", "0"], ["7", "2"]]
     assert any("2 of 4 validation images are in the training data" in finding.text for finding in findings)
+
+
+def moved(mask, down, right):
+    """255 where nothing comes from."""
+    rows, columns = np.indices(mask.shape) - np.array([down, right])[:, None, None]
+    inside = (rows >= 0) & (rows < mask.shape[0]) & (columns >= 0) & (columns < mask.shape[1])
+    return np.where(inside, mask[rows % mask.shape[0], columns % mask.shape[1]], 255).astype(np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda mask: mask, None),
+        (lambda mask: moved(mask, 1, -2), None),  # borders that are drawn a little outside
+        (lambda mask: moved(mask, 6, 0), "training masks look shifted .* by 6 pixels down and 0 to the"),
+        (lambda mask: moved(mask, -5, 8), "training masks look shifted .* by 5 pixels up and 8 to the right"),
+        (lambda mask: mask[:, ::-1], "training masks look mirrored left to right"),
+        (lambda mask: mask[::-1], "training masks look upside down"),
+        (lambda mask: mask[::-1, ::-1], "training masks look turned by 180 degrees"),
+    ],
+)
+def test_masks_beside_what_they_show_are_found(tmp_path, change, message):
+    scenes = SceneDataset(8, seed=0, size=(96, 128))
+    for kind in ("images", "masks"):
+        (tmp_path / kind).mkdir()
+    for number in range(len(scenes)):
+        item = scenes[number]
+        item["image"].save(tmp_path / f"images/{number}.png")
+        Image.fromarray(np.ascontiguousarray(change(item["label"]))).save(tmp_path / f"masks/{number}.png")
+    (tmp_path / "id2label.json").write_text(json.dumps(scenes.labels.id2label))
+    _, findings = check(tmp_path, tmp_path)
+    errors = [finding.text for finding in findings if finding.level == "error"]
+    assert not errors if message is None else re.search(message, errors[0])
+
+
+def test_left_and_right_are_mentioned(tmp_path):
+    classes = {"classes": [{"id": id, "name": name} for id, name in enumerate(("Left-arm", "Hat", "Right-arm"))]}
+    folder = write(tmp_path / "data", classes=classes)
+    _, findings = check(folder, folder)
+    assert any("these change places: Left-arm and Right-arm" in finding.text for finding in findings)
 
 
 def test_overlays_show_every_class(tmp_path, healthy):
