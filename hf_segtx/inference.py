@@ -24,6 +24,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from . import ARCHITECTURES
 from .data import evaluation_dataloader
+from .labels import flip_permutation
 from .metrics import MeanIoU
 from .models.image_processing_segtx import effective_divisor, padded_size, unpadded_positions, window_grid, window_pair
 from .models.sliding_windows import BLOCK_NUMEL, MergedWindows
@@ -215,7 +216,7 @@ def segment(
 
     Args:
         scales: factors of the processor's `size`; the papers take 0.5, 0.75, 1, 1.25, 1.5 and 1.75.
-        flip: also predict each scale mirrored left to right.
+        flip: also predict each scale mirrored left to right; there classes named "left ..." stand for "right ...".
         window_batch_size: windows that go through the model together, if the processor cuts images into windows.
         return_scores: `probabilities`, which take 4 K bytes a pixel.
         return_uncertainty: `confidence`, `entropy` and `segments`.
@@ -226,18 +227,20 @@ def segment(
     if list(scales) == [1] and not (flip or return_scores or return_uncertainty):
         maps = predict(model, processor, images, window_batch_size=window_batch_size)
         return [Segmentation(label_map) for label_map in maps]
+    orders = [None, flip_permutation(model.config.id2label)] if flip else [None]  # of the classes, not mirrored and so
     results = []
     for image in images:
         height, width = image_size(image)
         views = [
-            _view(model, processor, image, scale, mirrored, window_batch_size)
+            (_view(model, processor, image, scale, mirrored, window_batch_size), order)
             for scale in scales
-            for mirrored in ((False, True) if flip else (False,))
+            for mirrored, order in zip((False, True), orders)
         ]
         blocks = []
         step = max(1, BLOCK_NUMEL // (max(2, model.config.num_labels) * width))
         for begin in range(0, height, step):
-            probabilities = sum(_probabilities(view(begin, min(begin + step, height))) for view in views) / len(views)
+            end = min(begin + step, height)
+            probabilities = sum(_probabilities(view(begin, end), order) for view, order in views) / len(views)
             confidence, label_map = probabilities.max(0)
             block = [label_map]
             if return_uncertainty:
@@ -265,10 +268,12 @@ def segment(
     return results
 
 
-def _probabilities(logits: torch.Tensor) -> torch.Tensor:
-    """Softmax of logits (K, rows, W); one class is a sigmoid: two classes with logits 0 and x."""
+def _probabilities(logits: torch.Tensor, order: list[int] | None) -> torch.Tensor:
+    """Softmax of logits (K, rows, W), of classes in that order; one class is a sigmoid: two with logits 0 and x."""
     if len(logits) == 1:
         logits = torch.cat([torch.zeros_like(logits), logits])
+    if order is not None:
+        logits = logits[order]
     return logits.softmax(0)
 
 

@@ -126,6 +126,19 @@ def test_segment_matches_mean_softmax(protocols, monkeypatch):
         assert first["score"] == pytest.approx(of_segment.mean().item(), abs=1e-5)
 
 
+def test_left_and_right_change_places_in_the_mirrored_image(protocols):
+    """Oracle: the mirrored image predicted by itself, its result mirrored and its two classes exchanged."""
+    model, processor = protocols
+    processor.do_resize = False
+    model.config.id2label = {**model.config.id2label, 2: "left arm", 5: "Right arm"}
+    image = MixedScenes()[0]["image"]
+    mirrored = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    first, second = (r.probabilities for r in segment(model, processor, [image, mirrored], return_scores=True))
+    wanted = (first + second.flip(2)[[0, 1, 5, 3, 4, 2, 6, 7]]) / 2
+    both = segment(model, processor, [image], flip=True, return_scores=True)[0].probabilities
+    torch.testing.assert_close(both, wanted, rtol=0, atol=1e-5)  # float32
+
+
 def test_segment_at_one_scale_matches_predict(protocols):
     model, processor = protocols
     images = [item["image"] for item in MixedScenes()]
