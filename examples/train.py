@@ -597,12 +597,11 @@ def main(arguments: Arguments, build_model=build_model) -> dict:
     if checkpoint is not None:
         state = everywhere(read_state, checkpoint, state["plan"])
         schedule.load_state_dict(state.pop("schedule"))
-    crop_height, crop_width = arguments.crop_size[0], arguments.crop_size[-1]
     loader = training_dataloader(
         train_dataset,
         TrainingTransform(
             processor,
-            (crop_height, crop_width),
+            (arguments.crop_size[0], arguments.crop_size[-1]),
             scale_range=tuple(arguments.scale_range),
             base_size=base_size(processor),
             ignore_index=labels.ignore_index,
@@ -620,8 +619,8 @@ def main(arguments: Arguments, build_model=build_model) -> dict:
     batches = iter(loader)
     if arguments.with_tracking:
         config = {key: str(value) for key, value in vars(arguments).items() if "token" not in key}
-        if token:  # wandb records the command line
-            sys.argv = [word.replace(token, "...") for word in sys.argv]
+        for secret in filter(None, (arguments.token, arguments.hub_token)):  # wandb records the command line
+            sys.argv = [word.replace(secret, "...") for word in sys.argv]
         name = output_dir.resolve().name
         of_trackers = {"wandb": {"name": name}, "trackio": {"name": name}, "mlflow": {"run_name": name}}
         accelerator.init_trackers("hf_segtx", config, of_trackers)
@@ -644,14 +643,8 @@ def main(arguments: Arguments, build_model=build_model) -> dict:
         """Evaluates in all processes; the main process prints the table and draws."""
         # A compiled model would be compiled anew for every image size.
         with torch.compiler.set_stance("force_eager") if arguments.compile else nullcontext():
-            scores = evaluate(
-                plain,
-                processor,
-                validation_dataset,
-                batch_size=arguments.per_device_eval_batch_size,
-                num_workers=num_workers,
-                progress=True,
-            )
+            settings = {"batch_size": arguments.per_device_eval_batch_size, "num_workers": num_workers}
+            scores = evaluate(plain, processor, validation_dataset, **settings)
         if accelerator.is_main_process:
             bar.write(f"\nstep {state['step']} of {total_steps}\n{class_table(scores, names)}")
             picture = draw_predictions(plain, processor, validation_dataset, labels)

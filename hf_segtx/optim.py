@@ -1,4 +1,4 @@
-"""Optimizers, parameter groups, learning-rate schedules, averaged weights, and what of a model is trained.
+"""Parameter groups, learning-rate schedules and averaged weights.
 
 Run the tests: `python -m pytest tests/test_optim.py`.
 
