@@ -12,7 +12,6 @@ read; classes that a split lacks; images that are in both splits. Exit status 0:
 
 import argparse
 import json
-import os
 import sys
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from pathlib import Path
 # This folder last: its evaluate.py would hide the library of that name.
 sys.path.sort(key=lambda folder: Path(folder).resolve() == Path(__file__).resolve().parent)
 
+from hf_segtx.arguments import add_data_flags
 from hf_segtx.data import load_data
 from hf_segtx.doctor import as_json, diagnose, examine, overlays, tables
 
@@ -34,20 +34,12 @@ def parse_arguments(command_line: list[str]) -> argparse.Namespace:
     parser.add_argument("--train_dir", help="folder with images/, masks/ and classes.json, a public data set, or pairs")
     parser.add_argument("--validation_dir", help="such a folder, for validation")
     parser.add_argument("--dataset_name", help="data set on the Hub, or a folder that `datasets` can load")
-    parser.add_argument("--dataset_config_name", help="configuration of that data set")
     parser.add_argument("--train_split", default="train", help="split to train on")
     parser.add_argument("--validation_split", help="split to validate on; default: validation, val or valid")
-    parser.add_argument("--image_column_name", help="column of the images, if it cannot be guessed")
-    parser.add_argument("--label_column_name", help="column of the masks, if it cannot be guessed")
-    parser.add_argument("--classes_file", help="classes.json, id2label.json or name of a class table, e.g. cityscapes")
-    parser.add_argument("--do_reduce_labels", action="store_true", help="mask value 0 is void, k is class k - 1")
-    parser.add_argument("--num_channels", type=int, default=3, help="of the images")
     parser.add_argument("--max_samples", type=int, help="read only so many of each split, evenly spread")
-    parser.add_argument("--num_workers", type=int, default=os.cpu_count(), help="processes that read")
     parser.add_argument("--picture", default="check_dataset.png", help="file for sixteen images under their masks")
     parser.add_argument("--json", help="file for all numbers")
-    parser.add_argument("--cache_dir", help="where downloads are kept")
-    parser.add_argument("--token", help="Hub token for downloads")
+    add_data_flags(parser)
     arguments = parser.parse_args(command_line)
     if not (arguments.train_dir or arguments.validation_dir or arguments.dataset_name):
         parser.error("give --train_dir, --validation_dir or --dataset_name")

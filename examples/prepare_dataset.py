@@ -2,11 +2,14 @@
 
     python examples/prepare_dataset.py data/cityscapes prepared/cityscapes
     python examples/prepare_dataset.py data/pairs.csv prepared/cracks --push_to_hub USER/cracks
+    python examples/prepare_dataset.py OWNER/NAME prepared/name --revision main --classes_file ade20k
     python examples/train.py --dataset_name prepared/cityscapes --streaming
 
-The source is a public data set in its owners' folders or a file of pairs (see `hf_segtx.readers`), a folder with
-images/ and masks/, or one with such folders train/, validation/ (val/) and test/. Column `image` holds the image files
-as they are, `label` PNG masks of train ids, 0 .. K - 1, and 255 where nothing counts: the labels are mapped here, once.
+The source is a public data set in its owners' folders or a file of pairs (see `hf_segtx.readers`); a folder with
+images/ and masks/, or one with such folders train/, validation/ (val/) and test/; or a data set of the Hub, a folder or
+file (.parquet, .arrow, .tar of WebDataset) that `datasets` can load, or an address of such files. Column `image` holds
+the image files as they are (PNG, JPEG, TIFF, .npy, ...), `label` PNG masks of train ids, 0 .. K - 1, and 255 where
+nothing counts: the labels are mapped here, once.
 Class names and colours are in classes.json, id2label.json and the metadata of every file; README.md is the card.
 
 Every sample is read and checked on the way. A run that was stopped goes on after its last whole file. Uploads are
@@ -16,7 +19,9 @@ private unless --public is given: see first whether the terms of the data let yo
 import argparse
 import io
 import json
+import math
 import os
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -33,7 +38,8 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset, Subset
 from tqdm.auto import tqdm
 
-from hf_segtx.data import SegmentationDataset, check_data, folder_records
+from hf_segtx.arguments import add_data_flags
+from hf_segtx.data import IMAGE_FOLDERS, SegmentationDataset, check_data, find_tables, folder_records
 from hf_segtx.labels import Labels, contract_file
 from hf_segtx.readers import SPLIT_NAMES, find_layout
 
@@ -50,17 +56,14 @@ def parse_arguments(command_line: list[str]) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("source", help="folder, or .csv or .jsonl file of pairs")
+    parser.add_argument("source", help="folder, file, name or address of a data set")
     parser.add_argument("output", help="folder for the Parquet files")
-    parser.add_argument("--splits", nargs="+", help=f"of a public data set; default: those of {', '.join(SPLITS)}")
-    parser.add_argument("--classes_file", help="classes.json, id2label.json or name of a class table, e.g. cityscapes")
-    parser.add_argument("--do_reduce_labels", action="store_true", help="mask value 0 is void, k is class k - 1")
+    parser.add_argument("--splits", nargs="+", help=f"of a data set; default: those of {', '.join(SPLITS)}")
+    add_data_flags(parser)
     parser.add_argument("--shard_size", type=float, default=500, help="of a Parquet file, about, in MB")
-    parser.add_argument("--num_workers", type=int, default=os.cpu_count(), help="processes that read and write masks")
     parser.add_argument("--on_error", choices=["raise", "skip"], default="raise", help="skip: leave bad samples out")
     parser.add_argument("--push_to_hub", metavar="REPO_ID", help="upload to this data set of the Hub")
     parser.add_argument("--public", action="store_true", help="everybody may see the upload")
-    parser.add_argument("--token", help="Hub token")
     return parser.parse_args(command_line)
 
 
@@ -71,10 +74,26 @@ def find_splits(arguments: argparse.Namespace) -> tuple[dict[str, SegmentationDa
         ValueError: if there are none, or what `find_layout`, `folder_records` and `Labels` raise.
     """
     source = Path(arguments.source)
-    if not source.exists():
-        raise ValueError(f"{source}: there is no such folder or file")
-    layout = find_layout(source)
-    if layout is not None:
+    if not source.exists() and not re.fullmatch(r"[\w.-]+(/[\w.-]+)?|.+://.+", arguments.source):
+        raise ValueError(f"{source}: there is no such folder or file; a data set of the Hub is called OWNER/NAME")
+    explicit = Labels.from_file(arguments.classes_file, arguments.do_reduce_labels) if arguments.classes_file else None
+    layout = find_layout(source) if source.exists() else None
+    if layout is None and is_table(source):
+        names = "image_column_name label_column_name do_reduce_labels cache_dir token revision".split()
+        found, labels = find_tables(
+            arguments.source,
+            arguments.dataset_config_name,
+            labels=explicit,
+            streaming="://" in arguments.source,
+            **{name: getattr(arguments, name) for name in names},
+        )
+        splits = {split: SPLIT_NAMES.get(split, split) for split in found}
+        wanted = arguments.splits or [split for split, name in splits.items() if name in SPLITS] or list(found)
+        if missing := [split for split in wanted if split not in found]:
+            raise ValueError(f"{source}: there is no split {missing[0]!r}; the splits are {', '.join(found)}")
+        records = {splits[split]: found[split]() for split in wanted}
+        title = arguments.source.rstrip("/").rpartition("/")[2]
+    elif layout is not None:
         wanted = arguments.splits or [split for split in ("all", *SPLITS) if split in layout.splits]
         records = {"train" if split == "all" else split: layout.records(split) for split in wanted}
         records = {split: pairs for split, pairs in records.items() if pairs}
@@ -84,15 +103,23 @@ def find_splits(arguments: argparse.Namespace) -> tuple[dict[str, SegmentationDa
         folders = {split: folders[split] for split in SPLITS if split in folders} or {"train": source}
         records = {split: folder_records(folder) for split, folder in folders.items()}
         labels, title = None, source.resolve().name
-    if arguments.classes_file:
-        labels = Labels.from_file(arguments.classes_file, arguments.do_reduce_labels)
+    if explicit is not None:
+        labels = explicit
     elif labels is None:
         contracts = {folder: folder_labels(folder, arguments.do_reduce_labels) for folder in folders.values()}
         first, labels = next(iter(contracts.items()))
         if other := [folder for folder, contract in contracts.items() if contract != labels]:
             raise ValueError(f"the classes of {first} and {other[0]} differ; make them equal")
-    on_error = arguments.on_error
-    return {split: SegmentationDataset(pairs, labels, on_error=on_error) for split, pairs in records.items()}, title
+    options = labels, arguments.num_channels, arguments.on_error
+    return {split: SegmentationDataset(pairs, *options) for split, pairs in records.items()}, title
+
+
+def is_table(source: Path) -> bool:
+    """Whether `datasets` has to read it: a file of rows, a folder without images/, or what is not on this disk."""
+    if not source.is_dir():
+        return True
+    folders = [source, *(place for place in source.iterdir() if place.is_dir())]
+    return not any((place / name).is_dir() for place in folders for name in IMAGE_FOLDERS)
 
 
 def folder_labels(folder: Path, do_reduce_labels: bool) -> Labels:
@@ -114,18 +141,27 @@ class Rows(Dataset):
             label = self.dataset.labels.as_mask(self.dataset[index]["label"])  # decodes the image, too
         except ValueError as error:
             return str(error)
-        file = self.dataset.files(index)[0]
+        content, name = content_of(self.dataset.files(index)[0])
         buffer = io.BytesIO()
         Image.fromarray(label).save(buffer, "PNG")
+        name = name or f"{self.dataset.indices[index]:08}"
         return {
-            "image": {"bytes": Path(file).read_bytes(), "path": Path(file).name},
-            "label": {"bytes": buffer.getvalue(), "path": Path(file).stem + ".png"},
+            "image": {"bytes": content, "path": name},
+            "label": {"bytes": buffer.getvalue(), "path": Path(name).stem + ".png"},
         }
 
 
+def content_of(file: str | dict) -> tuple[bytes, str | None]:
+    """The bytes and the name of an undecoded file."""
+    path = file["path"] if isinstance(file, dict) else file
+    content = file.get("bytes") if isinstance(file, dict) else None
+    return content if content is not None else Path(path).read_bytes(), Path(path).name if path else None
+
+
 def shards(dataset: SegmentationDataset, shard_size: float) -> list[range]:
-    """Consecutive indices whose images have about `shard_size` MB together."""
-    total = sum(os.path.getsize(dataset.files(index)[0]) for index in range(len(dataset)))
+    """Consecutive indices whose images have about `shard_size` MB together, by the sizes of a hundred of them."""
+    sample = range(0, len(dataset), math.ceil(len(dataset) / 100))
+    total = sum(len(content_of(dataset.files(index)[0])[0]) for index in sample) * len(dataset) / len(sample)
     count = min(len(dataset), max(1, round(total / (shard_size * 1e6))))
     bounds = [len(dataset) * number // count for number in range(count + 1)]
     return [range(*pair) for pair in zip(bounds, bounds[1:])]
@@ -192,7 +228,8 @@ def claim(output: Path, plan: dict) -> None:
     file.write_text(json.dumps(plan, indent=1) + "\n")
 
 
-def write_card(output: Path, title: str, labels: Labels, rows: dict[str, int]) -> None:
+def write_card(output: Path, title: str, labels: Labels, rows: dict[str, int], repository: str | None) -> None:
+    where = repository or "this folder"
     data = DatasetCardData(
         pretty_name=title,
         task_categories=["image-segmentation"],
@@ -223,11 +260,11 @@ Column `image` holds the image files as their owners made them, `label` masks wh
 ```python
 import datasets
 
-dataset = datasets.load_dataset("this folder or repository", split="{next(iter(rows))}", streaming=True)
+dataset = datasets.load_dataset("{where}", split="{next(iter(rows))}", streaming=True)
 ```
 
 ```bash
-accelerate launch examples/train.py --dataset_name "this folder or repository" --streaming   # of hf_segtx
+accelerate launch examples/train.py --dataset_name "{where}" --streaming   # of hf_segtx
 ```
 
 | id | class | colour |
@@ -247,11 +284,14 @@ def main(arguments: argparse.Namespace) -> None:
     labels = next(iter(splits.values())).labels
     output = Path(arguments.output)
     plan = {
-        "source": str(Path(arguments.source).resolve()),
+        "source": str(Path(arguments.source).resolve()) if Path(arguments.source).exists() else arguments.source,
+        "dataset_config_name": arguments.dataset_config_name,
+        "revision": arguments.revision,
         "samples": {split: len(dataset) for split, dataset in splits.items()},
         "shard_size": arguments.shard_size,
         "classes_file": arguments.classes_file,
         "do_reduce_labels": arguments.do_reduce_labels,
+        "columns": [arguments.image_column_name, arguments.label_column_name],
     }
     claim(output, plan)
     for split, dataset in splits.items():
@@ -262,7 +302,7 @@ def main(arguments: argparse.Namespace) -> None:
         split: sum(pq.read_metadata(file).num_rows for file in output.glob(f"data/{split}-*.parquet"))
         for split in splits
     }
-    write_card(output, title, labels, rows)
+    write_card(output, title, labels, rows, arguments.push_to_hub)
     for split, texts in errors.items():
         print("".join(f"left out of {split}: {text}\n" for text in texts), end="")
     print(f"{output}: {title}, " + ", ".join(f"{count} samples in {split}" for split, count in rows.items()))

@@ -6,6 +6,7 @@
 
 import argparse
 import json
+import os
 import shlex
 from dataclasses import MISSING, dataclass, field, fields
 from difflib import get_close_matches
@@ -29,6 +30,20 @@ def flag(default, help: str):
     if isinstance(default, list):
         return field(default_factory=lambda: list(default), metadata={"help": help})
     return field(default=default, metadata={"help": help})
+
+
+def add_data_flags(parser: argparse.ArgumentParser) -> None:
+    """The flags by which the scripts that only read data say how these are to be read; as `Arguments` has them."""
+    parser.add_argument("--dataset_config_name", help="configuration of a data set")
+    parser.add_argument("--revision", help="branch, tag or commit of a data set")
+    parser.add_argument("--image_column_name", help="column of the images, if it cannot be guessed")
+    parser.add_argument("--label_column_name", help="column of the masks, if it cannot be guessed")
+    parser.add_argument("--classes_file", help="classes.json, id2label.json or name of a class table, e.g. cityscapes")
+    parser.add_argument("--do_reduce_labels", action="store_true", help="mask value 0 is void, k is class k - 1")
+    parser.add_argument("--num_channels", type=int, default=3, help="of the images")
+    parser.add_argument("--num_workers", type=int, default=os.cpu_count(), help="processes that read")
+    parser.add_argument("--cache_dir", help="where downloads are kept")
+    parser.add_argument("--token", help="Hub token")
 
 
 @dataclass

@@ -637,9 +637,13 @@ def _first_row(kind: str, file: str, token: str | bool | None):
             content = system.cat_file(path, *place)
             row[column] = {"bytes": content, "path": None} if is_picture else content
         return datasets.Dataset.from_list([row], features)
-    return datasets.Dataset.from_list(
-        list(datasets.load_dataset("parquet", data_files=file, streaming=True, split="train", token=token).take(1))
-    )
+    import pyarrow
+    import pyarrow.parquet
+
+    system, path = _file_system(file, token)
+    with system.open(path, "rb") as stream:
+        batches = pyarrow.parquet.ParquetFile(stream).iter_batches(1)
+        return datasets.Dataset(pyarrow.Table.from_batches([next(batches)]))
 
 
 def _table_labels(
@@ -677,6 +681,42 @@ def _table_labels(
         f"{name}: no class names; put a classes.json or id2label.json "
         '({"0": "sky", ...}) beside the data, or give such a file with --classes_file'
     )
+
+
+def find_tables(
+    name: str,
+    config_name: str | None = None,
+    *,
+    split: str | None = None,
+    image_column_name: str | None = None,
+    label_column_name: str | None = None,
+    labels: Labels | None = None,
+    do_reduce_labels: bool = False,
+    cache_dir: str | None = None,
+    token: str | bool | None = None,
+    revision: str | None = None,
+    streaming: bool = False,
+) -> tuple[dict[str, Callable[[], Sequence]], Labels]:
+    """For each split of a data set a function that opens its (image, mask) pairs of undecoded files, and its labels.
+
+    Args:
+        split: whose first row tells which columns are meant; by default the first split's.
+        labels: instead of those beside the data.
+
+    The others as in `load_data`, which see also for what is raised.
+    """
+    if streaming:
+        kind, tables = load_shards(name, config_name, token=token, revision=revision)
+    else:
+        tables = load_tables(name, config_name, cache_dir=cache_dir, token=token, revision=revision)
+    table = tables[split if split in tables else next(iter(tables))]
+    table = _first_row(kind, table[0], token) if streaming else table
+    columns = find_columns(table, image_column_name, label_column_name)
+    labels = labels or _table_labels(name, table, columns[1], do_reduce_labels, token, revision)
+    open_records = TableRecords
+    if streaming:
+        open_records = functools.partial(ParquetRecords if kind == "parquet" else TarRecords, token=token)
+    return {split: functools.partial(open_records, files, *columns) for split, files in tables.items()}, labels
 
 
 def load_data(
@@ -749,23 +789,25 @@ def load_data(
 
     explicit = Labels.from_file(classes_file, do_reduce_labels) if classes_file else None
     if dataset_name:
-        if streaming:
-            kind, tables = load_shards(dataset_name, dataset_config_name, token=token, revision=revision)
-        else:
-            tables = load_tables(dataset_name, dataset_config_name, cache_dir=cache_dir, token=token, revision=revision)
+        tables, labels = find_tables(
+            dataset_name,
+            dataset_config_name,
+            split=train_split or validation_split,
+            image_column_name=image_column_name,
+            label_column_name=label_column_name,
+            labels=explicit,
+            do_reduce_labels=do_reduce_labels,
+            cache_dir=cache_dir,
+            token=token,
+            revision=revision,
+            streaming=streaming,
+        )
         validation_split = validation_split or next((s for s in ("validation", "val", "valid") if s in tables), None)
         for split in (train_split, validation_split):
             if split and split not in tables:
                 raise ValueError(f"{dataset_name}: there is no split {split!r}; the splits are {list(tables)}")
-        table = tables[train_split or validation_split or next(iter(tables))]
-        table = _first_row(kind, table[0], token) if streaming else table
-        columns = find_columns(table, image_column_name, label_column_name)
-        labels = explicit or _table_labels(dataset_name, table, columns[1], do_reduce_labels, token, revision)
-        records = TableRecords
-        if streaming:
-            records = functools.partial(ParquetRecords if kind == "parquet" else TarRecords, token=token)
-        train_records = records(tables[train_split], *columns) if train_split else None
-        validation_records = records(tables[validation_split], *columns) if validation_split else None
+        train_records = tables[train_split]() if train_split else None
+        validation_records = tables[validation_split]() if validation_split else None
     else:
         layouts = {folder: find_layout(folder) for folder in (train_dir, validation_dir) if folder}
         labels = explicit or _folder_labels(layouts, do_reduce_labels)
@@ -1391,7 +1433,7 @@ def _keep_memory(worker: int) -> None:
 def collate_evaluation(items: list[dict | str]) -> dict[str, list]:
     """Lists, because sizes differ: "images" (C, H, W) uint8 (float32 if deep), "labels" (H, W) train ids, "names".
 
-    Texts among the items say which ones could not be read; they make up "errors".
+    Texts among the items say which ones could not be read; they make up "errors", their places "missing".
     """
     good = [item for item in items if not isinstance(item, str)]
     return {
@@ -1399,6 +1441,7 @@ def collate_evaluation(items: list[dict | str]) -> dict[str, list]:
         "labels": [torch.as_tensor(item["label"]) for item in good],
         "names": [item["name"] for item in good],
         "errors": [item for item in items if isinstance(item, str)],
+        "missing": [position for position, item in enumerate(items) if isinstance(item, str)],
     }
 
 
@@ -1412,8 +1455,7 @@ class EvaluationLoader:
     def __iter__(self) -> Iterator[dict[str, list]]:
         for batch in self.batches:
             _note_errors(self.dataset, batch.pop("errors"))
-            if batch["images"]:
-                yield batch
+            yield batch
 
 
 def evaluation_dataloader(

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import datasets
@@ -150,3 +151,46 @@ def test_upload_to_a_stand_in_of_the_hub(tmp_path):
     files = repository["commits"][-1][1]
     assert repository["private"] and "data/train-00000-of-00001.parquet" in files
     assert {"README.md", "classes.json", "id2label.json"} <= set(files) and "prepare.json" not in files
+
+
+@pytest.mark.parametrize("kind", ["parquet", "tar", "address"])
+def test_other_data_sets_come_back_as_they_were(tmp_path, prepare, kind):
+    """From Parquet, WebDataset archives and an address, against the folder that they were made from."""
+    source = own_folders(tmp_path / "own")
+    if kind == "tar":
+        place = tmp_path / "train.tar"
+        with tarfile.open(place, "w") as archive:
+            for number in range(3):
+                archive.add(source / f"train/images/{number}.jpg", f"{number}.jpg")
+                archive.add(source / f"train/masks/{number}.png", f"{number}.png")
+    else:
+        place = tmp_path / "first"
+        prepare(source, place)
+    (tmp_path / "id2label.json").write_text('["road", "crack"]')
+    address = f"file://{place}" if kind == "address" else place
+    files = prepare(address, tmp_path / "again", "--cache_dir", str(tmp_path / "cache"))
+    assert len(files) == (1 if kind == "tar" else 2)
+    train, _, labels = load_data(dataset_name=str(tmp_path / "again"), streaming=True, train_val_split=0.3)
+    assert labels.names == ("road", "crack")
+    for index, item in zip(train.indices, train, strict=True):
+        assert np.array_equal(item["image"], Image.open(source / f"train/images/{index}.jpg"))
+        assert np.array_equal(item["label"], Image.open(source / f"train/masks/{index}.png"))
+
+
+def test_images_of_many_channels_stay_what_they_are(tmp_path, prepare):
+    random = np.random.default_rng(0)
+    for kind in ("images", "masks"):
+        (tmp_path / "own" / kind).mkdir(parents=True)
+    for number in range(4):
+        np.save(tmp_path / f"own/images/{number}.npy", random.integers(0, 65536, (5, 6, 7)).astype(np.uint16))
+        np.save(tmp_path / f"own/masks/{number}.npy", random.integers(0, 2, (6, 7)))
+    (tmp_path / "own/id2label.json").write_text('["road", "crack"]')
+    prepare(tmp_path / "own", tmp_path / "prepared", "--num_channels", "5")
+    for streaming in (False, True):
+        train, _, _ = load_data(
+            dataset_name=str(tmp_path / "prepared"), num_channels=5, streaming=streaming, cache_dir=str(tmp_path / "c")
+        )
+        for index, item in zip(train.indices, train, strict=True):
+            expected = np.load(tmp_path / f"own/images/{index}.npy") / np.float32(257)
+            assert np.array_equal(item["image"], expected)
+            assert np.array_equal(item["label"], np.load(tmp_path / f"own/masks/{index}.npy"))
