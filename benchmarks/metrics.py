@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from measure import interleave, peak_additional_memory, ratio
 
-from hf_segtx.error_analysis import BoundaryIoU, ImageScores, LabelFingerprint, SizeIoU
+from hf_segtx.error_analysis import BoundaryIoU, ImageScores, SizeIoU
 from hf_segtx.metrics import MeanIoU
 
 
@@ -74,7 +74,7 @@ def eroded_boundary_iou(predictions, references) -> float:
 
 def error_analysis(predictions, references) -> None:
     """Prints the second table."""
-    metrics = [BoundaryIoU(CLASSES), SizeIoU(CLASSES), ImageScores(CLASSES), LabelFingerprint()]
+    metrics = [BoundaryIoU(CLASSES), SizeIoU(CLASSES), ImageScores(CLASSES)]
     seconds = interleave(
         {type(m).__name__: lambda m=m: m.add_batch(predictions=predictions, references=references) for m in metrics},
         rounds=7,

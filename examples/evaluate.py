@@ -11,8 +11,8 @@ Through image processor, model and post-processing at the images' own sizes, so 
 `pipeline("image-segmentation")` get, unless flags ask for another protocol than the one saved in the checkpoint. The
 same with any number of processes and any batch size.
 
-Every number comes with its protocol, and with a fingerprint of the true label maps, which tells whether two numbers
-were measured on the same data. Beside the mean IoU, from the same pass: boundary IoU, IoU of small, medium and large
+Every number comes with its protocol, and with a fingerprint of images and true label maps, which tells whether two
+numbers were measured on the same data. Beside the mean IoU, from the same pass: boundary IoU, IoU of small, medium and large
 objects, a 95 % interval of the mean IoU, what is taken for what, and the worst images (see `hf_segtx.error_analysis`).
 
 Exit status: 0, 1 if --from_card measures another number than the card says, 2 if something is wrong.
@@ -38,7 +38,7 @@ from PIL import Image, ImageDraw, ImageFont
 from transformers.image_utils import SizeDict
 
 from hf_segtx.data import load_data
-from hf_segtx.error_analysis import BoundaryIoU, ImageScores, LabelFingerprint, SizeIoU, confusion_pairs, detail_table
+from hf_segtx.error_analysis import BoundaryIoU, ImageScores, SizeIoU, confusion_pairs, detail_table
 from hf_segtx.inference import as_json, evaluate, load_model, protocol, segment
 from hf_segtx.labels import Labels
 from hf_segtx.metrics import class_table, per_cent
@@ -87,6 +87,9 @@ def parse_arguments(command_line: list[str]) -> argparse.Namespace:
     data.add_argument("--classes_file", help="classes.json or id2label.json, if not beside the data")
     data.add_argument("--do_reduce_labels", action="store_true", help="mask value 0 is void, k is class k - 1")
     data.add_argument("--max_eval_samples", type=int, help="score only so many images, evenly spread")
+    data.add_argument(
+        "--on_error", choices=["raise", "skip"], default="raise", help="what to do with images that cannot be read"
+    )
 
     how = parser.add_argument_group("protocol; what is not given is as saved in the checkpoint's processor")
     how.add_argument("--mode", choices=["whole", "slide"], help="whole images, or windows that overlap")
@@ -257,7 +260,7 @@ def main(arguments: argparse.Namespace) -> dict:
         settings["train_dir"] = None  # whose part was not held out
     elif arguments.train_dir and not arguments.train_split:
         settings["train_split"] = "train"
-    settings |= {"cache_dir": arguments.cache_dir, "token": arguments.token}
+    settings |= {"cache_dir": arguments.cache_dir, "token": arguments.token, "on_error": arguments.on_error}
     settings["num_channels"] = getattr(model.config, "num_channels", 3)
     try:
         _, dataset, labels = load_data(**settings, check=process.is_main_process)
@@ -266,11 +269,11 @@ def main(arguments: argparse.Namespace) -> dict:
             raise
         raise ValueError(f"{error} (data of the card; give --validation_dir or --dataset_name)") from error
     labels.check_names(model.config.id2label, str(arguments.model))
-    if card is not None:
+    if card is not None and arguments.on_error == "raise":  # before the work
         check_data_of_card(card, images=len(dataset))
     model.to(process.device)
     classes = list(labels.names) if labels.num_labels > 1 else ["background", *labels.names]
-    fingerprint, detailed = LabelFingerprint(), []
+    detailed = []
     if not arguments.classes_only:
         detailed = [score(len(classes), labels.ignore_index) for score in (BoundaryIoU, SizeIoU, ImageScores)]
     dtype = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[arguments.precision]
@@ -284,20 +287,19 @@ def main(arguments: argparse.Namespace) -> dict:
             batch_size=arguments.batch_size,
             num_workers=arguments.num_workers,
             window_batch_size=arguments.window_batch_size,
-            extra_metrics=[fingerprint, *detailed],
+            extra_metrics=detailed,
             **views,
         )
     results = {
         "model": str(arguments.model),
         "data": arguments.dataset_name or arguments.validation_dir or arguments.train_dir or "the scenes of hf_segtx",
-        "data_fingerprint": fingerprint.compute(),
         "protocol": protocol(processor, labels.ignore_index, **views),
         "precision": arguments.precision,
         "flags": as_words(arguments),
         **as_json(scores, classes),
     }
     if card is not None:
-        check_data_of_card(card, data_fingerprint=results["data_fingerprint"])
+        check_data_of_card(card, images=results["images"], data_fingerprint=results["data_fingerprint"])
         results["is_as_on_card"], card_text = comparison_with_card(card, results)
     texts = [class_table(scores, classes)]
     if detailed:
@@ -393,8 +395,10 @@ def summary(results: dict) -> str:
         ]
         lines.append("images with the lowest mean IoU:")
         lines += [f"  {per_cent(image['mean_iou'])} %  {image['name']}" for image in results["worst_images"]]
+    if results["skipped"]:
+        lines += [f"left out, {len(results['skipped'])} in all:", *(f"  {error}" for error in results["skipped"])]
     lines.append(
-        f"{results['images']} images, {results['images_per_second']:.1f} images/s; fingerprint of the labels "
+        f"{results['images']} images, {results['images_per_second']:.1f} images/s; fingerprint of the data "
         f"{results['data_fingerprint']}\nprotocol: {results['precision']}, {results['protocol']}"
     )
     return "\n".join(lines)

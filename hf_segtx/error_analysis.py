@@ -92,7 +92,7 @@ def _as_tensor(label_map, what: str) -> torch.Tensor:
     return torch.from_numpy(array.astype(np.int64 if is_wide else array.dtype, order="C"))
 
 
-def _gathered(value) -> list:
+def gathered(value) -> list:
     """The value of each process, in all processes; [value] in a single one."""
     if not is_distributed():
         return [value]
@@ -150,7 +150,7 @@ class BoundaryIoU(_ImageScore):
         Returns:
             "mean_boundary_iou" (over the classes that occur) and "per_category_boundary_iou" (K,), nan for the others.
         """
-        iou = _ratios(*sum(_gathered(self._counts)))
+        iou = _ratios(*sum(gathered(self._counts)))
         self.reset()
         return {"mean_boundary_iou": float(_mean(iou)), "per_category_boundary_iou": iou}
 
@@ -183,10 +183,11 @@ def _near_change(changes: np.ndarray, distance: int, axis: int) -> np.ndarray:
 
 
 class SizeIoU(_ImageScore):
-    """Mean IoU of small, medium and large objects, after Segmenter (arXiv 2105.05633), Table 4.
+    """Mean IoU of small, medium and large objects, as Segmenter (arXiv 2105.05633) reports it in Table 4.
 
-    An object is a connected region (8 neighbours) of one class in a label map. Small are those of less than 32^2
-    pixels of the image, medium of less than 96^2, as in COCO. For a class and a size: the hits and misses are the
+    The paper says neither where the sizes begin nor how it counts, so its numbers cannot be compared with these. Here
+    an object is a connected region (8 neighbours) of one class in a label map; small are those of less than 32^2
+    pixels of the image, medium of less than 96^2, which are COCO's bounds. For a class and a size: the hits and misses are the
     pixels of true objects of that size; the false alarms are the pixels of predicted objects of that size where the
     truth is another class. So each pixel counts for one size, and the counts of the three sizes add up to those of the
     plain IoU. The mean goes over classes with true objects of the size.
@@ -231,7 +232,7 @@ class SizeIoU(_ImageScore):
             by size ("small", "medium", "large"): "mean_iou", "objects" (their number in the truth) and
             "per_category_iou" (K,), nan for classes without true objects of the size.
         """
-        hits, truth, false_alarms, objects = sum(_gathered(self._counts))
+        hits, truth, false_alarms, objects = sum(gathered(self._counts))
         self.reset()
         iou = np.where(truth > 0, _ratios(hits, truth, hits + false_alarms), np.nan)
         return {
@@ -329,7 +330,7 @@ class ImageScores(_ImageScore):
         Raises:
             ValueError: if no map was added.
         """
-        shares = _gathered(np.array(self._images).reshape(-1, 2, self.num_labels))
+        shares = gathered(np.array(self._images).reshape(-1, 2, self.num_labels))
         self.reset()
         counts = np.zeros((sum(map(len, shares)), 2, self.num_labels), np.int32)
         if not len(counts):
@@ -362,33 +363,33 @@ class ImageScores(_ImageScore):
                 yield _mean(hits / union, axis=1)
 
 
-class LabelFingerprint:
-    """A short text that tells data sets apart: a hash over the size and the ids of every true label map.
+class DataFingerprint:
+    """A short text that tells data sets apart: a hash over the size and the pixels of every image and true label map.
 
-    Does not depend on the order of the images, on where they are stored, on the file format of the masks, or on the
-    number of processes; a changed pixel, another mapping of the classes or a missing image changes it.
+    Does not depend on the order of the images, on where they are stored, on lossless file formats, or on the number of
+    processes; a changed pixel, another mapping of the classes or a missing image changes it.
     """
 
     def __init__(self):
         self.reset()
 
     def reset(self) -> None:
-        """Forgets every map that was added; `compute` does it too."""
+        """Forgets every image that was added; `compute` does it too."""
         self._sum = 0
 
-    def add_batch(self, *, predictions: Sequence | None = None, references: Sequence) -> None:
-        """Adds true label maps, (H, W) integers; predictions do not matter."""
-        for reference in references:
-            array = as_label_array(reference, "reference")
-            array = array.cpu().numpy() if isinstance(array, torch.Tensor) else array
-            array = np.ascontiguousarray(array, dtype="<i2")
-            digest = hashlib.blake2b(str(array.shape).encode(), digest_size=8)
-            digest.update(array)
+    def add_batch(self, *, images: Sequence, references: Sequence) -> None:
+        """Adds images, tensors or arrays (C, H, W), and their true label maps, (H, W) integers."""
+        for image, reference in zip(images, references, strict=True):
+            label_map = _as_tensor(reference, "reference").cpu().numpy().astype("<i2")
+            digest = hashlib.blake2b(digest_size=8)
+            for array in (np.asarray(image), label_map):
+                digest.update(str(array.shape).encode())
+                digest.update(np.ascontiguousarray(array))
             self._sum += int.from_bytes(digest.digest(), "little")
 
     def compute(self) -> str:
-        """16 hexadecimal digits for all maps since the last `compute`, in all processes."""
-        total = sum(_gathered(self._sum)) % 2**64
+        """16 hexadecimal digits for all images since the last `compute`, in all processes."""
+        total = sum(gathered(self._sum)) % 2**64
         self.reset()
         return f"{total:016x}"
 

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import islice, product
+from itertools import chain, islice, product
 from pathlib import Path
 
 import torch
@@ -24,6 +24,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from . import ARCHITECTURES
 from .data import evaluation_dataloader
+from .error_analysis import DataFingerprint, gathered
 from .labels import flip_permutation
 from .metrics import MeanIoU
 from .models.image_processing_segtx import effective_divisor, padded_size, unpadded_positions, window_grid, window_pair
@@ -319,24 +320,32 @@ def evaluate(
     its DistributedDataParallel wrapper, whose forward waits for the other processes. Uses no global random numbers.
 
     Args:
-        dataset: items {"image": PIL image or uint8 (C, H, W), "label": (H, W) train ids}.
+        dataset: items {"image": PIL image or uint8 (C, H, W), "label": (H, W) train ids}. Those that cannot be read
+            are left out if it was loaded with `on_error="skip"`, else they are an error.
         batch_size: images read at a time in each process; those of equal size go through the model together.
         num_workers: processes that read images, in each process.
         progress: show a progress bar in the first process.
         scales, flip, window_batch_size: as in `segment`.
-        extra_metrics: further objects whose `add_batch(predictions=..., references=...)` is given the same label maps;
-            the caller asks them for their results, and they sum over processes themselves.
+        extra_metrics: further objects whose `add_batch(predictions=..., references=...)` is given the same label maps,
+            and one void pixel for an item that was left out; the caller asks them for their results, and they sum over
+            processes themselves.
 
     Returns:
-        what `MeanIoU.compute` returns, plus "images" (number of them), "seconds" and "images_per_second" (wall clock).
+        what `MeanIoU.compute` returns, plus "images" (number of those that were scored), "skipped" (what was wrong with
+        each of the others), "data_fingerprint" (see `DataFingerprint`), "seconds" and "images_per_second" (wall clock).
+
+    Raises:
+        ValueError: if an item cannot be read, or none can.
     """
     is_parallel = distributed.is_available() and distributed.is_initialized()
     rank, processes = (distributed.get_rank(), distributed.get_world_size()) if is_parallel else (0, 1)
     classes = max(2, model.config.num_labels)  # one logit is a sigmoid: two classes
-    metric = MeanIoU(num_labels=classes, ignore_index=getattr(model.config, "semantic_loss_ignore_index", 255))
+    ignore_index = getattr(model.config, "semantic_loss_ignore_index", 255)
+    metric = MeanIoU(num_labels=classes, ignore_index=ignore_index)
     loader = evaluation_dataloader(
         dataset, batch_size, num_workers=num_workers, process_index=rank, num_processes=processes
     )
+    fingerprint, images = DataFingerprint(), 0
     device = next(model.parameters()).device
     was_training = model.training
     model.eval()
@@ -349,17 +358,33 @@ def evaluate(
             )
             predictions = [result.label_map for result in results]
             references = [label.to(device) for label in batch["labels"]]
+            fingerprint.add_batch(images=batch["images"], references=batch["labels"])
+            images += len(predictions)
+            for position in batch["missing"]:  # a void pixel, so that scores of single images stay in order
+                predictions.insert(position, torch.zeros(1, 1, dtype=torch.long, device=device))
+                references.insert(position, torch.full((1, 1), ignore_index, device=device))
             for each in (metric, *extra_metrics):
                 each.add_batch(predictions=predictions, references=references)
             bar.update(min(len(predictions) * processes, bar.total - bar.n))
+    images = sum(gathered(images))
+    skipped = sorted(set(chain(*gathered(getattr(dataset, "skipped", [])))))
+    if not images:
+        raise ValueError(f"no image of {len(dataset)} can be read; the first: {skipped[0]}")
     results = metric.compute()
     seconds = time.perf_counter() - start
     model.train(was_training)
-    return {**results, "images": len(dataset), "seconds": seconds, "images_per_second": len(dataset) / seconds}
+    return {
+        **results,
+        "images": images,
+        "skipped": skipped,
+        "data_fingerprint": fingerprint.compute(),
+        "seconds": seconds,
+        "images_per_second": images / seconds,
+    }
 
 
 def as_json(results: dict, names: Sequence[str]) -> dict:
-    """The scores of `evaluate` in JSON's types: the means, "classes" by name, number of images and speed.
+    """The scores of `evaluate` in JSON's types: the means, "classes" by name, images and speed.
 
     Scores lie in [0, 1]; those of a class that does not occur are None. The confusion matrix is left out.
     """
@@ -372,7 +397,8 @@ def as_json(results: dict, names: Sequence[str]) -> dict:
         name: {key: number(results[f"per_category_{key}"][index]) for key in ("iou", "accuracy", "dice")}
         for index, name in enumerate(names)
     }
-    return {**{key: number(results[key]) for key in keys}, "images": results["images"], "classes": classes}
+    others = {key: results[key] for key in ("images", "skipped", "data_fingerprint")}
+    return {**{key: number(results[key]) for key in keys}, **others, "classes": classes}
 
 
 def protocol(

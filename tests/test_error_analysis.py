@@ -10,8 +10,8 @@ from PIL import Image
 
 from hf_segtx.error_analysis import (
     BoundaryIoU,
+    DataFingerprint,
     ImageScores,
-    LabelFingerprint,
     SizeIoU,
     confusion_pairs,
     connected_runs,
@@ -200,22 +200,29 @@ def test_interval_covers_the_truth_as_often_as_it_says():
 
 def test_fingerprint_tells_data_apart():
     _, references = label_maps()
+    rng = np.random.default_rng(0)
+    images = [rng.integers(0, 256, (3, *reference.shape), dtype=np.uint8) for reference in references]
 
-    def fingerprint(maps):
-        metric = LabelFingerprint()
-        metric.add_batch(references=maps)
+    def fingerprint(images, maps):
+        metric = DataFingerprint()
+        metric.add_batch(images=images, references=maps)
         return metric.compute()
 
-    original = fingerprint(references)
+    original = fingerprint(images, references)
     assert len(original) == 16
-    assert fingerprint([np.arange(12).reshape(3, 4)]) == "97967efec88b551c"  # must never change: it stands on cards
-    assert original == fingerprint(references[::-1])
-    assert original == fingerprint([torch.from_numpy(x.astype(np.uint8)) for x in references])
-    assert original == fingerprint([x.T for x in [y.T.copy() for y in references]])  # other strides
-    changed = [x.copy() for x in references]
+    small = [np.arange(36, dtype=np.uint8).reshape(3, 3, 4)], [np.arange(12).reshape(3, 4)]
+    assert fingerprint(*small) == "dbc65b116b440234"  # must never change: it stands on cards
+    assert original == fingerprint(images[::-1], references[::-1])
+    assert original == fingerprint([torch.from_numpy(x) for x in images], references)
+    assert original == fingerprint(images, [torch.from_numpy(x.astype(np.uint8)) for x in references])
+    assert original == fingerprint(images, [x.T for x in [y.T.copy() for y in references]])  # other strides
+    changed, other = [x.copy() for x in references], [x.copy() for x in images]
     changed[1][3, 4] += 1
-    others = [changed, references[:2], references + references[:1], [x.reshape(1, -1) for x in references]]
-    assert len({original, *map(fingerprint, others)}) == 5
+    other[2][1, 3, 4] += 1
+    others = [(images, changed), (other, references), (images[:2], references[:2])]
+    others += [(images + images[:1], references + references[:1]), (images[1:] + images[:1], references)]
+    others += [(images, [x.reshape(1, -1) for x in references])]
+    assert len({original, *(fingerprint(*each) for each in others)}) == 7
 
 
 def test_confusion_pairs_match_sorting_by_hand():
@@ -307,10 +314,13 @@ def _score_share(rank, store, path):
     torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
     predictions, references = label_maps()
     results = []
-    for make in (BoundaryIoU, SizeIoU, ImageScores, lambda _: LabelFingerprint()):
+    for make in (BoundaryIoU, SizeIoU, ImageScores):
         metric = make(CLASSES)
         metric.add_batch(predictions=predictions[rank::2], references=references[rank::2])
         results.append(metric.compute())
+    metric = DataFingerprint()
+    metric.add_batch(images=predictions[rank::2], references=references[rank::2])
+    results.append(metric.compute())
     torch.save(results, f"{path}/{rank}.pt")
     torch.distributed.destroy_process_group()
 
@@ -321,9 +331,12 @@ def test_two_processes_match_one(tmp_path):
     torch.multiprocessing.start_processes(_score_share, arguments, nprocs=2, start_method="fork")
     predictions, references = label_maps()
     expected = []
-    for make in (BoundaryIoU, SizeIoU, ImageScores, lambda _: LabelFingerprint()):
+    for make in (BoundaryIoU, SizeIoU, ImageScores):
         metric = make(CLASSES)
         metric.add_batch(predictions=predictions, references=references)
         expected.append(metric.compute())
+    metric = DataFingerprint()
+    metric.add_batch(images=predictions, references=references)
+    expected.append(metric.compute())
     for rank in range(2):
         assert str(torch.load(tmp_path / f"{rank}.pt", weights_only=False)) == str(expected)

@@ -16,7 +16,7 @@ from PIL import Image
 from transformers.image_utils import SizeDict
 
 from hf_segtx import SegFormerConfig, SegFormerForSemanticSegmentation, SegFormerImageProcessor
-from hf_segtx.error_analysis import BoundaryIoU, ImageScores, LabelFingerprint, SizeIoU, confusion_pairs
+from hf_segtx.error_analysis import BoundaryIoU, ImageScores, SizeIoU, confusion_pairs
 from hf_segtx.inference import evaluate, load_model
 from hf_segtx.scenes import SceneDataset
 
@@ -60,9 +60,9 @@ def test_scores_match_the_library(script, checkpoint, tmp_path, capsys):
     run(script, checkpoint, "--json", files[0], "--worst_picture", files[1], "--worst", 3)
     results, shown = json.loads(files[0].read_text()), capsys.readouterr().out
     model, processor = load_model(checkpoint)
-    metrics = [metric(8) for metric in (BoundaryIoU, SizeIoU, ImageScores)] + [LabelFingerprint()]
+    metrics = [metric(8) for metric in (BoundaryIoU, SizeIoU, ImageScores)]
     scores = evaluate(model, processor, scenes(), progress=False, extra_metrics=metrics)
-    boundary, sizes, images, fingerprint = (metric.compute() for metric in metrics)
+    boundary, sizes, images = (metric.compute() for metric in metrics)
     assert results["mean_iou"] == scores["mean_iou"]
     assert results["mean_boundary_iou"] == boundary["mean_boundary_iou"]
     assert {size: value["mean_iou"] for size, value in results["sizes"].items()} == {
@@ -70,6 +70,7 @@ def test_scores_match_the_library(script, checkpoint, tmp_path, capsys):
     }
     assert tuple(results["mean_iou_interval"]) == images["mean_iou_interval"]
     assert results["confusions"] == confusion_pairs(scores["confusion_matrix"], scenes().labels.names)
+    fingerprint = scores["data_fingerprint"]
     assert results["data_fingerprint"] == fingerprint
     iou = images["image_iou"]
     order = np.argsort(iou)[:3]
@@ -171,16 +172,41 @@ def test_flags_of_the_card_come_before_those_given(script, checkpoint, tmp_path)
     assert arguments.train_split == "train"  # of which train.py holds a part out if there is no validation split
 
 
-def test_held_out_part_of_training_data_is_scored(script, checkpoint, tmp_path):
-    items = SceneDataset(8)
+def write_scenes(folder: Path, count: int) -> SceneDataset:
+    items = SceneDataset(count)
     for kind in ("images", "masks"):
-        (tmp_path / kind).mkdir()
-    for index in range(8):
-        items[index]["image"].save(tmp_path / "images" / f"{index}.png")
-        Image.fromarray(items[index]["label"]).save(tmp_path / "masks" / f"{index}.png")
-    (tmp_path / "id2label.json").write_text(json.dumps(items.labels.id2label))
-    words = [str(checkpoint), "--train_dir", str(tmp_path), "--train_val_split", "0.25"]
+        (folder / kind).mkdir(parents=True)
+    for index in range(count):
+        items[index]["image"].save(folder / "images" / f"{index}.png")
+        Image.fromarray(items[index]["label"]).save(folder / "masks" / f"{index}.png")
+    (folder / "id2label.json").write_text(json.dumps(items.labels.id2label))
+    return items
+
+
+def test_held_out_part_of_training_data_is_scored(script, checkpoint, tmp_path):
+    write_scenes(tmp_path / "data", 8)
+    words = [str(checkpoint), "--train_dir", str(tmp_path / "data"), "--train_val_split", "0.25"]
     assert script.main(script.parse_arguments(words))["images"] == 2
+
+
+@pytest.mark.parametrize("batch_size", [1, 2])
+def test_images_that_cannot_be_read(script, checkpoint, tmp_path, capsys, batch_size):
+    """Oracle: the same folder without the torn image."""
+    write_scenes(tmp_path / "data", 4)
+    torn = tmp_path / "data" / "images" / "1.png"
+    torn.write_bytes(torn.read_bytes()[:-2000])
+    words = [str(checkpoint), "--validation_dir", str(tmp_path / "data"), "--batch_size", str(batch_size)]
+    assert script.run(words) == 2
+    assert str(torn) in capsys.readouterr().err
+    results = script.main(script.parse_arguments([*words, "--on_error", "skip"]))
+    shown = capsys.readouterr().out
+    assert "left out, 1 in all" in shown and str(torn) in shown
+    (tmp_path / "data" / "masks" / "1.png").unlink()
+    torn.unlink()
+    expected = script.main(script.parse_arguments(words))
+    assert results["images"] == 3 and len(results["skipped"]) == 1 and not expected["skipped"]
+    for key in ("mean_iou", "mean_boundary_iou", "sizes", "data_fingerprint", "worst_images"):
+        assert results[key] == expected[key], key
 
 
 def test_wrong_flags_are_named(script, checkpoint, tmp_path, capsys):
