@@ -12,8 +12,9 @@ Through image processor, model and post-processing at the images' own sizes, so 
 same with any number of processes and any batch size.
 
 Every number comes with its protocol, and with a fingerprint of images and true label maps, which tells whether two
-numbers were measured on the same data. Beside the mean IoU, from the same pass: boundary IoU, IoU of small, medium and large
-objects, a 95 % interval of the mean IoU, what is taken for what, and the worst images (see `hf_segtx.error_analysis`).
+numbers were measured on the same data. Beside the mean IoU, from the same pass: boundary IoU, IoU of small, medium and
+large objects, a 95 % interval of the mean IoU, what is taken for what, and the worst images (see
+`hf_segtx.error_analysis`).
 
 Exit status: 0, 1 if --from_card measures another number than the card says, 2 if something is wrong.
 """

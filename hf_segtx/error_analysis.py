@@ -186,8 +186,8 @@ class SizeIoU(_ImageScore):
     """Mean IoU of small, medium and large objects, as Segmenter (arXiv 2105.05633) reports it in Table 4.
 
     The paper says neither where the sizes begin nor how it counts, so its numbers cannot be compared with these. Here
-    an object is a connected region (8 neighbours) of one class in a label map; small are those of less than 32^2
-    pixels of the image, medium of less than 96^2, which are COCO's bounds. For a class and a size: the hits and misses are the
+    an object is a connected region (8 neighbours) of one class in a label map; small are those of less than 32^2 pixels
+    of the image, medium of less than 96^2, which are COCO's bounds. For a class and a size: the hits and misses are the
     pixels of true objects of that size; the false alarms are the pixels of predicted objects of that size where the
     truth is another class. So each pixel counts for one size, and the counts of the three sizes add up to those of the
     plain IoU. The mean goes over classes with true objects of the size.

@@ -29,6 +29,7 @@ from jinja2 import Environment, FileSystemLoader
 from .visualization import training_curves
 
 
+RECORDS = ("all_results.json", "train.args")  # of a training, which repeat its arguments
 # What goes wrong with a network or the Hub; HTTPError is that of the HTTP library that huggingface_hub uses.
 HUB_ERRORS = (OSError, HTTPError, OfflineModeIsEnabled)
 
@@ -81,6 +82,7 @@ def write_card(
     base_model, base_license = lineage(start)
     if dataset_name is not None and not is_hub_name(dataset_name):
         dataset_name = None
+    data, start, training = (text and without_folders(str(text)) for text in (data, start, training))
     score = round(results["mean_iou"], 4)
     card_data = ModelCardData(
         model_name=name,
@@ -139,6 +141,11 @@ def is_hub_name(name: str) -> bool:
     return re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) is not None and not Path(name).exists()
 
 
+def without_folders(text: str) -> str:
+    """The text with absolute paths cut to their last name: those of this machine are nobody else's business."""
+    return re.sub(r"(?<![\w.:/-])(?:~|[A-Za-z]:)?/(?:[^\s'\"`/]+/)*([^\s'\"`/]+)/*(?=[\s'\"`,;:)]|$)", r"\1", text)
+
+
 def lineage(start: str | None) -> tuple[str | None, dict]:
     """Where weights come from: the model of the Hub that training started from, and the licence that its card states.
 
@@ -165,7 +172,8 @@ def lineage(start: str | None) -> tuple[str | None, dict]:
 def push(folder: str | Path, repository: str, token: str | None = None) -> str:
     """Uploads the final model of an output folder (not its checkpoints) in one commit; returns its address.
 
-    May be repeated after an interruption: a commit is whole or not there, and weights that arrived are not sent again.
+    Folders of this machine are named in it by their last names only. May be repeated after an interruption: a commit is
+    whole or not there, and weights that arrived are not sent again.
 
     Raises:
         ValueError: if the upload fails, with the command that repeats it.
@@ -180,7 +188,13 @@ def push(folder: str | Path, repository: str, token: str | None = None) -> str:
         address = api.create_repo(repository, exist_ok=True)
         api.create_commit(  # not upload_folder, which may make several commits
             address.repo_id,
-            [CommitOperationAdd(str(file.relative_to(folder)), file) for file in files],
+            [
+                CommitOperationAdd(
+                    str(file.relative_to(folder)),
+                    without_folders(file.read_text()).encode() if file.name in RECORDS else file,
+                )
+                for file in files
+            ],
             commit_message=f"Model, processor and card from hf_segtx: {folder.resolve().name}",
         )
     except (*HUB_ERRORS, RuntimeError) as error:  # what create_commit makes of a connection that breaks

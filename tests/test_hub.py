@@ -15,7 +15,7 @@ from huggingface_hub import ModelCard, parse_eval_result_entries
 from PIL import Image
 
 from hf_segtx import SegFormerConfig, SegFormerForSemanticSegmentation, SegFormerImageProcessor
-from hf_segtx.hub import check_token, push, write_card
+from hf_segtx.hub import check_token, push, without_folders, write_card
 from hf_segtx.visualization import training_curves
 
 
@@ -100,6 +100,23 @@ def test_card_inherits_licence_and_lineage(tmp_path, hub):
     card = ModelCard.load(write_card(tmp_path / "second", TEMPLATES[0], RESULTS, start=tmp_path / "first", **settings))
     assert (card.data.base_model, card.data.license, card.data.license_name) == ("me/base", "other", "research-only")
     assert "research-only; derived from [me/base]" in card.text
+
+
+def test_folders_of_the_machine_stay_private(tmp_path, hub):
+    text = "--train_dir /home/me/data/ade ~/weights/b0.pth https://hf.co/a/b me/data out/run 1/4 N/A (/opt/d)"
+    assert without_folders(text) == "--train_dir ade b0.pth https://hf.co/a/b me/data out/run 1/4 N/A (d)"
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "config.json").write_text("{}")
+    (run / "all_results.json").write_text(json.dumps({"arguments": [f"--train_dir {tmp_path}/camvid", "--flip"]}))
+    settings = {"name": "run", "data": f"{tmp_path}/camvid", "start": f"{tmp_path}/mit"}
+    training = f"`--train_dir {tmp_path}/camvid`"
+    card = write_card(run, TEMPLATES[0], RESULTS, training=training, **settings).read_text()
+    assert str(tmp_path) not in card and "on camvid, from mit." in card and "`--train_dir camvid`" in card
+    push(run, "me/run")
+    uploaded = huggingface_hub.hf_hub_download("me/run", "all_results.json", cache_dir=tmp_path / "cache")
+    assert json.loads(Path(uploaded).read_text()) == {"arguments": ["--train_dir camvid", "--flip"]}
+    assert str(tmp_path) in (run / "all_results.json").read_text()  # here evaluate.py --from_card needs it
 
 
 def test_curves_need_something_to_show():
