@@ -300,13 +300,18 @@ def _name(file, position: str) -> str:
     return position
 
 
-def _source(file, name: str):
+def _source(file):
     """A path, or an open file of the bytes."""
     if file is None:
-        raise ValueError(f"{name}: the value is missing (null); remove the row")
+        raise ValueError("the value is missing, null")
     if isinstance(file, dict):
         return io.BytesIO(file["bytes"]) if file.get("bytes") is not None else file["path"]
     return file
+
+
+def _first_bytes(path: str | Path) -> bytes:
+    with open(path, "rb") as file:
+        return file.read(8)
 
 
 def _undecodable(name: str, error: Exception) -> ValueError:
@@ -361,24 +366,28 @@ def _read_image(file, name: str, num_channels: int, largest_scale: Callable[[int
 def _open_image(file, name: str, num_channels: int) -> np.ndarray | Image.Image:
     """The numbers of a file that PIL would not read without a loss; for the others an image that is not loaded yet."""
     try:
-        source = _source(file, name)
+        source = _source(file)
         if _is_numpy(source):
             return np.load(source, allow_pickle=False)
         try:
             image = Image.open(source)
         except UnidentifiedImageError:  # PIL knows no TIFF of five bands
+            begin = source.getvalue()[:8] if isinstance(source, io.BytesIO) else _first_bytes(source)
+            if begin[:4] not in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
+                what = f"no known picture format: it begins with {begin!r}" if begin else "the file is empty"
+                raise ValueError(what) from None
             image = None
         if image is None or image.format == "TIFF":
             is_deep = image is None or image.mode[0] in "IF" or ";16" in str(image.tile[0][3:])
             if is_deep or num_channels not in IMAGE_MODES or image.n_frames > 1:
                 import tifffile
 
-                return tifffile.imread(_source(file, name))
+                return tifffile.imread(_source(file))
         elif image.mode[0] in "IF":
             return np.asarray(image)
         elif ";16B" in str(image.tile and image.tile[0][3]):  # PNG; PIL keeps the first byte of each value only
             high = np.asarray(image).astype(np.uint16)
-            image = Image.open(_source(file, name))
+            image = Image.open(_source(file))
             image.tile = [image.tile[0]._replace(args=image.tile[0].args.replace(";16B", ";16L"))]
             return high << 8 | np.asarray(image)  # taken for little-endian, the second byte is the one it keeps
     except ImportError as error:
@@ -424,13 +433,13 @@ def read_mask(file, name: str = "the mask") -> np.ndarray:
     """
     if not isinstance(file, (str, Path, dict, type(None))):
         return np.asarray(file)
-    if isinstance(file, (str, Path, dict)) and _is_numpy(_source(file, name)):
+    if isinstance(file, (str, Path, dict)) and _is_numpy(_source(file)):
         try:
-            return np.load(_source(file, name), allow_pickle=False)
+            return np.load(_source(file), allow_pickle=False)
         except Exception as error:
             raise _undecodable(name, error) from error
     try:
-        image = Image.open(_source(file, name))
+        image = Image.open(_source(file))
         raw_mode = image.tile[0][3] if image.tile else None  # of the pixels in the file, e.g. "L;4"
         image.load()
     except Exception as error:
@@ -452,8 +461,11 @@ def read_mask(file, name: str = "the mask") -> np.ndarray:
 # --- Finding --------------------------------------------------------------------------------------------------------
 
 
-def folder_records(folder: str | Path) -> list[tuple[str, str]]:
+def folder_records(folder: str | Path, alone: list[str] | None = None) -> list[tuple[str, str]]:
     """Pairs (image, mask) of `folder/images/**` and `folder/masks/**` with equal paths up to the suffix.
+
+    Args:
+        alone: files without a partner are noted in this list, instead of being an error.
 
     Raises:
         ValueError: if a folder is missing or empty, or files have no partner (the first five are named).
@@ -462,20 +474,29 @@ def folder_records(folder: str | Path) -> list[tuple[str, str]]:
     images = _files_by_stem(_subfolder(folder, IMAGE_FOLDERS))
     masks = _files_by_stem(_subfolder(folder, MASK_FOLDERS))
     for found, others, missing in ((images, masks, "mask"), (masks, images, "image")):
-        if alone := [str(file) for stem, file in found.items() if stem not in others]:
+        lonely = [str(file) for stem, file in found.items() if stem not in others]
+        if alone is not None:
+            alone += [f"{file}: there is no {missing}; add it, or remove the file" for file in lonely]
+        elif lonely:
             raise ValueError(
-                f"{len(alone)} of {len(found)} files have no {missing}: {', '.join(alone[:5])}"
-                f"{', ...' if len(alone) > 5 else ''}; an image and its mask have the same name up to the suffix "
+                f"{len(lonely)} of {len(found)} files have no {missing}: {', '.join(lonely[:5])}"
+                f"{', ...' if len(lonely) > 5 else ''}; an image and its mask have the same name up to the suffix "
                 f"(a {missing} file here: {next(iter(others.values()))})"
             )
-    return [(str(images[stem]), str(masks[stem])) for stem in images]
+    return [(str(images[stem]), str(masks[stem])) for stem in images if stem in masks]
 
 
 def _subfolder(folder: Path, names: tuple[str, ...]) -> Path:
     for name in names:
         if (folder / name).is_dir():
             return folder / name
-    raise ValueError(f"{folder}: there is no folder {' or '.join(names)} in it; a data folder holds images/ and masks/")
+    if folder.is_file():
+        raise ValueError(f"{folder} is a file; give a folder that holds images/ and masks/, or pairs as .csv or .jsonl")
+    near = [place for place in (folder.parent, *sorted(folder.iterdir())) if any((place / n).is_dir() for n in names)]
+    raise ValueError(
+        f"{folder}: there is no folder {' or '.join(names)} in it; a data folder holds images/ and masks/"
+        + (f", as {near[0]} does" if near else "")
+    )
 
 
 def _files_by_stem(folder: Path) -> dict[str, Path]:
@@ -535,6 +556,12 @@ def _is_array(feature) -> bool:
     return hasattr(feature, "feature") and hasattr(feature.feature, "feature")
 
 
+_NOT_FOUND = (
+    "the data set {} cannot be loaded ({}); check the name (OWNER/NAME on the Hub, or a folder or file), the network "
+    "and, if it is private, --token"
+)
+
+
 def load_tables(
     name: str,
     config_name: str | None = None,
@@ -570,7 +597,7 @@ def load_tables(
             source = str(path) if path.exists() else name
             tables = datasets.load_dataset(source, config_name, cache_dir=cache_dir, token=token, revision=revision)
     except Exception as error:  # of datasets, huggingface_hub, pyarrow and the network
-        raise ValueError(f"the data set {name} cannot be loaded ({type(error).__name__}: {error})") from error
+        raise ValueError(_NOT_FOUND.format(name, f"{type(error).__name__}: {error}")) from error
     return tables if isinstance(tables, dict) else datasets.DatasetDict({"train": tables})
 
 
@@ -614,7 +641,7 @@ def load_shards(
             source = str(path) if path.exists() else name
             builder = datasets.load_dataset_builder(source, config_name, token=token, revision=revision)
     except Exception as error:  # of datasets, huggingface_hub and the network
-        raise ValueError(f"the data set {name} cannot be found ({type(error).__name__}: {error})") from error
+        raise ValueError(_NOT_FOUND.format(name, f"{type(error).__name__}: {error}")) from error
     if builder.name not in ("parquet", "webdataset"):
         raise ValueError(
             f"{name}: streaming reads Parquet files and WebDataset archives, these are of the kind {builder.name!r}; "
@@ -641,9 +668,14 @@ def _first_row(kind: str, file: str, token: str | bool | None):
     import pyarrow.parquet
 
     system, path = _file_system(file, token)
-    with system.open(path, "rb") as stream:
-        batches = pyarrow.parquet.ParquetFile(stream).iter_batches(1)
-        return datasets.Dataset(pyarrow.Table.from_batches([next(batches)]))
+    try:
+        with system.open(path, "rb") as stream:
+            batch = next(pyarrow.parquet.ParquetFile(stream).iter_batches(1), None)
+    except (pyarrow.ArrowException, OSError) as error:
+        raise ValueError(f"{file}: cannot be read as Parquet ({error}); write it again") from error
+    if batch is None:
+        raise ValueError(f"{file}: there are no rows in it; remove it")
+    return datasets.Dataset(pyarrow.Table.from_batches([batch]))
 
 
 def _table_labels(
@@ -775,6 +807,9 @@ def load_data(
     """
     if dataset_name and (train_dir or validation_dir):
         raise ValueError("give either --dataset_name or --train_dir/--validation_dir, not both")
+    for name, count in (("max_train_samples", max_train_samples), ("max_eval_samples", max_eval_samples)):
+        if count is not None and count < 1:
+            raise ValueError(f"{name} {count} is less than 1; leave it away to use all samples")
     if not 0 < train_val_split < 1:
         raise ValueError(f"train_val_split {train_val_split} is not a share between 0 and 1, e.g. 0.15")
     if not (dataset_name or train_dir or validation_dir):
@@ -811,11 +846,12 @@ def load_data(
     else:
         layouts = {folder: find_layout(folder) for folder in (train_dir, validation_dir) if folder}
         labels = explicit or _folder_labels(layouts, do_reduce_labels)
-        train_records = _records(train_dir, layouts, train_split) if train_dir and train_split else None
+        alone = ([], []) if on_error == "skip" else (None, None)
+        train_records = _records(train_dir, layouts, train_split, alone[0]) if train_dir and train_split else None
         validation_split = validation_split or "validation"
         if validation_dir is None and layouts[train_dir] and validation_split in layouts[train_dir].splits:
             validation_dir = train_dir
-        validation_records = _records(validation_dir, layouts, validation_split)
+        validation_records = _records(validation_dir, layouts, validation_split, alone[1])
 
     options = labels, num_channels, on_error
     train = SegmentationDataset(train_records, *options) if train_records is not None else None
@@ -832,6 +868,10 @@ def load_data(
     if train is not None:
         train = _at_most(train, max_train_samples)
     validation = _at_most(validation, max_eval_samples)
+    if not dataset_name and on_error == "skip":
+        for dataset, errors in zip((train, validation), alone):
+            if dataset is not None:
+                _note_errors(dataset, errors)
 
     max_checks = 64 if streaming else 1000  # each may read a shard's whole row group
     if labels.num_ids == 2 and labels.raw_to_train in (None, {0: 0, 1: 1}):
@@ -848,16 +888,18 @@ def load_data(
     return train, validation, labels
 
 
-def _records(folder: str | None, layouts: dict, split: str) -> list | None:
+def _records(folder: str | None, layouts: dict, split: str, alone: list[str] | None) -> list | None:
     if folder is None:
         return None
-    return layouts[folder].records(split) if layouts[folder] else folder_records(folder)
+    return layouts[folder].records(split) if layouts[folder] else folder_records(folder, alone)
 
 
 def _folder_labels(layouts: dict, do_reduce_labels: bool) -> Labels:
     """The contract of the folders (the keys); different ones are an error."""
-    if missing := [folder for folder in layouts if not Path(folder).exists()]:
-        raise ValueError(f"{missing[0]}: there is no such folder")
+    for folder in (folder for folder, layout in layouts.items() if layout is None):
+        if not Path(folder).exists():
+            raise ValueError(f"{folder}: there is no such folder")
+        _subfolder(Path(folder), IMAGE_FOLDERS)
     contracts = {}
     for folder, layout in layouts.items():
         if layout is not None:

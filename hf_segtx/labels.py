@@ -130,6 +130,8 @@ class Labels:
             return cls.from_id2label(content, do_reduce_labels)
         except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
             message = f"the key {error} is missing" if isinstance(error, KeyError) else error
+            if isinstance(error, json.JSONDecodeError):
+                message = f"not JSON ({error}); correct or replace it"
             raise ValueError(f"{file}: {message}") from error
 
     @classmethod

@@ -513,7 +513,7 @@ def _pairs_file(file: Path) -> Layout:
     if None in keys:
         raise ValueError(
             f"{file}: the columns are {', '.join(map(str, rows[0]))}; name the one of the images {IMAGE_KEYS[0]!r} and "
-            f"the one of the masks {MASK_KEYS[0]!r}"
+            f"the one of the masks {MASK_KEYS[0]!r}{', with a comma between' if len(rows[0]) == 1 else ''}"
         )
     splits: dict[str, list[tuple[str, str]]] = {}
     for number, row in enumerate(rows, 1):

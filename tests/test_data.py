@@ -505,7 +505,7 @@ def test_archives_that_are_wrong_are_explained(shards, tmp_path):
     file.write_bytes(b"no archive" * 100)
     with pytest.raises(ValueError, match="train-00002-of-00003.tar: cannot be read as an uncompressed tar archive"):
         streamed(folder)
-    with pytest.raises(ValueError, match=r"data set memory://nowhere cannot be found"):
+    with pytest.raises(ValueError, match=r"data set memory://nowhere cannot be loaded .* check the name"):
         load_data(dataset_name="memory://nowhere", streaming=True)
     with pytest.raises(ValueError, match=r"memory://nowhere: an address is read with --streaming"):
         load_data(dataset_name="memory://nowhere")
@@ -601,6 +601,48 @@ def test_missing_partners_are_named(tmp_path):
     (tmp_path / "images/001.png").unlink()
     with pytest.raises(ValueError, match=r"1 of 5 files have no image: .*masks/001\.png"):
         folder_records(tmp_path)
+
+
+def test_missing_partners_can_be_skipped_and_are_listed(tmp_path):
+    write_folder(tmp_path)
+    (tmp_path / "masks/002.png").unlink()
+    train, validation, _ = load_data(train_dir=str(tmp_path), on_error="skip", train_val_split=0.4)
+    assert (len(train), len(validation)) == (3, 2)
+    (said,) = train.skipped
+    assert said.endswith("images/002.png: there is no mask; add it, or remove the file")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"), [(b"", "the file is empty"), (b"hello", "no known picture format: it begins with b'hello'")]
+)
+def test_files_that_are_no_pictures_say_so(tmp_path, content, message):
+    write_folder(tmp_path)
+    (tmp_path / "images/002.png").write_bytes(content)
+    with pytest.raises(ValueError, match=rf"images/002\.png: cannot be decoded \({message}\); replace it"):
+        load_data(train_dir=str(tmp_path), validation_dir=str(tmp_path))
+
+
+def test_wrong_levels_name_the_right_one(tmp_path):
+    folder = write_folder(tmp_path / "data")
+    for wrong in (tmp_path, folder / "images"):
+        with pytest.raises(ValueError, match=r"there is no folder images .* as .*/data does"):
+            load_data(train_dir=str(wrong))
+    with pytest.raises(ValueError, match=r"000\.png is a file; give a folder"):
+        load_data(train_dir=str(folder / "images/000.png"))
+    with pytest.raises(ValueError, match="max_train_samples 0 is less than 1"):
+        load_data(train_dir=str(folder), max_train_samples=0)
+
+
+def test_empty_parquet_files_are_explained(tmp_path):
+    import datasets
+
+    (tmp_path / "a.parquet").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"a\.parquet: cannot be read as Parquet \(Parquet file size is 0 bytes\)"):
+        load_data(dataset_name=str(tmp_path / "a.parquet"), streaming=True)
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.Image()})
+    datasets.Dataset.from_dict({"image": [], "label": []}, features).to_parquet(str(tmp_path / "a.parquet"))
+    with pytest.raises(ValueError, match=r"a\.parquet: there are no rows in it; remove it"):
+        load_data(dataset_name=str(tmp_path / "a.parquet"), streaming=True)
 
 
 def test_wrong_folders_are_named(tmp_path):

@@ -141,7 +141,7 @@ def test_missing_and_broken_files_are_named(tmp_path):
     with pytest.raises(ValueError, match=r"classes\.json .* id2label\.json"):
         Labels.from_folder(tmp_path)
     (tmp_path / "classes.json").write_text("{")
-    with pytest.raises(ValueError, match=r"classes\.json: Expecting"):
+    with pytest.raises(ValueError, match=r"classes\.json: not JSON \(Expecting.*correct or replace it"):
         Labels.from_folder(tmp_path)
 
 
