@@ -227,7 +227,7 @@ class Predictor:
 
     def write(self, target: Path, image, label_map: np.ndarray) -> None:
         label_png(label_map, self.colors).save(f"{target}_labels.png")
-        self.draw(image, label_map).save(f"{target}_overlay.png")
+        self.draw(image, label_map).save(f"{target}_overlay.png", compress_level=1)  # PIL's 6 takes longer than a model
 
 
 def segment_images(predictor: Predictor, files: dict, batch_size: int) -> dict[Path, str]:

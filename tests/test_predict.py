@@ -90,6 +90,27 @@ def test_film_shows_each_frame_under_its_classes(run, video, tmp_path):
     assert np.abs(shown - color_map(label_map, colors)).mean() < 20  # H.264 keeps colours at half the resolution
 
 
+def test_camera_is_read_frame_by_frame(script, run, monkeypatch, tmp_path):
+    """A generator of FFmpeg in the camera's place; like a camera it has no length."""
+    av = pytest.importorskip("av")
+    generator = ("lavfi", "testsrc=rate=5:size=")
+    try:
+        av.open(generator[1] + "96x64", format=generator[0]).close()
+    except (ValueError, av.FFmpegError):
+        pytest.skip("this build of PyAV has no lavfi")
+    monkeypatch.setitem(script.CAMERAS, sys.platform, generator)
+    model = save_model(tmp_path / "model")
+    failures, output = run(model, "camera:96x64", "--frames", "--batch_size", "2", "--max_frames", "7")
+    assert not failures
+    written = sorted(output.glob("camera_96x64/*_labels.png"))
+    assert len(written) == 7
+    with script.closing(script.Video("camera:96x64")) as camera:
+        assert camera.length is None
+        for image, file in zip(camera, written):
+            (label_map,) = predict(*load_model(model), [image])
+            assert (np.asarray(Image.open(file)) == label_map.numpy()).mean() > 0.999  # rounding in batches of two
+
+
 def test_torn_video_is_reported_and_the_rest_done(run, video, tmp_path):
     model = save_model(tmp_path / "model")
     (tmp_path / "torn.mp4").write_bytes(b"no video")
