@@ -39,9 +39,10 @@ from torch.utils.data import DataLoader, Dataset, Subset
 from tqdm.auto import tqdm
 
 from hf_segtx.arguments import add_data_flags
-from hf_segtx.data import IMAGE_FOLDERS, SegmentationDataset, check_data, find_tables, folder_records
+from hf_segtx.data import SegmentationDataset, check_data, folder_records
 from hf_segtx.labels import Labels, contract_file
-from hf_segtx.readers import SPLIT_NAMES, find_layout
+from hf_segtx.readers import IMAGE_FOLDERS, SPLIT_NAMES, find_layout
+from hf_segtx.tables import find_tables
 
 
 SPLITS = ("train", "validation", "test")

@@ -77,7 +77,7 @@ SegFormerForImageClassification.register_for_auto_class("AutoModelForImageClassi
 
 _SUBMODULES = set(
     "arguments checkpoints data doctor error_analysis hub inference labels large_images lora losses machine metrics "
-    "optim readers scenes visualization weights".split()
+    "optim readers scenes tables visualization weights".split()
 )
 
 __all__ = [cls.__name__ for row in ARCHITECTURES for cls in row] + ["SegFormerForImageClassification"]

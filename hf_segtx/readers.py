@@ -32,6 +32,8 @@ from .label_tables import ADE20K_FULL, PASCAL_CONTEXT_459
 from .labels import Labels
 
 
+IMAGE_SUFFIXES = {".bmp", ".jpeg", ".jpg", ".npy", ".png", ".tif", ".tiff", ".webp"}
+IMAGE_FOLDERS = ("images", "JPEGImages")
 SPLIT_NAMES = {"training": "train", "val": "validation", "valid": "validation"}  # other words for a split
 IMAGE_KEYS = ("image", "file_name", "image_path", "img")  # of a file of pairs
 MASK_KEYS = ("mask", "label", "annotation", "mask_file_name", "label_file_name", "mask_path", "label_path")

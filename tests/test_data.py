@@ -18,13 +18,13 @@ from PIL import Image
 from torchvision.transforms.v2 import functional as F
 
 from hf_segtx import data
+from hf_segtx import tables as tables_module
 from hf_segtx.data import (
     SegmentationDataset,
     ShuffledBatches,
     TrainingTransform,
     check_data,
     evaluation_dataloader,
-    find_columns,
     folder_records,
     load_data,
     read_image,
@@ -33,6 +33,7 @@ from hf_segtx.data import (
 )
 from hf_segtx.labels import Labels, flip_permutation
 from hf_segtx.models.image_processing_segtx import SegFormerImageProcessor
+from hf_segtx.tables import find_columns
 from hf_segtx.visualization import overlay
 
 
@@ -379,7 +380,7 @@ def test_masks_as_lists_with_class_names_in_the_type():
         {"image": datasets.Image(), "label": datasets.List(datasets.List(datasets.ClassLabel(names=["sky", "sea"])))}
     )
     row = {"image": Image.new("RGB", (2, 1)), "label": [[0, 1]]}
-    from hf_segtx.data import TableRecords, _table_labels
+    from hf_segtx.tables import TableRecords, _table_labels
 
     table = datasets.Dataset.from_list([row], features=features)
     labels = _table_labels("offline/no_such_data_set", table, "label", False, None, None)
@@ -455,7 +456,8 @@ def streams(request, shards, tmp_path):
 
 def test_streaming_is_exact_and_resumes_anywhere(streams, monkeypatch):
     """Each row once an epoch; two processes and a resumed run see what one uninterrupted run sees."""
-    monkeypatch.setattr(data, "POOL_SIZE", 30)
+    for module in (data, tables_module):
+        monkeypatch.setattr(module, "POOL_SIZE", 30)
     train, _, _ = streamed(streams)
     transform = TrainingTransform(PROCESSOR, (4, 4), (1, 1), flip_probability=0, photometric_distortion=False)
 
@@ -482,7 +484,8 @@ def test_a_stream_reads_each_row_group_once_an_epoch(shards, monkeypatch):
 
     groups = []
     read = pyarrow.parquet.ParquetFile.read_row_group
-    monkeypatch.setattr(data, "POOL_SIZE", 30)
+    for module in (data, tables_module):
+        monkeypatch.setattr(module, "POOL_SIZE", 30)
     train, _, _ = streamed(shards)
     monkeypatch.setattr(
         pyarrow.parquet.ParquetFile,
