@@ -202,12 +202,13 @@ def _first_row(kind: str, file: str, token: str | bool | None):
 
     if kind == "webdataset":
         _, members = next(tar_samples(file, token), (None, {}))
-        system, path = _file_system(file, token)
         features, row = datasets.Features(), {}
-        for column, place in members.items():
+        for column, (begin, end) in members.items():
             is_picture = Path(f"sample.{column}").suffix.lower() in IMAGE_SUFFIXES - {".npy"}
             features[column] = datasets.Image() if is_picture else datasets.Value("binary")
-            content = system.cat_file(path, *place)
+            with _open_range(file, token) as stream:
+                stream.seek(begin)
+                content = stream.read(end - begin)
             row[column] = {"bytes": content, "path": None} if is_picture else content
         return datasets.Dataset.from_list([row], features)
     import pyarrow
@@ -373,8 +374,9 @@ class TarRecords(Sequence):
     def __getitem__(self, row: int) -> tuple:
         file, places = self.files[self.shards[row]], self.places[row]
         begin, end = int(places.min()), int(places.max())
-        system, path = _file_system(file, self.token)
-        content = system.cat_file(path, begin, end)  # the files of a sample follow each other
+        with _open_range(file, self.token) as stream:
+            stream.seek(begin)
+            content = stream.read(end - begin)  # the files of a sample follow each other
         return tuple(
             {"bytes": content[start - begin : stop - begin], "path": f"{file}/{self.names[row]}.{column}"}
             for column, (start, stop) in zip(self.columns, places.tolist(), strict=True)
@@ -383,11 +385,9 @@ class TarRecords(Sequence):
 
 def tar_samples(file: str, token: str | bool | None = None) -> Iterator[tuple[str, dict[str, tuple[int, int]]]]:
     """Name, and column -> (begin, end) in the archive, of each sample; files with equal names up to the first dot."""
-    system, path = _file_system(file, token)
     name, members = None, {}
     try:
-        # small blocks: an archive is skipped through, header by header
-        with system.open(path, "rb", block_size=2**16) as stream, tarfile.open(fileobj=stream, mode="r:") as archive:
+        with _open_range(file, token) as stream, tarfile.open(fileobj=stream, mode="r:") as archive:
             for member in archive:
                 folder, _, base = member.name.rpartition("/")
                 stem, _, column = base.partition(".")
@@ -402,6 +402,12 @@ def tar_samples(file: str, token: str | bool | None = None) -> Iterator[tuple[st
         raise ValueError(f"{file}: cannot be read as an uncompressed tar archive ({error}); write it again") from error
     if members:
         yield name.lstrip("/"), members
+
+
+def _open_range(file: str, token: str | bool | None):
+    """A file of which small parts are read here and there: in blocks of 64 kB, not of megabytes."""
+    system, path = _file_system(file, token)
+    return system.open(path, "rb", block_size=2**16)
 
 
 def _file_system(file: str, token: str | bool | None = None) -> tuple:
