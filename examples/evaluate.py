@@ -315,16 +315,20 @@ def main(arguments: argparse.Namespace) -> dict:
                 {"name": str(item["name"]), "mean_iou": float(images["image_iou"][i])}
                 for i, item in zip(worst, items, strict=True)
             ]
-            if arguments.worst_picture and items:
-                with autocast:
-                    maps = [segment(model, processor, [item["image"]], **views)[0].label_map for item in items]
-                worst_picture(items, maps, results["worst_images"], labels).save(arguments.worst_picture)
         texts.append(summary(results))
         if card is not None:
             texts.append(card_text)
         print(*texts, sep="\n\n")
-        if arguments.json:
-            Path(arguments.json).write_text(json.dumps(results, indent=2, allow_nan=False) + "\n")
+        try:
+            if arguments.json:
+                Path(arguments.json).write_text(json.dumps(results, indent=2, allow_nan=False) + "\n")
+            if detailed and arguments.worst_picture and items:
+                with autocast:
+                    maps = [segment(model, processor, [item["image"]], **views)[0].label_map for item in items]
+                worst_picture(items, maps, results["worst_images"], labels).save(arguments.worst_picture)
+        except OSError as error:
+            files = " or ".join(filter(None, (arguments.json, arguments.worst_picture)))
+            raise OSError(f"{files} cannot be written ({error})") from error
     process.destroy_process_group()
     return results
 
@@ -411,6 +415,9 @@ def run(command_line: list[str]) -> int:
         results = main(parse_arguments(command_line))
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
         return 2
     return 0 if results.get("is_as_on_card", True) else 1
 

@@ -245,6 +245,8 @@ def segment_images(predictor: Predictor, files: dict, batch_size: int) -> dict[P
             future.result()
         except ValueError as error:
             failures[file] = str(error)
+        except OSError as error:  # a full disk, which would fail for all others, too
+            raise OSError(f"{files[file]}_*: the results cannot be written ({error})") from error
 
     with ThreadPoolExecutor() as pool, tqdm(total=len(files), unit="image", disable=len(files) == 1) as bar:
         images = read_ahead(pool, lambda file: read_image(str(file), str(file), num_channels), files, 2 * batch_size)
@@ -360,6 +362,8 @@ if __name__ == "__main__":
         failed = main(parse_arguments(sys.argv[1:]))
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit("interrupted; what was written stays")
     for message in failed.values():
         print(f"error: {message}", file=sys.stderr)
     sys.exit(1 if failed else 0)

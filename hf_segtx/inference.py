@@ -61,7 +61,12 @@ def load_model(
     if Path(name_or_path).is_dir() and not (Path(name_or_path) / "config.json").is_file():
         raise ValueError(f"{name_or_path} is not the folder of a model: it has no config.json")
     remote = {**hub, "trust_remote_code": trust_remote_code}
-    settings, _ = PreTrainedConfig.get_config_dict(name_or_path, **hub)
+    try:
+        settings, _ = PreTrainedConfig.get_config_dict(name_or_path, **hub)
+    except OSError as error:
+        if Path(name_or_path).exists():
+            raise
+        raise OSError(f"{name_or_path}: no such folder, and not to be had from the Hub: {error}") from error
     model_type = settings.get("model_type", "")
     own = {row[0].model_type: row for row in ARCHITECTURES}.get(f"segtx_{model_type.removeprefix('segtx_')}")
     load, load_processor, options = AutoModelForSemanticSegmentation, AutoImageProcessor, remote
