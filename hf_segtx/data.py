@@ -1,6 +1,6 @@
 """Data sets on disk and on the Hub -> images and train-id labels, checked; augmentation; loaders.
 
-    files or rows -> SegmentationDataset (decodes, maps raw ids to train ids once) -> training_transform -> batches
+    files or rows -> SegmentationDataset (decodes, maps raw ids to train ids once) -> TrainingTransform -> batches
                                                                                    -> the image processor (evaluation)
 
 `load_data` does the first half and checks the data, `training_dataloader` and `evaluation_dataloader` the second.
@@ -872,6 +872,8 @@ class TrainingDataset(Dataset):
         self.dataset = dataset
         self.transform = transform
         self.seed = seed
+        if cache_bytes < 0:
+            raise ValueError(f"a cache of {cache_bytes} bytes cannot be; 0 is none")
         self.cache = DecodedSamples(len(dataset), cache_bytes) if cache_bytes else None
 
     def __getstate__(self) -> dict:
