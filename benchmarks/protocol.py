@@ -1,7 +1,7 @@
 """From picture to label map, beside what users of other libraries do today; SegFormer-B0, interleaved in one run.
 
     OMP_NUM_THREADS=2 python benchmarks/protocol.py                        # all; mmsegmentation where it is installed
-    OMP_NUM_THREADS=2 python benchmarks/protocol.py --parts whole --rounds 9
+    OMP_NUM_THREADS=2 python benchmarks/protocol.py --parts windows --rounds 3   # each part takes two minutes
 
 - whole: transformers' SegformerImageProcessor, model and post_process_semantic_segmentation, at equal input sizes;
 - windows: mmsegmentation's slide_inference (see mmsegmentation.py) with the same windows, one at a time in both.
@@ -86,7 +86,7 @@ def whole(arguments: argparse.Namespace) -> None:
 
 def windows(arguments: argparse.Namespace) -> None:
     print_header("mmsegmentation")
-    for image_size, window, stride in [((360, 480), 256, 192), ((1024, 2048), 768, 512)]:
+    for image_size, window, stride in [((360, 480), 256, 192), ((1024, 2048), 512, 384)]:
         theirs, ours = mmsegmentation_model(arguments.num_labels, window, stride)
         image = picture(*image_size)
         processor = SegFormerImageProcessor(do_resize=False, window_size=window, window_stride=stride)
