@@ -40,7 +40,15 @@ from .segmentation_base import SegmentationOutput, SegmentationPreTrainedModel
 from .upsampling import positions
 
 
-BLOCK_NUMEL = 2**19  # values of the widest maps, in Mix-FFN and head, that are held at once in prediction
+# Values of the widest maps, in Mix-FFN and head, that are held at once in prediction.
+BLOCK_NUMEL_CPU = 2**19  # few enough for a CPU's cache
+BLOCK_NUMEL_GPU = 2**25  # and enough to occupy a GPU
+
+
+def block_rows(x: torch.Tensor, row_numel: int, least: int) -> int:
+    """How many rows of `row_numel` values are held at once on the device of x, `least` at least."""
+    block_numel = BLOCK_NUMEL_CPU if x.device.type == "cpu" else BLOCK_NUMEL_GPU
+    return max(least, block_numel // row_numel)
 
 
 def is_prediction(module: nn.Module) -> bool:
@@ -163,7 +171,7 @@ class SegFormerMixFFN(nn.Module):
             return self.rows(x, 0, x.shape[1])
         # The hidden map, several times as wide, is held for a block of rows; of 16 at least, as two are computed twice.
         result = torch.empty_like(x)
-        step = max(16, BLOCK_NUMEL // (len(x) * x.shape[2] * self.fc1.out_features))
+        step = block_rows(x, len(x) * x.shape[2] * self.fc1.out_features, least=16)
         for begin in range(0, x.shape[1], step):
             result[:, begin : begin + step] = self.rows(x, begin, min(begin + step, x.shape[1]))
         return result
@@ -287,7 +295,7 @@ class SegFormerDecodeHead(nn.Module):
         ]
         batch, (height, width) = feature_maps[0].shape[0], size
         logits = shift.new_empty(batch, height, width, self.classifier.out_channels).permute(0, 3, 1, 2)
-        step = max(8, BLOCK_NUMEL // (batch * len(scale) * width))
+        step = block_rows(logits, batch * len(scale) * width, least=8)
         for begin in range(0, height, step):
             end = min(begin + step, height)
             fused = shift[:, None, None]
