@@ -30,6 +30,7 @@ import time
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
+from datetime import timedelta
 from pathlib import Path
 
 import torch
@@ -224,7 +225,7 @@ def main(command_line: list[str]) -> None:
     of_all = "" if own.num_processes == 1 else f" of each of {own.num_processes} processes"
     print(
         f"a step of {micro_batches} x {chosen.per_device_train_batch_size} images{of_all} takes {seconds:.2f} s and "
-        f"{step.memory:.1f} GB; {total_steps} steps take {total_steps * seconds / 3600:.1f} hours:\n"
+        f"{step.memory:.1f} GB; {total_steps} steps take {timedelta(seconds=round(total_steps * seconds))} hours:\n"
         f"{launcher} {script} {shlex.join(rest)} {' '.join(words)}"
     )
 
