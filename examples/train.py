@@ -637,6 +637,11 @@ def main(arguments: Arguments, build_model=build_model) -> dict:
             f"steps {state['step']} to {total_steps} of {images_per_step} images on {accelerator.num_processes} x "
             f"{accelerator.device.type}, precision {accelerator.mixed_precision}; output in {output_dir}"
         )
+        if labels.num_labels == 1:
+            print(
+                "one class: one logit and a sigmoid. For pipeline(), which needs a name for each value of a label map, "
+                "list the background as a class of its own in classes.json"
+            )
 
     # ---- the loop
     def score(plain) -> dict:
