@@ -179,13 +179,10 @@ def load_shards(
 
     path = Path(name).resolve()
     try:
-        if "://" in name:
-            return _files_at(name, token)
-        if path.is_file():
-            return _files_at(str(path), token)
-        else:
-            source = str(path) if path.exists() else name
-            builder = datasets.load_dataset_builder(source, config_name, token=token, revision=revision)
+        if "://" in name or path.is_file():
+            return _files_at(str(path) if path.is_file() else name, token)
+        source = str(path) if path.exists() else name
+        builder = datasets.load_dataset_builder(source, config_name, token=token, revision=revision)
     except Exception as error:  # of datasets, huggingface_hub and the network
         raise ValueError(_NOT_FOUND.format(name, f"{type(error).__name__}: {error}")) from error
     if builder.name not in ("parquet", "webdataset"):
