@@ -26,7 +26,7 @@ from . import ARCHITECTURES
 from .data import evaluation_dataloader
 from .error_analysis import DataFingerprint, gathered
 from .labels import flip_permutation
-from .metrics import MeanIoU
+from .metrics import MeanIoU, is_distributed
 from .models.image_processing_segtx import effective_divisor, padded_size, unpadded_positions, window_grid, window_pair
 from .models.sliding_windows import BLOCK_NUMEL, MergedWindows
 from .models.upsampling import logits_at
@@ -342,8 +342,7 @@ def evaluate(
     Raises:
         ValueError: if an item cannot be read, or none can.
     """
-    is_parallel = distributed.is_available() and distributed.is_initialized()
-    rank, processes = (distributed.get_rank(), distributed.get_world_size()) if is_parallel else (0, 1)
+    rank, processes = (distributed.get_rank(), distributed.get_world_size()) if is_distributed() else (0, 1)
     classes = max(2, model.config.num_labels)  # one logit is a sigmoid: two classes
     ignore_index = getattr(model.config, "semantic_loss_ignore_index", 255)
     metric = MeanIoU(num_labels=classes, ignore_index=ignore_index)
