@@ -3,15 +3,16 @@
     python benchmarks/data.py                      # drawn scenes, written to a temporary folder
     python benchmarks/data.py --train_dir data/camvid/train --crop_size 240 320
 
-Each pair of lines is one task, done by both sides on the same files, with the same crop and worker processes, up to
-normalized float32 batches with int64 labels:
+Each task is done by both sides on the same files, with the same crop, up to normalized float32 batches with int64
+labels, with worker processes unless said otherwise:
 - full: random scale 0.5-2, crop, flip and colours; the other side is torchvision's v2 transforms, whole image first.
 - crop: random crop and flip only, as in run_semantic_segmentation_no_trainer.py of transformers on a `datasets` data
-  set; crop and flip are done on PIL images there, before anything is converted.
+  set, where crop and flip are done on PIL images, before anything is converted. "as it is": that script loads in the
+  main process; "with workers": the same code in worker processes.
 
-"first epoch" decodes every file, as the other side always does; "later" takes decoded samples from memory, as many as
-fit (1 GiB of memory a process unless said otherwise: all of CamVid, or 128 images of 2048x1024). "decoding alone" opens
-and decodes the files and does nothing with them: no loader that decodes whole files with PIL can be faster.
+"files": every image is decoded each time, as the other side always does. "memory": the epochs that take decoded samples
+from memory, as many as fit (1 GiB a process unless said otherwise: all of CamVid, or 128 images of 2048x1024).
+"decoding alone" opens and decodes the files with PIL, in workers, and does nothing with them.
 """
 
 import argparse
@@ -152,8 +153,14 @@ def compare(title: str, folder: Path, crop_size: tuple[int, int], workers: int, 
     crop_only = {"scale_range": (1, 1), "photometric_distortion": False, "max_share": 1.0}
     arguments = crop_size, workers
     tasks = {
-        "full": ({}, "torchvision", lambda: endless(PlainDataset(records, crop_size), workers)),
-        "crop": (crop_only, "transformers", lambda: endless(transformers_dataset(records, crop_size), workers)),
+        "full": ({}, {"torchvision": lambda: endless(PlainDataset(records, crop_size), workers)}),
+        "crop": (
+            crop_only,
+            {
+                "transformers as it is": lambda: endless(transformers_dataset(records, crop_size), 0),
+                "with workers": lambda: endless(transformers_dataset(records, crop_size), workers),
+            },
+        ),
     }
     ahead = 1 + 4 * workers
     floor = statistics.median(
@@ -161,21 +168,20 @@ def compare(title: str, folder: Path, crop_size: tuple[int, int], workers: int, 
     )
     print(f"{title}: {len(records)} files, crop {crop_size[0]}x{crop_size[1]}, {workers} workers, images/s")
     print(f"  decoding alone {floor:.0f}")
-    for task, (augmentation, peer, make_peer) in tasks.items():
-        rates = {peer: [], "first epoch": [], "later": []}
+    for task, (augmentation, peers) in tasks.items():
+        rates = {name: [] for name in [*peers, "files", "memory"]}
         for _ in range(rounds):
-            rates[peer].append(images_per_second(make_peer(), ahead, batches))
+            for name, make_peer in peers.items():
+                rates[name].append(images_per_second(make_peer(), ahead, batches))
             loader = ours(records, labels, *arguments, 0, **augmentation)
-            rates["first epoch"].append(images_per_second(loader, ahead, batches))
+            rates["files"].append(images_per_second(loader, ahead, batches))
             loader = ours(records, labels, *arguments, 2**30, **augmentation)
-            rates["later"].append(images_per_second(loader, epoch + ahead, batches))
+            rates["memory"].append(images_per_second(loader, epoch + ahead, batches))
         medians = {name: statistics.median(values) for name, values in rates.items()}
-        print(
-            f"  {task}: {peer} {medians[peer]:.0f}; hf_segtx first epoch {medians['first epoch']:.0f} "
-            f"({medians['first epoch'] / medians[peer]:.2f}x of at most {floor / medians[peer]:.2f}x), later "
-            f"{medians['later']:.0f} ({medians['later'] / medians[peer]:.2f}x)",
-            flush=True,
-        )
+        print(f"  {task}: hf_segtx {medians['files']:.0f} from files, {medians['memory']:.0f} from memory")
+        for peer in peers:
+            ratios = (f"{medians[source] / medians[peer]:.2f}x" for source in ("files", "memory"))
+            print(f"    {peer} {medians[peer]:.0f}: {' and '.join(ratios)}", flush=True)
 
 
 def main():

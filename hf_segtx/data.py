@@ -11,6 +11,7 @@ that is stopped and started again at step s continues with the same batches, wit
 Shapes: (H, W) image size, (h, w) crop size, C channels, B images a batch; labels are train ids of `Labels`.
 """
 
+import cmath
 import functools
 import io
 import logging
@@ -18,6 +19,7 @@ import math
 import mmap
 import multiprocessing
 import os
+import zlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -27,8 +29,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch.nn.functional import interpolate
-from torch.utils.data import DataLoader, Dataset, get_worker_info
-from torchvision.transforms.v2.functional import normalize
+from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
 from .labels import Labels, contract_file
@@ -40,6 +41,7 @@ logger = logging.getLogger(__name__)
 
 MASK_FOLDERS = ("masks", "annotations", "labels", "SegmentationClass")
 IMAGE_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
+JPEG_FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}  # markers SOF0 to SOF15
 SPLIT_SEED = 0  # of the part held out for validation: the same images whatever the seed of the run
 
 
@@ -79,7 +81,8 @@ class SegmentationDataset(Dataset):
         return len(self.indices)
 
     def __getitem__(self, index: int) -> dict:
-        return self.read(index)
+        read_image, raw, name = self._open(index)
+        return {"image": read_image(), "label": self.labels.map(raw, name), "name": name}
 
     def __getitems__(self, indices: list[int]) -> list[dict | str]:
         """Items for a loader's batch; with "skip", a text in place of one that cannot be read."""
@@ -103,17 +106,19 @@ class SegmentationDataset(Dataset):
         """The undecoded image and mask of an item."""
         return self.records[self.indices[index]]
 
-    def read(
+    def open(
         self, index: int, files: tuple | None = None, largest_scale: Callable[[int, int], float] | None = None
-    ) -> dict:
-        """Item `index`.
+    ) -> tuple[Callable, np.ndarray]:
+        """The labels of item `index`, and before them a function that decodes its image.
+
+        The function takes the number of rows that are needed, counted from the top, and gives these or more of them.
 
         Args:
             files: its undecoded files, if they are at hand.
-            largest_scale: see `read_image`; the image may come out smaller than its labels.
+            largest_scale: see `_read_image`; the image may come out smaller than its labels.
         """
-        image, raw, name = self._decode(index, files, largest_scale)
-        return {"image": image, "label": self.labels.map(raw, name), "name": name}
+        read_image, raw, name = self._open(index, files, largest_scale)
+        return read_image, self.labels.map(raw, name)
 
     def read_mask(self, index: int) -> np.ndarray:
         """The raw mask alone, (H, W) ids or (H, W, 3) colours."""
@@ -123,18 +128,24 @@ class SegmentationDataset(Dataset):
         row = self.indices[index]
         return _name(files[0], f"row {row}, image"), _name(files[1], f"row {row}, mask")
 
-    def _decode(self, index: int, files: tuple | None = None, largest_scale=None) -> tuple:
-        """Image, raw mask and the name of the mask."""
+    def _open(self, index: int, files: tuple | None = None, largest_scale=None) -> tuple:
+        """A function that decodes the image (see `open`), the raw mask and the name of the mask."""
         files = files or self.files(index)
         image_name, mask_name = self._names(index, files)
-        image, (height, width) = _read_image(files[0], image_name, self.num_channels, largest_scale)
         mask = read_mask(files[1], mask_name)
-        if mask.shape[:2] != (height, width):
-            raise ValueError(
-                f"{mask_name}: the mask is {mask.shape[1]}x{mask.shape[0]} pixels, its image {image_name} "
-                f"{width}x{height}; a mask has the size of its image: export it again or scale it (nearest)"
-            )
-        return image, mask, mask_name
+
+        scale = largest_scale(*mask.shape[:2]) if largest_scale is not None else 1.0
+
+        def read_image(num_rows: int | None = None):
+            image, (height, width) = _read_image(files[0], image_name, self.num_channels, scale, num_rows)
+            if mask.shape[:2] != (height, width):
+                raise ValueError(
+                    f"{mask_name}: the mask is {mask.shape[1]}x{mask.shape[0]} pixels, its image {image_name} "
+                    f"{width}x{height}; a mask has the size of its image: export it again or scale it (nearest)"
+                )
+            return image
+
+        return read_image, mask, mask_name
 
 
 def _name(file, position: str) -> str:
@@ -177,28 +188,39 @@ def read_image(file, name: str = "the image", num_channels: int = 3) -> Image.Im
     return _read_image(file, name, num_channels)[0]
 
 
-def _read_image(file, name: str, num_channels: int, largest_scale: Callable[[int, int], float] | None = None) -> tuple:
+def _read_image(file, name: str, num_channels: int, scale: float = 1.0, num_rows: int | None = None) -> tuple:
     """The image, and its (height, width) in the file.
 
     Args:
-        largest_scale: (height, width) -> the largest factor that the image will be resized by. A JPEG that is twice as
-            large as needed, or more, is decoded at 1/2, 1/4 or 1/8 of its size, which is several times faster.
+        scale: the largest factor that the image will be resized by. A JPEG that is twice as large as needed, or more,
+            is decoded at 1/2, 1/4 or 1/8 of its size, which is several times faster.
+        num_rows: how many are needed, counted from the top. Of a JPEG or PNG, little more is decoded.
     """
-    image = _open_image(file, name, num_channels)
+    source, num_left_out = file, 0
+    if num_rows is not None and scale > 0.5:
+        try:
+            content, num_left_out = _first_rows(_content(file), num_rows)
+        except (OSError, ValueError) as error:
+            raise _undecodable(name, error) from error
+        source = {"bytes": content}
+    image = _open_image(source, name, num_channels)
     if isinstance(image, np.ndarray):
         array = _channels_first(image, name, num_channels)
+        size = array.shape[1] + num_left_out, array.shape[2]
         if array.dtype == np.uint8 and num_channels in IMAGE_MODES:
             array = array.transpose(1, 2, 0)
-            return Image.fromarray(array[..., 0] if num_channels == 1 else np.ascontiguousarray(array)), array.shape[:2]
+            return Image.fromarray(array[..., 0] if num_channels == 1 else np.ascontiguousarray(array)), size
         if array.dtype.kind == "u" and array.itemsize > 1:
             array = array / np.float32(np.iinfo(array.dtype).max // 255)
         dtype = np.uint8 if array.dtype == np.uint8 else np.float32
-        return torch.from_numpy(np.ascontiguousarray(array, dtype)), array.shape[1:]
-    size, mode = (image.height, image.width), IMAGE_MODES[num_channels]
+        return torch.from_numpy(np.ascontiguousarray(array, dtype)), size
+    size, mode = (image.height + num_left_out, image.width), IMAGE_MODES[num_channels]
     try:
-        orientation = image.getexif().get(0x0112, 1)
-        if largest_scale is not None and (scale := largest_scale(*size)) <= 0.5:
+        if scale <= 0.5:
             image.draft(image.mode, (math.ceil(image.width * scale), math.ceil(image.height * scale)))
+        orientation = image.getexif().get(0x0112, 1)
+        if orientation != 1 and num_left_out:  # the first rows of the image are not those of the file
+            return _read_image(file, name, num_channels)
         image.load()
     except Exception as error:  # PIL raises OSError, SyntaxError, ValueError, struct.error and others on broken files
         raise _undecodable(name, error) from error
@@ -243,6 +265,48 @@ def _open_image(file, name: str, num_channels: int) -> np.ndarray | Image.Image:
             f"{name}: {image.format} holds 1, 3 or 4 channels, the model expects {num_channels}; use TIFF or .npy"
         )
     return image
+
+
+def _content(file) -> bytes:
+    source = _source(file)
+    return source.getvalue() if isinstance(source, io.BytesIO) else Path(source).read_bytes()
+
+
+def _first_rows(content: bytes, num_rows: int) -> tuple[bytes, int]:
+    """A JPEG or PNG file that says in its header to end sooner, so that the rest is not decoded, and its missing rows.
+
+    JPEG: the frame header is in ITU-T T.81, B.2.2. Two rows more, because colours are interpolated between rows.
+    PNG: W3C PNG, 11.2.1, with a checksum. Not if it is interlaced: then each row needs all of the file; nor if it is
+    animated (acTL): then frames state their sizes, too.
+    """
+    is_animated = content.find(b"acTL", 0, content.find(b"IDAT")) > 0
+    is_png = content[12:16] == b"IHDR" and content[28:29] == b"\0" and not is_animated
+    if is_png:
+        begin, end = 20, 24
+    elif content.startswith(b"\xff\xd8") and (frame := _jpeg_frame(content)):
+        begin, end = frame + 5, frame + 7
+        num_rows += 2
+    else:
+        return content, 0
+    num_left_out = int.from_bytes(content[begin:end], "big") - num_rows
+    if num_left_out <= 0:
+        return content, 0
+    head, tail = content[:begin] + num_rows.to_bytes(end - begin, "big"), memoryview(content)[end:]
+    if is_png:
+        head += content[24:29]
+        head, tail = head + zlib.crc32(head[12:]).to_bytes(4, "big"), tail[9:]
+    return b"".join((head, tail)), num_left_out
+
+
+def _jpeg_frame(content: bytes) -> int | None:
+    """Where the frame header of a JPEG begins; None if it is not where the standard says."""
+    position = 2
+    while content[position : position + 1] == b"\xff" and position + 9 < len(content):
+        marker = content[position + 1]
+        if marker in JPEG_FRAMES:
+            return position
+        position += 1 if marker == 0xFF else 2 + int.from_bytes(content[position + 2 : position + 4], "big")
+    return None
 
 
 def _is_numpy(source) -> bool:
@@ -569,7 +633,8 @@ def check_data(dataset: SegmentationDataset, *, split: str = "training", max_sam
     def read(index: int) -> tuple[str | None, np.ndarray, set[int]]:
         """Error or None, pixels of each train id, and 0 and 255 if the raw mask holds nothing else."""
         try:
-            _, mask, name = dataset._decode(index)
+            read_image, mask, name = dataset._open(index)
+            read_image()
             train = labels.map(mask, name)
         except ValueError as error:
             return str(error), np.zeros(labels.num_ids, np.int64), set()
@@ -608,7 +673,7 @@ def check_data(dataset: SegmentationDataset, *, split: str = "training", max_sam
 
 
 class TrainingTransform:
-    """Random scale, crop, flip and colours: `augment` in the loader's workers, `finish` on the device.
+    """Random scale, crop, flip and colours: `crop` and `collate` in the loader's workers, `finish` on the device.
 
     The scale and the crop are drawn first; then only the pixels that the crop shows are converted and resized. They
     stay 8 bits deep until `finish` changes the colours and normalizes, so that a batch travels between processes, and
@@ -637,6 +702,10 @@ class TrainingTransform:
     # rows: luma and two chroma axes of NTSC's YIQ
     YIQ = np.array([[0.299, 0.587, 0.114], [0.5959, -0.2746, -0.3213], [0.2115, -0.5227, 0.3112]])
     RGB = np.linalg.inv(YIQ)
+    # what of a colour is luma, what is chroma, and that turned by 90 degrees
+    LUMA = np.outer(RGB[:, 0], YIQ[0])
+    CHROMA = RGB[:, 1:] @ YIQ[1:]
+    TURNED_CHROMA = RGB[:, 1:] @ [[0, -1], [1, 0]] @ YIQ[1:]
 
     def __init__(
         self,
@@ -654,8 +723,7 @@ class TrainingTransform:
         # mean and std in units of pixels, computed as the processor does, so that the result is equal to the last bit
         self.white = 1.0 / processor.rescale_factor if getattr(processor, "do_rescale", True) else None
         unit = self.white or 1.0
-        self.mean = (torch.tensor(processor.image_mean) * unit).tolist()
-        self.std = (torch.tensor(processor.image_std) * unit).tolist()
+        self.mean, self.std = (torch.tensor(x) * unit for x in (processor.image_mean, processor.image_std))
         self.crop_size = tuple(crop_size)
         self.scale_range = scale_range
         self.base_size = base_size
@@ -665,56 +733,55 @@ class TrainingTransform:
         self.ignore_index = ignore_index
         self.flip_permutation = None if flip_permutation is None else np.asarray(flip_permutation)
 
-    def augment(self, samples: Iterable[tuple]) -> dict:
-        """A batch of 8-bit crops (float32 for deeper images).
+    def collate(self, crops: list[tuple], empty: Callable = torch.empty) -> dict:
+        """A batch of `crop`'s results.
 
         Args:
-            samples: (image, labels, random generator) each; one is let go before the next is asked for.
+            empty: makes the tensors.
 
         Shape:
-            image: PIL image or array (H', W', C), of the labels' size or a reduced version (see `largest_scale`)
-            labels: (H, W)
-            returns: "pixel_values" (B, h, w, C), "labels" (B, h, w), "sizes" the height and width of each without its
-                padding, and, with `photometric_distortion`, "colors" (B, C, C + 1), the matrix and offset for each
+            returns: "pixel_values" (B, h, w, C), 8 bits (float32 for deeper images), "labels" (B, h, w), "sizes" the
+                height and width of each without its padding, and, with `photometric_distortion`, "colors" (B, C, C + 1)
         """
-        crops, colors = [], []
-        for sample in samples:
-            crops.append(self._crop(*sample))
-            if self.photometric_distortion:
-                colors.append(self.colors(sample[-1], crops[-1][0].shape[-1]))
-            del sample
         shape, channels = (len(crops), *self.crop_size), crops[0][0].shape[-1]
-        depth = functools.reduce(torch.promote_types, (pixels.dtype for pixels, _ in crops))
+        depth = functools.reduce(torch.promote_types, (pixels.dtype for pixels, _, _ in crops))
         batch = {
-            "pixel_values": _empty((*shape, channels), depth),
-            "labels": _empty(shape, crops[0][1].dtype).fill_(self.ignore_index),
-            "sizes": [tuple(labels.shape) for _, labels in crops],
+            "pixel_values": empty((*shape, channels), dtype=depth),
+            "labels": empty(shape, dtype=crops[0][1].dtype),
+            "sizes": [tuple(labels.shape) for _, labels, _ in crops],
         }
-        for number, (pixels, labels) in enumerate(crops):
+        for number, (pixels, labels, _) in enumerate(crops):
             height, width = labels.shape
             batch["pixel_values"][number, :height, :width] = pixels
             batch["labels"][number, :height, :width] = labels
-        if colors:
-            batch["colors"] = torch.from_numpy(np.stack(colors))
+            batch["labels"][number, height:] = self.ignore_index
+            batch["labels"][number, :, width:] = self.ignore_index
+        if self.photometric_distortion:
+            batch["colors"] = empty((len(crops), channels, channels + 1), dtype=torch.float32)
+            batch["colors"].numpy()[:] = [colors for _, _, colors in crops]
         return batch
 
     def finish(self, batch: dict) -> dict[str, torch.Tensor]:
         """Colours and normalization, which is the processor's.
 
         Shape:
-            batch: of `augment`
+            batch: of `collate`
             returns: "pixel_values" (B, C, h, w) float32 and "labels" (B, h, w) int64, on the device of the batch
         """
-        planes, labels = batch["pixel_values"].permute(0, 3, 1, 2), batch["labels"]
-        pixels = _large(planes.shape, torch.float32, planes.device).copy_(planes)
-        if "colors" in batch:
-            for image, colors in zip(pixels, batch["colors"]):  # one by one: what is in between stays in the cache
-                changed = torch.addmm(colors[:, -1:], colors[:, :-1], image.flatten(1))
-                torch.clamp(changed.view_as(image), 0, self.white, out=image)
-        pixels = normalize(pixels, self.mean, self.std, inplace=True)
-        for image, (height, width) in zip(pixels, batch["sizes"], strict=True):
-            image[:, height:] = 0
-            image[:, :, width:] = 0
+        images, labels = batch["pixel_values"], batch["labels"]
+        pixels = _large((len(images), images.shape[-1], *self.crop_size), torch.float32, images.device)
+        mean, std = (values.to(images.device).view(-1, 1, 1) for values in (self.mean, self.std))
+        for number, (height, width) in enumerate(batch["sizes"]):  # one by one: what is in between stays in the cache
+            image, result = images[number], pixels[number]
+            if "colors" in batch:
+                offset, matrix = batch["colors"][number][:, -1:], batch["colors"][number][:, :-1]
+                torch.addmm(offset, matrix, image.flatten(0, 1).float().T, out=result.flatten(1))
+                result.clamp_(0, self.white)
+            else:
+                result.copy_(image.permute(2, 0, 1))
+            result.sub_(mean).div_(std)
+            result[:, height:] = 0
+            result[:, :, width:] = 0
         return {"pixel_values": pixels, "labels": _large(labels.shape, torch.int64, labels.device).copy_(labels)}
 
     def _base_scale(self, height: int, width: int) -> float:
@@ -743,43 +810,52 @@ class TrainingTransform:
                 break
         return (top, left, top + height, left + width), size
 
-    def _crop(self, image, labels: np.ndarray, random: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-        """(h', w', C) pixels and (h', w') labels of a random crop."""
+    def crop(self, image, labels: np.ndarray, random: np.random.Generator) -> tuple:
+        """A random crop.
+
+        Shape:
+            image: PIL image, array (H', W', C) or tensor (C, H', W'), of the labels' size or smaller (see
+                `largest_scale`); or a function of the number of rows that are needed that gives these of it, or more
+            labels: (H, W)
+            returns: pixels (h', w', C), 8 bits (float32 for deeper images), labels (h', w'), at most of the crop size;
+                with `photometric_distortion` (C, C + 1), a matrix and an offset for the colours, else None
+        """
         box, size = self.draw(labels, random)
         flip = random.random() < self.flip_probability
-        height = image.height if isinstance(image, Image.Image) else image.shape[0]
-        factor = round(labels.shape[0] / height)  # 1, or 2, 4 or 8 if the image was decoded smaller
+        if callable(image):
+            image = image(box[2])
+        is_pil = isinstance(image, Image.Image)
+        image = image if is_pil else _to_array(image)
+        factor = round(labels.shape[1] / (image.width if is_pil else image.shape[1]))  # 2, 4, 8 if decoded smaller
         top, left, bottom, right = (round(edge / factor) for edge in box)
-        if isinstance(image, Image.Image):  # PIL's crop is a fast copy, its conversion to an array is not
-            pixels = np.array(image.crop((left, top, right, bottom)))
-            pixels = pixels[..., None] if pixels.ndim == 2 else pixels
-        else:
-            pixels = np.ascontiguousarray(image[top:bottom, left:right])
-        pixels = torch.from_numpy(pixels)
+        # PIL's crop is a fast copy, its conversion to an array is not
+        part = image.crop((left, top, right, bottom)) if is_pil else image[top:bottom, left:right]
+        pixels = torch.from_numpy(np.ascontiguousarray(_to_array(part)))
         if list(pixels.shape[:2]) != size:
-            planes = pixels.permute(2, 0, 1)[None]  # channels last in memory, for which torch has the fastest code
+            planes = pixels[None].permute(0, 3, 1, 2)  # channels last, for which torch has the fastest code
             pixels = interpolate(planes, size, mode="bilinear", antialias=True)[0].permute(1, 2, 0)
         rows, columns = (  # the nearest to the centre of each target pixel, which agrees with the image
             start + (2 * np.arange(out) + 1) * (stop - start) // (2 * out)
             for start, stop, out in zip(box[:2], box[2:], size, strict=True)
         )
-        labels = labels[rows][:, columns[::-1] if flip else columns]
+        labels = np.take(labels[rows], columns[::-1] if flip else columns, axis=1)
         if flip and self.flip_permutation is not None:
             is_class = labels != self.ignore_index
             labels[is_class] = self.flip_permutation[labels[is_class]]
-        return pixels.flip(1) if flip else pixels, torch.from_numpy(labels)
+        colors = self.colors(random, pixels.shape[-1]) if self.photometric_distortion else None
+        return pixels.flip(1) if flip else pixels, torch.from_numpy(labels), colors
 
     def colors(self, random: np.random.Generator, channels: int) -> np.ndarray:
         """(C, C + 1) float32: a matrix, and an offset, for the colours of an image."""
-        chances, values = random.random((2, 4))
-        brightness, contrast, saturation, hue = np.where(chances < 0.5, 2 * values - 1, 0.0)  # each in [-1, 1]
-        matrix = np.eye(channels)
+        chances, values = random.random((2, 4)).tolist()
+        drawn = (2 * value - 1 if chance < 0.5 else 0.0 for chance, value in zip(chances, values))
+        brightness, contrast, saturation, hue = drawn  # each in [-1, 1]
+        colors = np.eye(channels, channels + 1)
         if channels == 3:
-            chroma = (1 + 0.5 * saturation) * np.exp(1j * math.radians(36) * hue)
-            turn = [[1, 0, 0], [0, chroma.real, -chroma.imag], [0, chroma.imag, chroma.real]]
-            matrix = self.RGB @ turn @ self.YIQ
-        offset = np.full((channels, 1), 32 / 255 * self.white * brightness)
-        return ((1 + 0.5 * contrast) * np.hstack([matrix, offset])).astype(np.float32)
+            chroma = (1 + 0.5 * saturation) * cmath.exp(1j * math.radians(36) * hue)
+            colors[:, :3] = self.LUMA + chroma.real * self.CHROMA + chroma.imag * self.TURNED_CHROMA
+        colors[:, -1] = 32 / 255 * self.white * brightness
+        return ((1 + 0.5 * contrast) * colors).astype(np.float32)
 
 
 def _large(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
@@ -789,24 +865,15 @@ def _large(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> 
     return torch.from_numpy(np.empty(shape, str(dtype).removeprefix("torch.")))
 
 
-def _empty(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
-    """An uninitialized tensor; in a worker, in the memory through which it reaches the main process without a copy."""
-    if get_worker_info() is None:
-        return torch.empty(shape, dtype=dtype)
-    # as torch's own collate function does it
-    storage = torch.UntypedStorage._new_shared(math.prod(shape) * dtype.itemsize, device="cpu")
-    return torch.empty(0, dtype=dtype).set_(storage, 0, shape)
-
-
 # --- Loading --------------------------------------------------------------------------------------------------------
 
 
-def _to_tensor(image: Image.Image | np.ndarray | torch.Tensor) -> torch.Tensor:
-    """(C, H, W) uint8, channels last in memory for PIL and numpy images."""
+def _to_array(image: Image.Image | np.ndarray | torch.Tensor) -> np.ndarray:
+    """(H, W, C)"""
     if isinstance(image, torch.Tensor):
-        return image
-    array = np.array(image)
-    return torch.from_numpy(array[..., None] if array.ndim == 2 else array).permute(2, 0, 1)
+        return image.permute(1, 2, 0).numpy()
+    array = np.array(image) if isinstance(image, Image.Image) else image
+    return array[..., None] if array.ndim == 2 else array
 
 
 class DecodedSamples:
@@ -854,6 +921,51 @@ class DecodedSamples:
         self.table[index, -1] = 1
 
 
+class BatchMemory:
+    """Memory in which worker processes, if they are forked, leave batches for the main process.
+
+    torch's own way is new memory for each tensor, which costs more time than to fill it, from /dev/shm, which is small
+    in containers.
+
+    Args:
+        num_batches: batch number n lies where number n - num_batches was.
+        num_bytes: of the largest batch.
+    """
+
+    def __init__(self, num_batches: int, num_bytes: int):
+        self.num_batches = num_batches
+        self.num_bytes = num_bytes
+        self.memory = torch.frombuffer(mmap.mmap(-1, num_batches * num_bytes), dtype=torch.uint8)
+
+    def empty(self, number: int) -> Callable:
+        """`torch.empty` in the memory of a batch."""
+        start = number % self.num_batches * self.num_bytes
+        end = start + self.num_bytes
+
+        def empty(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+            nonlocal start
+            memory = self.memory[start:end][: math.prod(shape) * dtype.itemsize]
+            start += -(-len(memory) // 64) * 64  # aligned for any type
+            return memory.view(dtype).view(shape)
+
+        return empty
+
+    def places(self, batch: dict) -> dict:
+        """What another process needs to know of the tensors: type, offset and shape."""
+        return {
+            key: (value.dtype, value.storage_offset(), value.shape) if isinstance(value, torch.Tensor) else value
+            for key, value in batch.items()
+        }
+
+    def tensors(self, batch: dict) -> dict:
+        """A batch of `places`."""
+        storage = self.memory.untyped_storage()
+        return {
+            key: torch.empty(0, dtype=value[0]).set_(storage, *value[1:]) if isinstance(value, tuple) else value
+            for key, value in batch.items()
+        }
+
+
 class TrainingDataset(Dataset):
     """Augmented batches of a data set; the random numbers of a sample follow from (seed, epoch, index) only.
 
@@ -864,8 +976,8 @@ class TrainingDataset(Dataset):
         dataset: items {"image", "label", ...}, always the same.
         cache_bytes: memory for decoded samples (see `DecodedSamples`).
 
-    A batch of keys (epoch, index), or (epoch, index, undecoded image and mask), gives `TrainingTransform.augment`'s
-    dictionary, plus "errors", a list of texts.
+    The number of a batch and its keys (epoch, index), or (epoch, index, undecoded image and mask), give
+    `TrainingTransform.collate`'s dictionary, plus "errors", a list of texts; or the places of its tensors in `memory`.
     """
 
     def __init__(self, dataset: Dataset, transform: TrainingTransform, seed: int = 0, cache_bytes: int = 0):
@@ -875,47 +987,45 @@ class TrainingDataset(Dataset):
         if cache_bytes < 0:
             raise ValueError(f"a cache of {cache_bytes} bytes cannot be; 0 is none")
         self.cache = DecodedSamples(len(dataset), cache_bytes) if cache_bytes else None
+        self.memory: BatchMemory | None = None
 
-    def __getstate__(self) -> dict:
-        return {**self.__dict__, "cache": None}  # a process that is not forked cannot share memory this way
+    def __getstate__(self) -> dict:  # a process that is not forked cannot share memory this way
+        return {**self.__dict__, "cache": None, "memory": None}
 
-    def __getitems__(self, keys: list[tuple]) -> dict:
+    def __getitems__(self, batch: tuple[int, list[tuple]]) -> dict:
+        number, keys = batch
         errors = []
+        crops = [self._crop(errors, *key) for key in keys]
+        if self.memory is None:
+            return {**self.transform.collate(crops), "errors": errors}
+        tensors = self.transform.collate(crops, self.memory.empty(number))
+        return {**self.memory.places(tensors), "errors": errors}
 
-        def samples():
-            for epoch, index, *files in keys:
-                random = np.random.default_rng([self.seed, epoch, index])
-                yield (*self._read(index, random, errors, *files), random)
-
-        return {**self.transform.augment(samples()), "errors": errors}
-
-    def _read(
-        self, index: int, random: np.random.Generator, errors: list[str], files: tuple | None = None
-    ) -> tuple[Image.Image | np.ndarray, np.ndarray]:
-        for _ in range(10):
+    def _crop(self, errors: list[str], epoch: int, index: int, files: tuple | None = None) -> tuple:
+        key = [self.seed, epoch, index]
+        random = np.random.default_rng(key)
+        for attempt in range(10):
             try:
-                return self._decoded(index, files)
+                return self.transform.crop(*self._sample(index, files), random)
             except ValueError as error:
                 if getattr(self.dataset, "on_error", "raise") == "raise":
                     raise
                 errors.append(str(error))
-                index, files = int(random.integers(len(self.dataset))), None
+            random = np.random.default_rng([*key, attempt])  # the same, however far the bad one was read
+            index, files = int(random.integers(len(self.dataset))), None
         raise ValueError(f"ten training samples in a row are bad; the last one: {errors[-1]}")
 
-    def _decoded(self, index: int, files: tuple | None) -> tuple[Image.Image | np.ndarray, np.ndarray]:
-        """Image and labels, from memory if they are there."""
+    def _sample(self, index: int, files: tuple | None) -> tuple:
+        """Image, or a function that decodes it, and labels; from memory if they are there."""
         if self.cache is not None and (sample := self.cache.get(index)) is not None:
             return sample
         if isinstance(self.dataset, SegmentationDataset):
-            item = self.dataset.read(index, files, self.transform.largest_scale)
+            image, labels = self.dataset.open(index, files, self.transform.largest_scale)
         else:
             item = self.dataset[index]
-        image, labels = item["image"], np.asarray(item["label"])
-        if isinstance(image, torch.Tensor):
-            image = image.permute(1, 2, 0).numpy()
+            image, labels = item["image"], np.asarray(item["label"])
         if self.cache is not None and not self.cache.is_full:
-            image = np.array(image)
-            image = image[..., None] if image.ndim == 2 else image
+            image = _to_array(image() if callable(image) else image)
             self.cache.put(index, image, labels)
         return image, labels
 
@@ -1006,23 +1116,51 @@ class ReadAhead:
                     yield pending.popleft().result()
 
 
+class Numbered:
+    """Pairs of number and item."""
+
+    def __init__(self, items: Iterable):
+        self.items = items
+
+    def __iter__(self) -> Iterator[tuple]:
+        return enumerate(iter(self.items))
+
+
 class TrainingLoader:
     """Endless training batches, finished on the device where they are used."""
 
-    def __init__(self, batches: DataLoader, dataset: Dataset, transform: TrainingTransform, device):
-        self.batches = batches
+    def __init__(self, dataset: TrainingDataset, batches: Iterable, batch_bytes: int, num_workers: int, device):
         self.dataset = dataset
-        self.transform = transform
-        self.device = device
+        self.batches = batches
+        self.batch_bytes = batch_bytes
+        self.num_workers = num_workers
+        self.device = torch.device(device)
 
     def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
-        for batch in self.batches:
-            _note_errors(self.dataset, batch.pop("errors"))
-            batch = {
-                key: value.to(self.device, non_blocking=True) if isinstance(value, torch.Tensor) else value
-                for key, value in batch.items()
-            }
-            yield self.transform.finish(batch)
+        prefetch_factor = 4 if self.num_workers else None
+        loader = DataLoader(
+            self.dataset,
+            batch_sampler=Numbered(self.batches),
+            collate_fn=_as_it_is,
+            num_workers=self.num_workers,
+            prefetch_factor=prefetch_factor,
+            worker_init_fn=_keep_memory,
+            generator=torch.Generator(),  # the loader draws a number; not from the global one, which dropout uses
+        )
+        memory = BatchMemory(prefetch_factor * self.num_workers + 1, self.batch_bytes) if self.num_workers else None
+        self.dataset.memory = memory
+        for batch in loader:
+            _note_errors(self.dataset.dataset, batch.pop("errors"))
+            batch = batch if memory is None else memory.tensors(batch)
+            if self.device.type != "cpu":
+                batch = {key: self._on_device(value) for key, value in batch.items()}
+            yield self.dataset.transform.finish(batch)
+
+    def _on_device(self, value):
+        if not isinstance(value, torch.Tensor):
+            return value
+        value = value.pin_memory() if self.device.type == "cuda" else value
+        return value.to(self.device, non_blocking=True)
 
 
 def _note_errors(dataset: Dataset, errors: list[str]) -> None:
@@ -1058,17 +1196,14 @@ def training_dataloader(
     streams = isinstance(dataset, SegmentationDataset) and isinstance(dataset.records, ParquetRecords)
     groups = dataset.records.groups[dataset.indices] if streams else None
     batches = ShuffledBatches(len(dataset), batch_size, seed, start_step, process_index, num_processes, groups)
-    loader = DataLoader(
+    (height, width), channels = transform.crop_size, len(transform.mean)
+    return TrainingLoader(
         TrainingDataset(dataset, transform, seed, 0 if streams else cache_bytes),
-        batch_sampler=ReadAhead(batches, dataset) if streams else batches,
-        collate_fn=_as_it_is,
+        ReadAhead(batches, dataset) if streams else batches,
+        batch_bytes=batch_size * (height * width * (4 * channels + 8) + 4 * channels * (channels + 1)) + 3 * 64,
         num_workers=num_workers,
-        pin_memory=torch.device(device).type == "cuda",
-        prefetch_factor=4 if num_workers else None,
-        worker_init_fn=_keep_memory,
-        generator=torch.Generator(),  # the loader draws a number; not from the global generator, which dropout uses
+        device=device,
     )
-    return TrainingLoader(loader, dataset, transform, device)
 
 
 def _as_it_is(batch):
@@ -1087,7 +1222,7 @@ def collate_evaluation(items: list[dict | str]) -> dict[str, list]:
     """
     good = [item for item in items if not isinstance(item, str)]
     return {
-        "images": [_to_tensor(item["image"]).contiguous() for item in good],
+        "images": [torch.from_numpy(_to_array(item["image"])).permute(2, 0, 1).contiguous() for item in good],
         "labels": [torch.as_tensor(item["label"]) for item in good],
         "names": [item["name"] for item in good],
         "errors": [item for item in items if isinstance(item, str)],

@@ -20,9 +20,12 @@ from torchvision.transforms.v2 import functional as F
 from hf_segtx import data
 from hf_segtx import tables as tables_module
 from hf_segtx.data import (
+    BatchMemory,
     SegmentationDataset,
     ShuffledBatches,
     TrainingTransform,
+    _read_image,
+    _to_array,
     check_data,
     evaluation_dataloader,
     folder_records,
@@ -575,6 +578,7 @@ def test_bad_files_can_be_skipped_and_are_listed(tmp_path, caplog):
     uninterrupted = list(islice(loader(train), 9))
     assert len(train.skipped) == 2 and not validation.skipped
     assert_equal_batches(islice(loader(train, start_step=4, num_workers=1), 5), uninterrupted[4:])
+    assert_equal_batches(islice(loader(train, cache_bytes=0), 9), uninterrupted)  # fails after the crop is drawn
     for num_workers in (0, 1):
         batches = evaluation_dataloader(validation, num_workers=num_workers)
         names = [name for batch in batches for name in batch["names"]]
@@ -714,14 +718,14 @@ def blocks(height=96, width=128, side=16):
 
 def augmented(transform, image, label, seed=0):
     """Pixels (C, h, w) before normalization and labels (h, w) of one sample."""
-    batch = transform.augment([(image, label, np.random.default_rng(seed))])
+    batch = transform.collate([transform.crop(image, label, np.random.default_rng(seed))])
     return batch["pixel_values"][0].permute(2, 0, 1), batch["labels"][0]
 
 
 @pytest.mark.parametrize("seed", range(8))
 def test_image_and_mask_stay_aligned(seed):
     transform = TrainingTransform(PROCESSOR, (60, 80), (0.4, 2.0), photometric_distortion=False)
-    batch = transform.augment([(*blocks(), np.random.default_rng(seed))])
+    batch = transform.collate([transform.crop(*blocks(), np.random.default_rng(seed))])
     pixels, labels = batch["pixel_values"][0].permute(2, 0, 1), batch["labels"][0]
     valid = labels != 255
     assert pixels.shape == (3, 60, 80) and labels.shape == (60, 80)
@@ -867,7 +871,9 @@ def test_colors_are_applied_and_clipped_before_normalization():
     transform = TrainingTransform(PROCESSOR, (6, 7), (1, 1), flip_probability=0)
     images = np.random.default_rng(0).integers(0, 256, (12, 6, 7, 3)).astype(np.uint8)
     label = np.zeros((6, 7), np.uint8)
-    batch = transform.augment([(image, label, np.random.default_rng(seed)) for seed, image in enumerate(images)])
+    batch = transform.collate(
+        [transform.crop(image, label, np.random.default_rng(seed)) for seed, image in enumerate(images)]
+    )
     mean, std = (255 * np.array(values) for values in (PROCESSOR.image_mean, PROCESSOR.image_std))
     for image, colors, result in zip(images, batch["colors"], transform.finish(batch)["pixel_values"], strict=True):
         colors = colors.double().numpy()
@@ -895,11 +901,11 @@ def test_normalization_equals_the_processors(num_channels):
     sample = image.permute(1, 2, 0).numpy(), np.zeros((10, 12), np.uint8), np.random.default_rng(0)
     transform = TrainingTransform(processor, (10, 12), (1, 1), flip_probability=0, photometric_distortion=False)
     expected = processor(image, input_data_format="channels_first", return_tensors="pt")["pixel_values"][0]
-    result = transform.finish(transform.augment([sample]))
+    result = transform.finish(transform.collate([transform.crop(*sample)]))
     assert torch.equal(result["pixel_values"][0], expected)
     assert result["labels"].dtype == torch.int64
     transform = TrainingTransform(processor, (10, 12))
-    transform.finish(transform.augment([sample]))  # every channel count goes through the colours, too
+    transform.finish(transform.collate([transform.crop(*sample)]))  # every channel count goes through the colours, too
 
 
 def test_jpegs_far_larger_than_needed_are_decoded_smaller(tmp_path):
@@ -910,14 +916,75 @@ def test_jpegs_far_larger_than_needed_are_decoded_smaller(tmp_path):
     dataset = SegmentationDataset(folder_records(tmp_path), Labels(names=("a", "b")))
     for base, decoded_height in (((100, 133), 126), ((200, 266), 251)):
         transform = TrainingTransform(PROCESSOR, (50, 50), (0.3, 1.0), base_size=base, photometric_distortion=False)
-        item = dataset.read(0, largest_scale=transform.largest_scale)
-        assert item["image"].height == decoded_height and item["label"].shape == (251, 333)
+        read_image, label = dataset.open(0, largest_scale=transform.largest_scale)
+        image = read_image()
+        assert image.height == decoded_height and label.shape == (251, 333)
         for seed in range(5):
-            pixels, labels = augmented(transform, item["image"], item["label"], seed)
+            pixels, labels = augmented(transform, image, label, seed)
             expected, expected_labels = augmented(transform, dataset[0]["image"], dataset[0]["label"], seed)
             assert torch.equal(labels, expected_labels)
             # the edges of the crop are rounded to even pixels of the file, a shift by up to one pixel of 6 levels
             assert (pixels.float() - expected.float())[:, labels != 255].abs().mean() < 3
+
+
+EXIF_WITH_A_FRAME = b"Exif\0\0MM\0*\0\0\0\x08\0\0\0\0\0\0\xff\xd8\xff\xc0\0\x11\x08\0\x10\0\x10"
+ENCODINGS = {
+    "jpeg": {"format": "JPEG", "quality": 90},
+    "4:4:4": {"format": "JPEG", "quality": 60, "subsampling": 0},
+    "4:2:2": {"format": "JPEG", "subsampling": 1},
+    "4:2:0": {"format": "JPEG", "subsampling": 2},
+    "progressive": {"format": "JPEG", "progressive": True},
+    "restarts": {"format": "JPEG", "restart_marker_rows": 1},
+    "thumbnail": {"format": "JPEG", "exif": EXIF_WITH_A_FRAME},
+    "png": {"format": "PNG"},
+    "palette": {"format": "PNG", "mode": "P"},
+    "16 bits": {"format": "PNG", "mode": "I;16"},
+    "animation": {"format": "PNG", "save_all": True, "append_images": [Image.new("RGB", (53, 67))]},
+    "tiff": {"format": "TIFF"},
+}
+
+
+def encoded(encoding):
+    """67 rows of 53 colours, and the bytes of their file."""
+    options = dict(ENCODINGS[encoding])
+    colors = np.random.default_rng(0).integers(0, 256, (9, 7, 3)).astype(np.uint8)
+    image = Image.fromarray(colors).resize((53, 67), Image.Resampling.BICUBIC)
+    if (mode := options.pop("mode", "RGB")) != "RGB":
+        image = image.convert("L").convert("I;16") if mode == "I;16" else image.convert(mode)
+    file = io.BytesIO()
+    image.save(file, **options)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
+@pytest.mark.parametrize("num_channels", [1, 3])
+def test_decoding_some_rows_gives_exactly_those_of_the_image(encoding, num_channels):
+    file = {"bytes": encoded(encoding)}
+    whole, size = _read_image(file, "", num_channels)
+    assert size == (67, 53)
+    for num_rows in range(1, 68):
+        rows, size = _read_image(file, "", num_channels, num_rows=num_rows)
+        assert size == (67, 53)
+        assert np.array_equal(_to_array(rows)[:num_rows], _to_array(whole)[:num_rows])
+        if encoding not in ("tiff", "animation"):
+            assert len(_to_array(rows)) <= num_rows + 2
+
+
+def test_images_that_are_upside_down_or_interlaced_are_decoded_as_a_whole():
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (31, 23, 3)).astype(np.uint8))
+    exif = image.getexif()
+    exif[0x0112] = 3
+    for suffix in ("JPEG", "PNG"):
+        file = io.BytesIO()
+        image.save(file, suffix, exif=exif)
+        rows, size = _read_image({"bytes": file.getvalue()}, "", 3, num_rows=5)
+        assert size == (31, 23) and np.array_equal(rows, read_image({"bytes": file.getvalue()}))
+    # PIL writes no interlaced files: each pixel of this one is alone in its row of a pass (PNG specification, 8)
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", 2, 2, 8, 0, 0, 0, 1))
+    data = chunk(b"IDAT", zlib.compress(bytes([0, 10, 0, 20, 0, 30, 40])))
+    content = b"\x89PNG\r\n\x1a\n" + header + data + chunk(b"IEND", b"")
+    rows, size = _read_image({"bytes": content}, "", 1, num_rows=1)
+    assert size == (2, 2) and np.asarray(rows).tolist() == [[10, 20], [30, 40]]
 
 
 # --- Loading ----------------------------------------------------------------------------------------------------------
@@ -952,10 +1019,26 @@ def test_decoded_samples_in_memory_change_nothing(dataset, cache_bytes, num_work
     assert_equal_batches(islice(loader(dataset, cache_bytes=cache_bytes, num_workers=num_workers), 12), expected)
 
 
+def test_batches_of_all_types_travel_through_memory():
+    memory = BatchMemory(2, 400)
+    batches = []
+    for number in range(3):
+        empty = memory.empty(number)
+        batch = {"odd": empty((3, 7), dtype=torch.uint8).fill_(number), "deep": empty((2, 5), dtype=torch.float32)}
+        batch.update(deep=batch["deep"].fill_(number + 0.5), labels=empty((9,), dtype=torch.int64).fill_(-number))
+        batches.append(memory.places({**batch, "sizes": [(3, 7)]}))
+        assert not any(isinstance(value, torch.Tensor) for value in batches[-1].values())
+    for place, number in zip(batches, (2, 1, 2), strict=True):  # the third lies where the first was
+        batch = memory.tensors(place)
+        assert batch["odd"].shape == (3, 7) and (batch["odd"] == number).all() and batch["odd"].dtype == torch.uint8
+        assert torch.equal(batch["deep"], torch.full((2, 5), number + 0.5))
+        assert batch["labels"].tolist() == [-number] * 9 and batch["sizes"] == [(3, 7)]
+
+
 def test_each_file_is_decoded_once(dataset, monkeypatch):
     reads = []
-    read = SegmentationDataset.read
-    monkeypatch.setattr(SegmentationDataset, "read", lambda *arguments: reads.append(1) or read(*arguments))
+    open_item = SegmentationDataset.open
+    monkeypatch.setattr(SegmentationDataset, "open", lambda *arguments: reads.append(1) or open_item(*arguments))
     list(islice(loader(dataset), 12))
     assert len(reads) == 5
 

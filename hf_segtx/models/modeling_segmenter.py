@@ -202,6 +202,4 @@ class SegmenterForSemanticSegmentation(SegmenterPreTrainedModel):
 
 
 # pipeline("image-segmentation") knows the model classes it supports by this table only.
-MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES.setdefault(
-    SegmenterConfig.model_type, "SegmenterForSemanticSegmentation"
-)
+MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES.setdefault(SegmenterConfig.model_type, "SegmenterForSemanticSegmentation")
