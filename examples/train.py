@@ -412,10 +412,10 @@ def loss_shares(micro_batches: list[dict], ignore_index: int, class_weights, acc
 
 def files_of_images(loader, first: int, stop: int) -> list[str]:
     """Names of the samples number `first` to `stop` of the endless stream."""
-    sampler = getattr(loader.batches.batch_sampler, "batches", loader.batches.batch_sampler)
-    length = len(loader.dataset)
-    rows = {int(sampler.order(position // length)[position % length]) for position in range(first, stop)}
-    return sorted(loader.dataset[row]["name"] for row in rows)
+    batches, dataset = getattr(loader.batches, "batches", loader.batches), loader.dataset.dataset
+    length = len(dataset)
+    rows = {int(batches.order(position // length)[position % length]) for position in range(first, stop)}
+    return sorted(dataset[row]["name"] for row in rows)
 
 
 def losses(state: dict) -> list[dict]:
