@@ -1116,16 +1116,6 @@ class ReadAhead:
                     yield pending.popleft().result()
 
 
-class Numbered:
-    """Pairs of number and item."""
-
-    def __init__(self, items: Iterable):
-        self.items = items
-
-    def __iter__(self) -> Iterator[tuple]:
-        return enumerate(iter(self.items))
-
-
 class TrainingLoader:
     """Endless training batches, finished on the device where they are used."""
 
@@ -1140,7 +1130,7 @@ class TrainingLoader:
         prefetch_factor = 4 if self.num_workers else None
         loader = DataLoader(
             self.dataset,
-            batch_sampler=Numbered(self.batches),
+            batch_sampler=enumerate(self.batches),
             collate_fn=_as_it_is,
             num_workers=self.num_workers,
             prefetch_factor=prefetch_factor,
