@@ -925,11 +925,11 @@ class BatchMemory:
     """Memory in which worker processes, if they are forked, leave batches for the main process.
 
     torch's own way is new memory for each tensor, which costs more time than to fill it, from /dev/shm, which is small
-    in containers.
+    in containers. It remains for what does not fit.
 
     Args:
         num_batches: batch number n lies where number n - num_batches was.
-        num_bytes: of the largest batch.
+        num_bytes: for each batch.
     """
 
     def __init__(self, num_batches: int, num_bytes: int):
@@ -939,21 +939,25 @@ class BatchMemory:
 
     def empty(self, number: int) -> Callable:
         """`torch.empty` in the memory of a batch."""
-        start = number % self.num_batches * self.num_bytes
-        end = start + self.num_bytes
+        free = self.memory[number % self.num_batches * self.num_bytes :][: self.num_bytes]
 
         def empty(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
-            nonlocal start
-            memory = self.memory[start:end][: math.prod(shape) * dtype.itemsize]
-            start += -(-len(memory) // 64) * 64  # aligned for any type
+            nonlocal free
+            size = math.prod(shape) * dtype.itemsize
+            if size > len(free):
+                return torch.empty(shape, dtype=dtype)
+            memory, free = free[:size], free[-(-size // 64) * 64 :]  # aligned for any type
             return memory.view(dtype).view(shape)
 
         return empty
 
     def places(self, batch: dict) -> dict:
-        """What another process needs to know of the tensors: type, offset and shape."""
+        """What another process needs to know of the tensors that are here: type, offset and shape."""
+        here = self.memory.untyped_storage().data_ptr()
         return {
-            key: (value.dtype, value.storage_offset(), value.shape) if isinstance(value, torch.Tensor) else value
+            key: (value.dtype, value.storage_offset(), value.shape)
+            if isinstance(value, torch.Tensor) and value.untyped_storage().data_ptr() == here
+            else value
             for key, value in batch.items()
         }
 
@@ -1190,7 +1194,8 @@ def training_dataloader(
     return TrainingLoader(
         TrainingDataset(dataset, transform, seed, 0 if streams else cache_bytes),
         ReadAhead(batches, dataset) if streams else batches,
-        batch_bytes=batch_size * (height * width * (4 * channels + 8) + 4 * channels * (channels + 1)) + 3 * 64,
+        # 8 bits a channel, labels of up to 16
+        batch_bytes=batch_size * (height * width * (channels + 2) + 4 * channels * (channels + 1)) // 64 * 64 + 256,
         num_workers=num_workers,
         device=device,
     )

@@ -1020,19 +1020,21 @@ def test_decoded_samples_in_memory_change_nothing(dataset, cache_bytes, num_work
 
 
 def test_batches_of_all_types_travel_through_memory():
-    memory = BatchMemory(2, 400)
+    memory = BatchMemory(2, 256)
     batches = []
     for number in range(3):
         empty = memory.empty(number)
         batch = {"odd": empty((3, 7), dtype=torch.uint8).fill_(number), "deep": empty((2, 5), dtype=torch.float32)}
         batch.update(deep=batch["deep"].fill_(number + 0.5), labels=empty((9,), dtype=torch.int64).fill_(-number))
+        batch["large"] = empty((70,), dtype=torch.uint8).fill_(number)
         batches.append(memory.places({**batch, "sizes": [(3, 7)]}))
-        assert not any(isinstance(value, torch.Tensor) for value in batches[-1].values())
+        assert [key for key, value in batches[-1].items() if isinstance(value, torch.Tensor)] == ["large"]
     for place, number in zip(batches, (2, 1, 2), strict=True):  # the third lies where the first was
         batch = memory.tensors(place)
         assert batch["odd"].shape == (3, 7) and (batch["odd"] == number).all() and batch["odd"].dtype == torch.uint8
         assert torch.equal(batch["deep"], torch.full((2, 5), number + 0.5))
         assert batch["labels"].tolist() == [-number] * 9 and batch["sizes"] == [(3, 7)]
+        assert batch["large"].shape == (70,)
 
 
 def test_each_file_is_decoded_once(dataset, monkeypatch):
