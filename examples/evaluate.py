@@ -273,7 +273,7 @@ def main(arguments: argparse.Namespace) -> dict:
     if card is not None and arguments.on_error == "raise":  # before the work
         check_data_of_card(card, images=len(dataset))
     model.to(process.device)
-    classes = list(labels.names) if labels.num_labels > 1 else ["background", *labels.names]
+    classes = list(labels.id2label.values())
     detailed = []
     if not arguments.classes_only:
         detailed = [score(len(classes), labels.ignore_index) for score in (BoundaryIoU, SizeIoU, ImageScores)]
@@ -377,10 +377,7 @@ def worst_picture(items: list[dict], label_maps: list, scores: list[dict], label
         draw.text((size / 3, size / 3), text, fill="black", font=font)
         images.append(image)
     truths = [item["label"] for item in items]
-    names, colors = labels.names, labels.palette
-    if labels.num_labels == 1:
-        names, colors = ("background", *names), ((60, 60, 60), *colors)
-    return comparison(images, truths, label_maps, names, colors, labels.ignore_index)
+    return comparison(images, truths, label_maps, list(labels.id2label.values()), labels.colors, labels.ignore_index)
 
 
 def summary(results: dict) -> str:

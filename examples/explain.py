@@ -127,10 +127,10 @@ def main(arguments: argparse.Namespace):
     model.to(arguments.device or found).eval()
     output_dir = Path(arguments.output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
-    names = [model.config.id2label[index] for index in range(model.config.num_labels)]
+    names = [model.config.id2label[index] for index in range(len(model.config.id2label))]
     colors = [tuple(color) for color in getattr(model.config, "palette", None) or palette(len(names))]
 
-    if len(names) > 1:
+    if model.config.num_labels > 1:
         coordinates = class_embedding_coordinates(class_vectors(model))
         embedding_picture(coordinates, names, colors).save(output_dir / "class_embeddings.png")
         rows = ([name, *point] for name, point in zip(names, coordinates.tolist()))

@@ -211,9 +211,7 @@ class Predictor:
 
     def __init__(self, model, processor, alpha: float):
         self.model, self.processor, self.alpha = model, processor, alpha
-        self.names = [model.config.id2label[index] for index in range(model.config.num_labels)]
-        if len(self.names) == 1:  # a sigmoid
-            self.names = ["background", *self.names]
+        self.names = [model.config.id2label[index] for index in range(len(model.config.id2label))]
         self.colors = [tuple(color) for color in getattr(model.config, "palette", None) or palette(len(self.names))]
 
     def predict(self, images: list) -> list[np.ndarray]:

@@ -161,7 +161,7 @@ def build_model(arguments: Arguments, labels):
     """
     hub = {"cache_dir": arguments.cache_dir, "token": arguments.token or arguments.hub_token}
     settings = json.loads(arguments.config_overrides or "{}")
-    settings |= {"id2label": labels.id2label, "label2id": labels.label2id}  # their number is num_labels
+    settings |= {"id2label": labels.id2label, "label2id": labels.label2id, "is_binary": labels.num_labels == 1}
     settings["semantic_loss_ignore_index"] = labels.ignore_index
     if len(arguments.auxiliary_loss_weight) == 1:
         settings["auxiliary_loss_weight"] = arguments.auxiliary_loss_weight[0]
@@ -188,7 +188,7 @@ def build_model(arguments: Arguments, labels):
             processor = processor_class.from_pretrained(arguments.image_processor_name, **hub)
         else:
             processor = processor_class(do_resize=False)  # images at their own size, unless told otherwise below
-    model.config.palette = [list(color) for color in class_colors(labels)]  # for pictures, as in `examples/predict.py`
+    model.config.palette = [list(color) for color in labels.colors]  # for pictures, as in `examples/predict.py`
     if arguments.image_size:
         if len(arguments.image_size) > 2:
             raise ValueError(f"--image_size takes the shortest and the longest edge, not {arguments.image_size}")
@@ -234,15 +234,6 @@ def choose_parameters(arguments: Arguments, model) -> list:
             known = ", ".join(name for name, _ in model.backbone.named_children())
             raise ValueError(f"--freeze {name}: there is no such module; the backbone has {known}") from error
     return frozen
-
-
-def class_names(labels) -> list[str]:
-    """A name for each train id; a single class is learned with a sigmoid, against the background."""
-    return list(labels.names) if labels.num_labels > 1 else ["background", *labels.names]
-
-
-def class_colors(labels) -> list[tuple[int, int, int]]:
-    return list(labels.palette) if labels.num_labels > 1 else [(70, 70, 70), *labels.palette]
 
 
 def base_size(processor) -> tuple[int, int] | None:
@@ -434,7 +425,7 @@ def draw_predictions(model, processor, dataset, labels):
             continue
     images, truths = [item["image"] for item in shown], [item["label"] for item in shown]
     label_maps = [label_map.cpu().numpy() for label_map in predict(model.eval(), processor, images)]
-    return comparison(images, truths, label_maps, class_names(labels), class_colors(labels), labels.ignore_index)
+    return comparison(images, truths, label_maps, list(labels.id2label.values()), labels.colors, labels.ignore_index)
 
 
 def log_picture(accelerator: Accelerator, picture, step: int) -> None:
@@ -529,7 +520,7 @@ def main(arguments: Arguments, build_model=build_model) -> dict:
     set_seed(arguments.seed)
     model, processor = everywhere(build_model, arguments, labels)
     transformers.utils.logging.disable_progress_bar()  # of the files that every checkpoint writes
-    names = class_names(labels)
+    names = list(labels.id2label.values())
 
     # ---- model, optimizer, schedule
     images_per_step = arguments.per_device_train_batch_size * accumulation_steps * accelerator.num_processes
@@ -637,11 +628,6 @@ def main(arguments: Arguments, build_model=build_model) -> dict:
             f"steps {state['step']} to {total_steps} of {images_per_step} images on {accelerator.num_processes} x "
             f"{accelerator.device.type}, precision {accelerator.mixed_precision}; output in {output_dir}"
         )
-        if labels.num_labels == 1:
-            print(
-                "one class: one logit and a sigmoid. For pipeline(), which needs a name for each value of a label map, "
-                "list the background as a class of its own in classes.json"
-            )
 
     # ---- the loop
     def score(plain) -> dict:

@@ -214,11 +214,6 @@ class Report:
         return [value for value, _ in self.raw_pixels.most_common() if self.train_id(value) is None]
 
 
-def class_names(labels: Labels) -> list[str]:
-    """Of every train id; a single class has a background."""
-    return list(labels.names) if labels.num_labels > 1 else ["background", *labels.names]
-
-
 def diagnose(reports: list[Report]) -> list[Finding]:
     """What to do something about, the worst first."""
     findings = [finding for report in reports for finding in _diagnose_masks(report)]
@@ -277,7 +272,7 @@ def _diagnose_masks(report: Report) -> list[Finding]:
         not report.has_colors and set(report.raw_pixels) == {0, 255} and labels.mapping.get(255) == labels.ignore_index
     ):
         text = (
-            f"all {split} masks hold 0 and 255 only, and 255 means ignored, so only {class_names(labels)[0]!r} could "
+            f"all {split} masks hold 0 and 255 only, and 255 means ignored, so only {labels.id2label[0]!r} could "
             'be learned: name two classes (255 is then the second), or list {"id": 255, "name": ...} in classes.json'
         )
         findings.append(Finding("error", text))
@@ -353,7 +348,7 @@ def _diagnose_alignment(report: Report) -> list[Finding]:
 
 
 def _diagnose_classes(report: Report) -> list[Finding]:
-    counts, names = report.class_pixels[:-1], class_names(report.labels)
+    counts, names = report.class_pixels[:-1], list(report.labels.id2label.values())
     total, ignored = report.class_pixels.sum(), report.class_pixels[-1]
     if total == 0:
         return []
@@ -389,7 +384,7 @@ def _diagnose_pair(training: Report, validation: Report) -> list[Finding]:
             f"saved again, so the score will be too good: {'; '.join(shown)}; remove them from one of the two"
         )
         findings.append(Finding("warning", text))
-    names = class_names(training.labels)
+    names = list(training.labels.id2label.values())
     learned, scored = training.class_pixels[:-1] > 0, validation.class_pixels[:-1] > 0
     if missing := [name for name, here, there in zip(names, learned, scored) if there and not here]:
         text = (
@@ -422,7 +417,7 @@ def same_images(first: list[Sample], second: list[Sample]) -> list[tuple[int, in
 def tables(reports: list[Report]) -> str:
     """Histogram of the classes and of the raw values, with the share of the pixels and the number of images of each."""
     labels = reports[0].labels
-    names = [*class_names(labels), "(ignored)"]
+    names = [*labels.id2label.values(), "(ignored)"]
     width = max(len(name) for name in names)
     head = "".join(f"  {report.split + ', pixels':>20} {'images':>7}" for report in reports)
     lines = [f"{'id':>5} {'class':{width}}{head}"]
@@ -470,7 +465,7 @@ def as_json(reports: list[Report], findings: list[Finding]) -> dict:
                         "pixels": int(report.class_pixels[i]),
                         "images": int(report.class_images[i]),
                     }
-                    for i, name in enumerate(class_names(report.labels))
+                    for i, name in enumerate(list(report.labels.id2label.values()))
                 ],
                 "ignored_pixels": int(report.class_pixels[-1]),
                 "values": {
@@ -505,8 +500,8 @@ def overlays(dataset: SegmentationDataset, report: Report, count: int = 16, widt
     if not good:
         return None
     chosen = [good[i] for i in _show_all(np.stack([report.samples[i].pixels[:-1] > 0 for i in good]), count)]
-    labels, names = report.labels, class_names(report.labels)
-    palette = list(labels.palette) if labels.num_labels > 1 else [(70, 70, 70), *labels.palette]
+    labels, names = report.labels, list(report.labels.id2label.values())
+    palette = labels.colors
     cells, present = [], set()
     for index in chosen:
         item = dataset[index]

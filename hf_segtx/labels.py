@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 
 
+BACKGROUND_COLOR = (70, 70, 70)
 CONTRACT_FILES = ("classes.json", "id2label.json")
 UNKNOWN = -(2**15)  # marks raw ids outside the contract in the int16 table; no train id
 IGNORED_16_BIT = 2**16 - 1  # stands for a negative ignore index in files
@@ -82,11 +83,17 @@ class Labels:
 
     @property
     def id2label(self) -> dict[int, str]:
-        return dict(enumerate(self.names))
+        """A name for each train id."""
+        return dict(enumerate(self.names if self.num_labels > 1 else ("background", *self.names)))
 
     @property
     def label2id(self) -> dict[str, int]:
-        return {name: train_id for train_id, name in enumerate(self.names)}
+        return {name: train_id for train_id, name in self.id2label.items()}
+
+    @property
+    def colors(self) -> list[tuple[int, int, int]]:
+        """A colour for each train id."""
+        return list(self.palette) if self.num_labels > 1 else [BACKGROUND_COLOR, *self.palette]
 
     @classmethod
     def named(cls, name: str) -> "Labels":
@@ -199,7 +206,7 @@ class Labels:
             for train_id, (name, color) in enumerate(zip(self.names, self.palette), first)
         ]
         ignored = self.ignore_index if self.ignore_index >= 0 else IGNORED_16_BIT
-        contents = {"classes": classes, "ignore_index": ignored}, self.id2label
+        contents = {"classes": classes, "ignore_index": ignored}, dict(enumerate(self.names))
         for file, content in zip(CONTRACT_FILES, contents):
             (Path(folder) / file).write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 

@@ -655,6 +655,7 @@ def load_original(path_or_state_dict: str | Path | StateDict, **config_overrides
         )
     names = None if isinstance(given, dict) or "id2label" in config_overrides else read_class_names(given)
     if names is not None and len(names) == model.config.num_labels:
+        names = names if len(names) > 1 else ["background", *names]  # of a label map
         model.config.id2label = dict(enumerate(names))
         model.config.label2id = {name: number for number, name in enumerate(names)}
     return model.eval()

@@ -20,6 +20,7 @@ from transformers import (
     AutoModelForSemanticSegmentation,
     SegformerConfig,
     SegformerForSemanticSegmentation,
+    pipeline,
 )
 
 from hf_segtx import checkpoints
@@ -352,6 +353,19 @@ def test_starts_from_a_model_with_other_classes(finished, tmp_path):
     run(*flags, "--output_dir", tmp_path / "out", "--config_overrides", "{}")
     model = AutoModelForSemanticSegmentation.from_pretrained(tmp_path / "out")
     assert model.config.id2label == {0: "wall", 1: "door"}
+
+
+def test_one_class_is_named_by_the_pipeline_and_scored(tmp_path):
+    data = make_folder(tmp_path / "data")
+    (data / "classes.json").write_text('{"classes": [{"id": 1, "name": "door"}], "ignore_index": 255}')
+    (data / "id2label.json").unlink(missing_ok=True)
+    flags = ["--train_dir", data, "--validation_dir", data, "--max_train_steps", "1", "--output_dir", tmp_path / "out"]
+    results = run(*flags)
+    model = AutoModelForSemanticSegmentation.from_pretrained(tmp_path / "out")
+    assert model.config.num_labels == 1 and model.decode_head.classifier.out_channels == 1
+    assert model.config.id2label == {0: "background", 1: "door"} and list(results["classes"]) == ["background", "door"]
+    answers = pipeline("image-segmentation", model=str(tmp_path / "out"))(str(next((data / "images").iterdir())))
+    assert answers and {answer["label"] for answer in answers} <= {"background", "door"}
 
 
 # ---- recipes

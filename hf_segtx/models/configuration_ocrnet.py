@@ -4,6 +4,8 @@ from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
+from .configuration_base import SegmentationConfig
+
 
 # HRNetV2 (arXiv 1908.07919, Table 1; the small one is the authors' W18-Small-v2) and dilated ResNet (Section 4.1).
 HRNET = {"backbone_type": "hrnet", "depths": [4, 4, 4, 4], "num_modules": [1, 1, 4, 3]}
@@ -23,7 +25,7 @@ SIZES = {
 
 
 @strict
-class OCRNetConfig(PreTrainedConfig):
+class OCRNetConfig(SegmentationConfig):
     """Configuration of [`OCRNetModel`] and [`OCRNetForSemanticSegmentation`]; the defaults are those of HRNetV2-W18.
 
     Where the authors' code for HRNet (HRNet-Semantic-Segmentation, branch HRNet-OCR), that for ResNet (openseg) and

@@ -1,7 +1,8 @@
 """Configuration of SegFormer (Xie et al., NeurIPS 2021, arXiv 2105.15203)."""
 
 from huggingface_hub.dataclasses import strict
-from transformers import PreTrainedConfig
+
+from .configuration_base import SegmentationConfig
 
 
 # Table 6 of the paper (MiT-B0 to B5) and its decoder widths (Section 4.1; 768 from B2 on in the authors' code).
@@ -16,7 +17,7 @@ SIZES = {
 
 
 @strict
-class SegFormerConfig(PreTrainedConfig):
+class SegFormerConfig(SegmentationConfig):
     """Configuration of [`SegFormerModel`] and the models built on it; the defaults are those of SegFormer-B0.
 
     The names are those of transformers' `SegformerConfig`, whose saved configurations (`model_type` "segformer") load

@@ -1,7 +1,8 @@
 """Configuration of Segmenter (Strudel et al., ICCV 2021, arXiv 2105.05633)."""
 
 from huggingface_hub.dataclasses import strict
-from transformers import PreTrainedConfig
+
+from .configuration_base import SegmentationConfig
 
 
 # Table 1 of the paper. DeiT-B has the shape of ViT-B and the distillation token of its pre-training.
@@ -21,7 +22,7 @@ DECODE_HEADS = ("linear", "mask")
 
 
 @strict
-class SegmenterConfig(PreTrainedConfig):
+class SegmenterConfig(SegmentationConfig):
     """Configuration of [`SegmenterModel`] and [`SegmenterForSemanticSegmentation`]; the defaults are Seg-S-Mask/16.
 
     Where the authors' code and mmsegmentation's compute different functions there is a field; its default is the

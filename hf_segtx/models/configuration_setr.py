@@ -1,7 +1,8 @@
 """Configuration of SETR (Zheng et al., CVPR 2021, arXiv 2012.15840)."""
 
 from huggingface_hub.dataclasses import strict
-from transformers import PreTrainedConfig
+
+from .configuration_base import SegmentationConfig
 
 
 # Table 1 of the paper. DeiT-B has the shape of ViT-B (it differs in its pre-training); hybrid: a ResNet-50 of stride 16
@@ -21,7 +22,7 @@ DECODE_HEADS = ("naive", "pup", "mla")
 
 
 @strict
-class SETRConfig(PreTrainedConfig):
+class SETRConfig(SegmentationConfig):
     """Configuration of [`SETRModel`] and [`SETRForSemanticSegmentation`]; the defaults are those of SETR-Naive, ViT-L.
 
     Where the authors' code and mmsegmentation's compute different functions there is a field; its default is the
