@@ -6,31 +6,25 @@ from transformers import PreTrainedConfig
 
 @strict
 class SegmentationConfig(PreTrainedConfig):
-    """`id2label` names every value of a label map, as `pipeline("image-segmentation")` expects it.
-
-    A single class takes one logit, that of a sigmoid, and its label maps hold 0, background, and 1, the class. So
-    `num_labels=1`, or an `id2label` with one name, becomes an `id2label` with two names and `is_binary=True`.
+    """A configuration whose `id2label` may name two values of a label map that one logit, of a sigmoid, tells apart.
 
     Args:
-        is_binary: one logit for two names.
+        is_binary: `num_labels` is 1 and `id2label` has two names, e.g. {0: "background", 1: "road"}.
 
     Example:
-        >>> config = SegmentationConfig(id2label={0: "road"})
-        >>> config.num_labels, config.id2label
-        (1, {0: 'background', 1: 'road'})
+        >>> SegmentationConfig(id2label={0: "background", 1: "road"}, is_binary=True).num_labels
+        1
     """
 
     is_binary: bool = False
 
     def __post_init__(self, **kwargs):
-        if self.id2label is None:
-            kwargs.setdefault("num_labels", 1 if self.is_binary else 2)
-        elif kwargs.get("num_labels") == 1:
-            self.is_binary = len(self.id2label) == 2
+        if self.id2label is None and self.is_binary:
+            self.id2label = {0: "background", 1: "LABEL_0"}
+        if self.id2label is not None and len(self.id2label) == 2 and kwargs.get("num_labels") == 1:
+            self.is_binary = True
             kwargs.pop("num_labels")
         super().__post_init__(**kwargs)
-        if len(self.id2label) == 1:
-            self._name_one_class(*self.id2label.values())
 
     @property
     def num_labels(self) -> int | None:
@@ -41,16 +35,19 @@ class SegmentationConfig(PreTrainedConfig):
 
     @num_labels.setter
     def num_labels(self, num_labels: int):
-        if num_labels == self.num_labels:
-            return
-        self.is_binary = False
-        PreTrainedConfig.num_labels.fset(self, num_labels)
-        if num_labels == 1:
-            self._name_one_class(*self.id2label.values())
+        if num_labels != self.num_labels:
+            self.is_binary = False
+            PreTrainedConfig.num_labels.fset(self, num_labels)
 
-    def _name_one_class(self, name: str):
-        self.id2label, self.label2id = {0: "background", 1: name}, {"background": 0, name: 1}
-        self.is_binary = True
+    def name_background(self):
+        """Where one class is all there is, names what its label maps hold: 0, background, and 1, the class.
+
+        Done by models for segmentation, because `pipeline("image-segmentation")` looks up each value of a label map.
+        """
+        if len(self.id2label) == 1:
+            (name,) = self.id2label.values()
+            self.id2label, self.label2id = {0: "background", 1: name}, {"background": 0, name: 1}
+            self.is_binary = True
 
     def validate_names(self):
         """A binary model has two names; run at construction and before saving."""

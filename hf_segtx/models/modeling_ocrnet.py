@@ -543,6 +543,7 @@ class OCRNetForSemanticSegmentation(OCRNetPreTrainedModel):
     """
 
     def __init__(self, config: OCRNetConfig):
+        config.name_background()
         super().__init__(config)
         self.backbone = OCRNetModel(config)
         channels = self.backbone.channels

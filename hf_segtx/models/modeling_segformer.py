@@ -431,6 +431,7 @@ class SegFormerForSemanticSegmentation(SegFormerPreTrainedModel):
     _keys_to_ignore_on_load_unexpected = [r"^classifier\."]  # the ImageNet classifier of pre-trained MiT
 
     def __init__(self, config: SegFormerConfig):
+        config.name_background()
         super().__init__(config)
         self.backbone = SegFormerModel(config)
         self.decode_head = SegFormerDecodeHead(config)

@@ -175,6 +175,7 @@ class SegmenterForSemanticSegmentation(SegmenterPreTrainedModel):
     """
 
     def __init__(self, config: SegmenterConfig):
+        config.name_background()
         super().__init__(config)
         self.backbone = SegmenterModel(config)
         self.decode_head = SegmenterLinearHead(config) if config.decode_head == "linear" else SegmenterMaskHead(config)

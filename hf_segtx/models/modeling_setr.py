@@ -212,6 +212,7 @@ class SETRForSemanticSegmentation(SETRPreTrainedModel):
     """
 
     def __init__(self, config: SETRConfig):
+        config.name_background()
         super().__init__(config)
         self.backbone = SETRModel(config)
         if config.decode_head == "mla":
