@@ -8,7 +8,7 @@ labels, with worker processes unless said otherwise:
 - full: random scale 0.5-2, crop, flip and colours; the other side is torchvision's v2 transforms, whole image first.
 - crop: random crop and flip only, as in run_semantic_segmentation_no_trainer.py of transformers on a `datasets` data
   set, where crop and flip are done on PIL images, before anything is converted. "as it is": that script loads in the
-  main process; "with workers": the same code in worker processes.
+  main process, here with all threads; "with workers": the same code in worker processes.
 
 "files": every image is decoded each time, as the other side always does. "memory": the epochs that take decoded samples
 from memory, as many as fit (1 GiB a process unless said otherwise: all of CamVid, or 128 images of 2048x1024).
@@ -113,6 +113,16 @@ def endless(dataset, workers: int):
     return chain.from_iterable(repeat(loader))
 
 
+def all_threads(batches):
+    """Batches made in this process, which has the cores for itself meanwhile."""
+    while True:
+        threads = torch.get_num_threads()
+        torch.set_num_threads(os.cpu_count())
+        batch = next(batches)
+        torch.set_num_threads(threads)
+        yield batch
+
+
 def ours(records, labels: Labels, crop_size: tuple[int, int], workers: int, cache_bytes: int, **augmentation):
     transform = TrainingTransform(PROCESSOR, crop_size, **augmentation)
     dataset = SegmentationDataset(records, labels)
@@ -157,7 +167,7 @@ def compare(title: str, folder: Path, crop_size: tuple[int, int], workers: int, 
         "crop": (
             crop_only,
             {
-                "transformers as it is": lambda: endless(transformers_dataset(records, crop_size), 0),
+                "transformers as it is": lambda: all_threads(endless(transformers_dataset(records, crop_size), 0)),
                 "with workers": lambda: endless(transformers_dataset(records, crop_size), workers),
             },
         ),

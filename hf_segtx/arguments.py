@@ -1,7 +1,7 @@
 """The flags of examples/train.py: their defaults, recipes of them in files, and what is wrong with them by themselves.
 
-arguments = parse_arguments(["--recipe", "examples/recipes/setr_pup_ade20k_512.args", "--learning_rate", "3e-4"])
-Path("again.args").write_text(as_recipe(arguments))
+    arguments = parse_arguments(["--recipe", "examples/recipes/setr_pup_ade20k_512.args", "--learning_rate", "3e-4"])
+    Path("again.args").write_text(as_recipe(arguments))
 """
 
 import argparse
@@ -147,7 +147,9 @@ class Arguments:
     save_total_limit: int = flag(1, "Checkpoints to keep, besides the best one.")
     resume_from_checkpoint: str | None = flag(None, "A checkpoint folder, or 'latest' for the newest in --output_dir.")
     load_best_model_at_end: bool = flag(False, "The final model is the best evaluation's, not the last step's.")
-    metric_for_best_model: Literal[MEANS] = flag("mean_iou", "Which score makes an evaluation the best.")
+    metric_for_best_model: Literal[MEANS] = flag(
+        "mean_iou", "Which score makes an evaluation the best."
+    )
     early_stopping_patience: int | None = flag(None, "Stop after so many evaluations in a row that are not the best.")
     logging_steps: int = flag(10, "Steps between updates of the progress bar and entries of the trackers.")
     with_tracking: bool = flag(False, "Report to trackers.")

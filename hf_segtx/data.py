@@ -109,9 +109,9 @@ class SegmentationDataset(Dataset):
     def open(
         self, index: int, files: tuple | None = None, largest_scale: Callable[[int, int], float] | None = None
     ) -> tuple[Callable, np.ndarray]:
-        """The labels of item `index`, and before them a function that decodes its image.
+        """A function that decodes the image of item `index`, and its labels.
 
-        The function takes the number of rows that are needed, counted from the top, and gives these or more of them.
+        The function takes the number of rows that are needed, counted from the top, and gives at least these.
 
         Args:
             files: its undecoded files, if they are at hand.

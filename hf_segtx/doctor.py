@@ -465,7 +465,7 @@ def as_json(reports: list[Report], findings: list[Finding]) -> dict:
                         "pixels": int(report.class_pixels[i]),
                         "images": int(report.class_images[i]),
                     }
-                    for i, name in enumerate(list(report.labels.id2label.values()))
+                    for i, name in enumerate(report.labels.id2label.values())
                 ],
                 "ignored_pixels": int(report.class_pixels[-1]),
                 "values": {

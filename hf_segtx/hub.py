@@ -1,6 +1,6 @@
 """The model card with measured results, and the upload of a trained model to the Hub.
 
-python -m hf_segtx.hub outputs/run USER/NAME      # uploads an output folder of examples/train.py, or repeats it
+    python -m hf_segtx.hub outputs/run USER/NAME      # uploads an output folder of examples/train.py, or repeats it
 """
 
 import re
@@ -32,7 +32,6 @@ from .visualization import training_curves
 RECORDS = ("all_results.json", "train.args")  # of a training, which repeat its arguments
 # What goes wrong with a network or the Hub; HTTPError is that of the HTTP library that huggingface_hub uses.
 HUB_ERRORS = (OSError, HTTPError, OfflineModeIsEnabled)
-
 
 def check_token(token: str | None = None) -> str:
     """The user that a Hub token belongs to; with None the token of `hf auth login` or HF_TOKEN.

@@ -405,7 +405,9 @@ def as_json(results: dict, names: Sequence[str]) -> dict:
     return {**{key: number(results[key]) for key in keys}, **others, "classes": classes}
 
 
-def protocol(processor, ignore_index: int = 255, *, scales: Sequence[float] = (1.0,), flip: bool = False) -> str:
+def protocol(
+    processor, ignore_index: int = 255, *, scales: Sequence[float] = (1.0,), flip: bool = False
+) -> str:
     """How `evaluate` measures with this processor, in a sentence; stands beside every number."""
     size = dict(processor.size) if processor.do_resize else {}
     size = {key: value for key, value in size.items() if value is not None}

@@ -332,7 +332,6 @@ MMSEGMENTATION_VIT = {
     r"ffn\.layers\.1": "mlp.fc2",
 }
 
-
 def ocrnet_fields(state: StateDict) -> dict:
     """Fields of OCRNet that are read off shapes; an output stride of 8 is taken as published."""
     for name in [name for name in state if name.endswith(".running_mean")]:  # older files lack these counters
@@ -693,7 +692,9 @@ JAX_VIT = {
     r"MlpBlock_3/Dense_1/": "mlp.fc2/",
     r"^conv_root/": "patch_embed.backbone.stem.conv/",
     r"^gn_root/": "patch_embed.backbone.stem.norm/",
-    r"^block(\d)/unit(\d+)/": lambda m: f"patch_embed.backbone.stages.{int(m[1]) - 1}.blocks.{int(m[2]) - 1}.",
+    r"^block(\d)/unit(\d+)/": lambda m: (
+        f"patch_embed.backbone.stages.{int(m[1]) - 1}.blocks.{int(m[2]) - 1}."
+    ),
     r"(conv|gn)_proj/": r"downsample.\1/",
     r"gn(\d?)/": r"norm\1/",
     r"/(kernel|scale)$": ".weight",

@@ -203,4 +203,6 @@ class SegmenterForSemanticSegmentation(SegmenterPreTrainedModel):
 
 
 # pipeline("image-segmentation") knows the model classes it supports by this table only.
-MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES.setdefault(SegmenterConfig.model_type, "SegmenterForSemanticSegmentation")
+MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES.setdefault(
+    SegmenterConfig.model_type, "SegmenterForSemanticSegmentation"
+)

@@ -60,7 +60,9 @@ def segmentation_loss(
             f"image: ({logits.shape[0]}, height, width)"
         )
 
-    resize = dict(ignore_index=config.semantic_loss_ignore_index, align_corners=getattr(config, "align_corners", False))
+    resize = dict(
+        ignore_index=config.semantic_loss_ignore_index, align_corners=getattr(config, "align_corners", False)
+    )
     loss = upsampled_cross_entropy(logits, labels, **resize)
     for head_logits in auxiliary_logits:
         loss = loss + config.auxiliary_loss_weight * upsampled_cross_entropy(head_logits, labels, **resize)

@@ -90,7 +90,9 @@ def upsampled_argmax(logits: torch.Tensor, size: tuple[int, int], *, align_corne
         return _label_map(logits, size[0], size[1], align_corners)
 
 
-def positions(size_in: float, size_out: int, align_corners: bool, dtype: torch.dtype = torch.float64) -> torch.Tensor:
+def positions(
+    size_in: float, size_out: int, align_corners: bool, dtype: torch.dtype = torch.float64
+) -> torch.Tensor:
     """Where bilinear upsampling of `size_in` values (not always whole) reads each of `size_out`: (size_out,).
 
     Position 1.25 is three quarters of value 1 and one of value 2; below 0 and beyond the last value the border counts.
