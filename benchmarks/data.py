@@ -200,7 +200,7 @@ def main():
     parser.add_argument("--crop_size", type=int, nargs=2, default=(240, 320), help="height and width, for --train_dir")
     parser.add_argument("--workers", type=int, default=min(2, os.cpu_count()))
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--images", type=int, default=192, help="480x360 images of each variant in each round")
+    parser.add_argument("--images", type=int, default=768, help="480x360 images of each variant in each round")
     arguments = parser.parse_args()
     logging.disable(logging.WARNING)
     torch.set_num_threads(1)  # the cores belong to the workers
@@ -217,8 +217,8 @@ def main():
         with tempfile.TemporaryDirectory() as temporary:
             write_scenes(Path(temporary), count, size, suffix)
             title = f"{size[1]}x{size[0]} {suffix[1:].upper()}"
-            images = arguments.images * 480 * 360 * 4 // (size[0] * size[1])
-            compare(title, Path(temporary), crop_size, *options, min(images, arguments.images))
+            images = arguments.images * 480 * 360 // (size[0] * size[1])
+            compare(title, Path(temporary), crop_size, *options, images)
 
 
 if __name__ == "__main__":
