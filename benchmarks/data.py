@@ -34,8 +34,11 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-from hf_segtx.data import SegmentationDataset, TrainingTransform, folder_records, training_dataloader
-from hf_segtx.labels import Labels
+from hf_segtx.data import SegmentationDataset
+from hf_segtx.data.augmentation import TrainingTransform
+from hf_segtx.data.folders import folder_records
+from hf_segtx.data.labels import Labels
+from hf_segtx.data.loaders import training_dataloader
 
 
 PROCESSOR = SimpleNamespace(image_mean=[0.485, 0.456, 0.406], image_std=[0.229, 0.224, 0.225], rescale_factor=1 / 255)
@@ -131,7 +134,7 @@ def ours(records, labels: Labels, crop_size: tuple[int, int], workers: int, cach
 
 def write_scenes(folder: Path, count: int, size: tuple[int, int], suffix: str) -> None:
     """The embedded scenes as files, drawn at half of the size."""
-    from hf_segtx.scenes import SceneDataset
+    from hf_segtx.data.scenes import SceneDataset
 
     def resized(image: Image.Image, resample: Image.Resampling) -> Image.Image:
         return image.resize(size[::-1], resample)

@@ -8,14 +8,10 @@ its own initialisation, is transformers'.
 """
 
 import sys
-from pathlib import Path
 
 from transformers import SegformerConfig, SegformerForSemanticSegmentation
 
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples"))
-import train  # noqa: E402
-
+from hf_segtx.cli import train
 from hf_segtx.models.configuration_segformer import SIZES  # noqa: E402
 
 

@@ -16,7 +16,6 @@ import json
 import multiprocessing
 import os
 import statistics
-import sys
 import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor
@@ -30,8 +29,7 @@ WARM_UP = 3  # steps
 
 def ours(arguments: argparse.Namespace, folder: Path) -> tuple[list[float], int]:
     """Seconds of each step of examples/train.py, and peak memory in bytes above the start."""
-    sys.path.append(str(Path(__file__).resolve().parents[1] / "examples"))
-    import train
+    from hf_segtx.cli import train
 
     before = resident("VmRSS")
     flags = f"--architecture segformer --size {arguments.size} --crop_size {arguments.crop_size} --scale_range 1 1"
@@ -48,7 +46,7 @@ def theirs(arguments: argparse.Namespace, folder: Path) -> tuple[list[float], in
     import transformers
     from data import transformers_dataset
 
-    from hf_segtx.data import folder_records
+    from hf_segtx.data.folders import folder_records
     from hf_segtx.models.configuration_segformer import SIZES
 
     before = resident("VmRSS")

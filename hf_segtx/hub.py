@@ -26,7 +26,7 @@ from huggingface_hub.errors import (
 )
 from jinja2 import Environment, FileSystemLoader
 
-from .visualization import training_curves
+from .visualization.curves import training_curves
 
 
 RECORDS = ("all_results.json", "train.args")  # of a training, which repeat its arguments

@@ -22,10 +22,10 @@ from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation, P
 from transformers.image_utils import SizeDict
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from . import ARCHITECTURES
-from .data import evaluation_dataloader
+from .architectures import ARCHITECTURES
+from .data.labels import flip_permutation
+from .data.loaders import evaluation_dataloader
 from .error_analysis import DataFingerprint, gathered
-from .labels import flip_permutation
 from .metrics import MeanIoU, is_distributed
 from .models.image_processing_segtx import effective_divisor, padded_size, unpadded_positions, window_grid, window_pair
 from .models.sliding_windows import BLOCK_NUMEL, MergedWindows
@@ -68,11 +68,10 @@ def load_model(
             raise
         raise OSError(f"{name_or_path}: no such folder, and not to be had from the Hub: {error}") from error
     model_type = settings.get("model_type", "")
-    own = {row[0].model_type: row for row in ARCHITECTURES}.get(f"segtx_{model_type.removeprefix('segtx_')}")
+    own = ARCHITECTURES.get(model_type.removeprefix("segtx_"))
     load, load_processor, options = AutoModelForSemanticSegmentation, AutoImageProcessor, remote
     if own is not None:
-        _, _, load, load_processor, _ = own
-        options = hub
+        load, load_processor, options = own.model, own.processor, hub
     elif model_type not in CONFIG_MAPPING and not (trust_remote_code and "auto_map" in settings):
         cure = "pass trust_remote_code if you trust its code" if "auto_map" in settings else "install its package"
         raise ValueError(f"{name_or_path}/config.json: model_type {model_type!r} is unknown to transformers; {cure}")

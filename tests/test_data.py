@@ -17,26 +17,16 @@ import torch
 from PIL import Image
 from torchvision.transforms.v2 import functional as F
 
-from hf_segtx import data
-from hf_segtx import tables as tables_module
-from hf_segtx.data import (
-    BatchMemory,
-    SegmentationDataset,
-    ShuffledBatches,
-    TrainingTransform,
-    _read_image,
-    _to_array,
-    check_data,
-    evaluation_dataloader,
-    folder_records,
-    load_data,
-    read_image,
-    read_mask,
-    training_dataloader,
-)
-from hf_segtx.labels import Labels, flip_permutation
+from hf_segtx.data import SegmentationDataset, load_data, loaders, read_image, read_mask
+from hf_segtx.data import tables as tables_module
+from hf_segtx.data.augmentation import TrainingTransform, to_array
+from hf_segtx.data.checks import check_data
+from hf_segtx.data.decoding import read_image_part
+from hf_segtx.data.folders import folder_records
+from hf_segtx.data.labels import Labels, flip_permutation
+from hf_segtx.data.loaders import BatchMemory, ShuffledBatches, evaluation_dataloader, training_dataloader
+from hf_segtx.data.tables import find_columns
 from hf_segtx.models.image_processing_segtx import SegFormerImageProcessor
-from hf_segtx.tables import find_columns
 from hf_segtx.visualization import overlay
 
 
@@ -383,7 +373,7 @@ def test_masks_as_lists_with_class_names_in_the_type():
         {"image": datasets.Image(), "label": datasets.List(datasets.List(datasets.ClassLabel(names=["sky", "sea"])))}
     )
     row = {"image": Image.new("RGB", (2, 1)), "label": [[0, 1]]}
-    from hf_segtx.tables import TableRecords, _table_labels
+    from hf_segtx.data.tables import TableRecords, _table_labels
 
     table = datasets.Dataset.from_list([row], features=features)
     labels = _table_labels("offline/no_such_data_set", table, "label", False, None, None)
@@ -459,7 +449,7 @@ def streams(request, shards, tmp_path):
 
 def test_streaming_is_exact_and_resumes_anywhere(streams, monkeypatch):
     """Each row once an epoch; two processes and a resumed run see what one uninterrupted run sees."""
-    for module in (data, tables_module):
+    for module in (loaders, tables_module):
         monkeypatch.setattr(module, "POOL_SIZE", 30)
     train, _, _ = streamed(streams)
     transform = TrainingTransform(PROCESSOR, (4, 4), (1, 1), flip_probability=0, photometric_distortion=False)
@@ -487,7 +477,7 @@ def test_a_stream_reads_each_row_group_once_an_epoch(shards, monkeypatch):
 
     groups = []
     read = pyarrow.parquet.ParquetFile.read_row_group
-    for module in (data, tables_module):
+    for module in (loaders, tables_module):
         monkeypatch.setattr(module, "POOL_SIZE", 30)
     train, _, _ = streamed(shards)
     monkeypatch.setattr(
@@ -960,14 +950,14 @@ def encoded(encoding):
 @pytest.mark.parametrize("num_channels", [1, 3])
 def test_decoding_some_rows_gives_exactly_those_of_the_image(encoding, num_channels):
     file = {"bytes": encoded(encoding)}
-    whole, size = _read_image(file, "", num_channels)
+    whole, size = read_image_part(file, "", num_channels)
     assert size == (67, 53)
     for num_rows in range(1, 68):
-        rows, size = _read_image(file, "", num_channels, num_rows=num_rows)
+        rows, size = read_image_part(file, "", num_channels, num_rows=num_rows)
         assert size == (67, 53)
-        assert np.array_equal(_to_array(rows)[:num_rows], _to_array(whole)[:num_rows])
+        assert np.array_equal(to_array(rows)[:num_rows], to_array(whole)[:num_rows])
         if encoding not in ("tiff", "animation"):
-            assert len(_to_array(rows)) <= num_rows + 2
+            assert len(to_array(rows)) <= num_rows + 2
 
 
 def test_images_that_are_upside_down_or_interlaced_are_decoded_as_a_whole():
@@ -977,13 +967,13 @@ def test_images_that_are_upside_down_or_interlaced_are_decoded_as_a_whole():
     for suffix in ("JPEG", "PNG"):
         file = io.BytesIO()
         image.save(file, suffix, exif=exif)
-        rows, size = _read_image({"bytes": file.getvalue()}, "", 3, num_rows=5)
+        rows, size = read_image_part({"bytes": file.getvalue()}, "", 3, num_rows=5)
         assert size == (31, 23) and np.array_equal(rows, read_image({"bytes": file.getvalue()}))
     # PIL writes no interlaced files: each pixel of this one is alone in its row of a pass (PNG specification, 8)
     header = chunk(b"IHDR", struct.pack(">IIBBBBB", 2, 2, 8, 0, 0, 0, 1))
     data = chunk(b"IDAT", zlib.compress(bytes([0, 10, 0, 20, 0, 30, 40])))
     content = b"\x89PNG\r\n\x1a\n" + header + data + chunk(b"IEND", b"")
-    rows, size = _read_image({"bytes": content}, "", 1, num_rows=1)
+    rows, size = read_image_part({"bytes": content}, "", 1, num_rows=1)
     assert size == (2, 2) and np.asarray(rows).tolist() == [[10, 20], [30, 40]]
 
 

@@ -1,6 +1,6 @@
 """examples/evaluate.py against the library's own functions, called by hand; what it writes, repeats and refuses."""
 
-import importlib.util
+import importlib
 import json
 import os
 import shutil
@@ -16,9 +16,10 @@ from PIL import Image
 from transformers.image_utils import SizeDict
 
 from hf_segtx import SegFormerConfig, SegFormerForSemanticSegmentation, SegFormerImageProcessor
+from hf_segtx.data.scenes import SceneDataset
 from hf_segtx.error_analysis import BoundaryIoU, ImageScores, SizeIoU, confusion_pairs
 from hf_segtx.inference import evaluate, load_model
-from hf_segtx.scenes import SceneDataset
+from hf_segtx_command import main
 
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -28,10 +29,7 @@ SIZES = {"hidden_sizes": [8, 8, 16, 16], "depths": [1, 1, 1, 1], "num_attention_
 
 @pytest.fixture(scope="module")
 def script():
-    spec = importlib.util.spec_from_file_location("examples_evaluate", ROOT / "examples" / "evaluate.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return importlib.import_module("hf_segtx.cli.evaluate")
 
 
 @pytest.fixture(scope="module")
@@ -133,7 +131,7 @@ def test_card_is_compared(script, checkpoint, tmp_path, capsys):
     processor.save_pretrained(tmp_path)
     arguments = ["--size b0", "--max_train_samples 8800", f"--max_eval_samples {IMAGES}", "--fused True"]
     command = [str(tmp_path), "--from_card", "--classes_only"]
-    assert script.run(command) == 2
+    assert main(["evaluate", *command]) == 2
     assert "the card of" in capsys.readouterr().err
 
     true = evaluate(model, processor, scenes(), progress=False)["mean_iou"]
@@ -147,7 +145,7 @@ def test_card_is_compared(script, checkpoint, tmp_path, capsys):
         ({"arguments": ["--validation_dir 'my data/val'"]}, 2, "no such folder (data of the card"),
     ):
         (tmp_path / "all_results.json").write_text(json.dumps({**card, **changes}))
-        assert script.run(command) == status
+        assert main(["evaluate", *command]) == status
         captured = capsys.readouterr()
         assert said in captured.out + captured.err
     assert "protocol on the card: by eye" not in captured.out
@@ -156,7 +154,7 @@ def test_card_is_compared(script, checkpoint, tmp_path, capsys):
     score = EvalResult("image-segmentation", "scenes", "scenes", "mean_iou", round(float(true), 4))
     data = ModelCardData(model_name="a model", eval_results=[score])
     ModelCard(f"---\n{data}\n---\n").save(tmp_path / "README.md")
-    assert script.run([*command, "--max_eval_samples", str(IMAGES)]) == 0
+    assert main(["evaluate", *command, "--max_eval_samples", str(IMAGES)]) == 0
 
 
 def test_flags_of_the_card_come_before_those_given(script, checkpoint, tmp_path):
@@ -196,7 +194,7 @@ def test_images_that_cannot_be_read(script, checkpoint, tmp_path, capsys, batch_
     torn = tmp_path / "data" / "images" / "1.png"
     torn.write_bytes(torn.read_bytes()[:-2000])
     words = [str(checkpoint), "--validation_dir", str(tmp_path / "data"), "--batch_size", str(batch_size)]
-    assert script.run(words) == 2
+    assert main(["evaluate", *words]) == 2
     assert str(torn) in capsys.readouterr().err
     results = script.main(script.parse_arguments([*words, "--on_error", "skip"]))
     shown = capsys.readouterr().out
@@ -220,7 +218,7 @@ def test_wrong_flags_are_named(script, checkpoint, tmp_path, capsys):
         (f"--worst_picture {tmp_path}/worst", "end it in .png"),
         ("--train_dir nowhere", "no such folder"),
     ):
-        assert script.run([str(checkpoint), *words.split()]) == 2
+        assert main(["evaluate", str(checkpoint), *words.split()]) == 2
         assert said in capsys.readouterr().err
 
 

@@ -1,7 +1,6 @@
 """What a Vision Transformer looks at: sums over loops, plain geometry, and the pictures of the script."""
 
-import importlib.util
-from pathlib import Path
+import importlib
 
 import numpy as np
 import pytest
@@ -121,11 +120,7 @@ def test_region_picture_shows_regions_beside_relations():
 
 
 def explain():
-    path = Path(__file__).parents[1] / "examples" / "explain.py"
-    spec = importlib.util.spec_from_file_location("explain", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return importlib.import_module("hf_segtx.cli.explain")
 
 
 TINY = dict(hidden_size=32, num_hidden_layers=4, num_attention_heads=2, image_size=64, num_labels=5)

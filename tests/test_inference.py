@@ -1,7 +1,7 @@
 """Prediction, evaluation and their scripts: against counting by hand and transformers' pipeline."""
 
 import copy
-import importlib.util
+import importlib
 import json
 from pathlib import Path
 
@@ -12,9 +12,9 @@ from PIL import Image
 from transformers import SegformerConfig, SegformerForSemanticSegmentation, pipeline
 
 from hf_segtx import SegFormerConfig, SegFormerForSemanticSegmentation, SegFormerImageProcessor, inference
+from hf_segtx.data.scenes import SceneDataset
 from hf_segtx.inference import as_json, evaluate, load_model, predict, protocol, segment
 from hf_segtx.metrics import MeanIoU
-from hf_segtx.scenes import SceneDataset
 
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -22,10 +22,7 @@ SIZES = {"hidden_sizes": [8, 8, 16, 16], "depths": [1, 1, 1, 1], "num_attention_
 
 
 def load_script(name: str):
-    spec = importlib.util.spec_from_file_location(f"examples_{name}", ROOT / "examples" / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return importlib.import_module(f"hf_segtx.cli.{name}")
 
 
 @pytest.fixture

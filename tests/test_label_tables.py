@@ -5,8 +5,8 @@ import hashlib
 import numpy as np
 import pytest
 
-from hf_segtx.label_tables import ADE20K_FULL, PASCAL_CONTEXT_459, TABLES
-from hf_segtx.labels import Labels
+from hf_segtx.data.label_tables import ADE20K_FULL, PASCAL_CONTEXT_459, TABLES
+from hf_segtx.data.labels import Labels
 
 
 def sha256(lines):

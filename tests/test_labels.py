@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from hf_segtx.labels import Labels, flip_permutation
+from hf_segtx.data.labels import Labels, flip_permutation
 
 
 ROAD = {"id": 0, "name": "road", "color": [10, 20, 30]}

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 peft = pytest.importorskip("peft")
 
-from hf_segtx.lora import lora_config  # noqa: E402
+from hf_segtx.training.lora import lora_config  # noqa: E402
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)

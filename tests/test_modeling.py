@@ -10,6 +10,7 @@ from PIL import Image
 from transformers import pipeline
 
 import hf_segtx
+from hf_segtx.architectures import ARCHITECTURES
 from hf_segtx.losses import parse_loss
 from hf_segtx.models.layers import Linear
 from hf_segtx.models.segmentation_base import segmentation_loss
@@ -68,7 +69,7 @@ def labels(*size, count=2):
 
 
 def test_every_architecture_has_a_row():
-    assert [f"{name}Config" for name in TINY] == [row[0].__name__ for row in hf_segtx.ARCHITECTURES]
+    assert [f"{name}Config" for name in TINY] == [row.config.__name__ for row in ARCHITECTURES.values()]
 
 
 @pytest.mark.parametrize("size", [(64, 64), (64, 96), (75, 101)], ids=["square", "oblong", "odd"])

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import hf_segtx
-from hf_segtx.optim import EMA, make_schedule, parameter_groups
+from hf_segtx.training.optim import EMA, make_schedule, parameter_groups
 
 
 class Block(nn.Module):

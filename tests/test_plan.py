@@ -2,19 +2,12 @@
 
 import json
 import shlex
-import sys
 from datetime import timedelta
-from pathlib import Path
 
 import pytest
 
-
-sys.path.append(str(Path(__file__).resolve().parent.parent / "examples"))  # plan.py imports train.py from there
-
-import plan  # noqa: E402
-import train  # noqa: E402
-
-from hf_segtx.labels import Labels  # noqa: E402
+from hf_segtx.cli import plan, train
+from hf_segtx.data.labels import Labels
 
 
 RUN = ["--train_dir", "x", "--size", "b0", "--crop_size", "512", "--total_batch_size", "12", "--max_train_steps", "100"]
@@ -60,8 +53,8 @@ def test_several_processes_share_the_step(monkeypatch, capsys):
     *_, says, command = capsys.readouterr().out.splitlines()
     assert "a step of 2 x 2 images of each of 3 processes takes 1.30 s" in says  # 4 * 0.3 + 0.1
     assert "100 steps take 0:02:10 hours" in says
-    launcher, words = command.split(" examples/train.py ")
-    assert launcher == "accelerate launch --num_processes 3"
+    launcher, words = command.split(" train ")
+    assert launcher == "accelerate launch --num_processes 3 -m hf_segtx"
     chosen = train.parse_arguments(shlex.split(words))
     train.split_batch(chosen, num_processes=3, on_cpu=True)
     assert (chosen.per_device_train_batch_size, chosen.gradient_accumulation_steps) == (2, 2)

@@ -1,6 +1,6 @@
 """examples/predict.py: videos, cameras' absence, georeferenced and many-channel images, beside `predict`."""
 
-import importlib.util
+import importlib
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 from hf_segtx import SegFormerConfig, SegFormerForSemanticSegmentation, SegFormerImageProcessor
+from hf_segtx.data.scenes import SceneDataset
 from hf_segtx.inference import load_model, predict
-from hf_segtx.scenes import SceneDataset
 from hf_segtx.visualization import color_map, palette
 
 
@@ -21,10 +21,7 @@ SIZES = {"hidden_sizes": [8] * 4, "depths": [1] * 4, "num_attention_heads": [1] 
 
 @pytest.fixture(scope="module")
 def script():
-    spec = importlib.util.spec_from_file_location("examples_predict", ROOT / "examples/predict.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return importlib.import_module("hf_segtx.cli.predict")
 
 
 def save_model(folder, **settings) -> str:

@@ -16,8 +16,8 @@ from huggingface_hub import DatasetCard
 from PIL import Image
 
 from hf_segtx.data import load_data
-from hf_segtx.labels import Labels
-from hf_segtx.readers import official_split
+from hf_segtx.data.labels import Labels
+from hf_segtx.data.layouts import official_split
 
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -27,8 +27,7 @@ SIZE = (12, 16)
 @pytest.fixture
 def prepare(monkeypatch):
     """Runs the script in this process."""
-    monkeypatch.setattr(sys, "path", [*sys.path, str(EXAMPLES)])
-    import prepare_dataset
+    from hf_segtx.cli import prepare as prepare_dataset
 
     def run(source, output, *words):
         words = [str(source), str(output), "--num_workers", "0", *words]

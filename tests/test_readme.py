@@ -45,7 +45,7 @@ def test_flags_of_the_commands_exist():
     for line in re.findall(r"^(?:accelerate launch|python) (examples/.*)$", README, re.MULTILINE):
         script, *words = shlex.split(line, comments=True)
         text = helps.setdefault(script, (ROOT / script).read_text())
-        if "hf_segtx.arguments" in text or "import train" in text:
+        if "hf_segtx.training.arguments" in text or "import train" in text:
             text += (ROOT / "hf_segtx/arguments.py").read_text()
         for word in words:
             if word.startswith("--"):

@@ -10,6 +10,8 @@ from PIL import Image
 from test_train import ROOT, train
 from transformers import AutoConfig, AutoImageProcessor
 
+from hf_segtx.architectures import ARCHITECTURES
+
 
 RECIPES = sorted((ROOT / "examples/recipes").glob("*.args"))
 PUBLISHED = [recipe for recipe in RECIPES if "camvid" not in recipe.name]
@@ -73,7 +75,7 @@ def test_recipe_is_complete(recipe):
     train.check_arguments(arguments)
     if arguments.model_name_or_path is None:
         overrides = json.loads(arguments.config_overrides or "{}")
-        train.ARCHITECTURES[arguments.architecture][0].from_size(arguments.size, **overrides)
+        ARCHITECTURES[arguments.architecture].config.from_size(arguments.size, **overrides)
     if arguments.class_weights:
         assert len(arguments.class_weights) == num_labels(recipe)
     comments = "\n".join(line for line in recipe.read_text().splitlines() if line.startswith("#"))

@@ -6,9 +6,9 @@ import zlib
 import numpy as np
 import pytest
 
-from hf_segtx import scenes
+from hf_segtx.data import scenes
+from hf_segtx.data.scenes import CLASS_NAMES, PALETTE, VOID, SceneDataset
 from hf_segtx.metrics import MeanIoU
-from hf_segtx.scenes import CLASS_NAMES, PALETTE, VOID, SceneDataset
 
 
 def checksum(item: dict) -> tuple[int, int]:

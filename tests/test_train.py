@@ -1,7 +1,6 @@
 """examples/train.py: what comes out of a run, exact resume, accumulation, recipes, and what bad input gets."""
 
 import errno
-import importlib.util
 import json
 import os
 import re
@@ -23,7 +22,8 @@ from transformers import (
     pipeline,
 )
 
-from hf_segtx import checkpoints
+from hf_segtx.cli import train
+from hf_segtx.training import checkpoints
 
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -40,18 +40,6 @@ TINY = ["--config_overrides", json.dumps(CONFIG), "--crop_size", "64", "--max_tr
 TINY += ["--max_eval_samples", "3", "--per_device_train_batch_size", "2", "--gradient_accumulation_steps", "2"]
 TINY += ["--max_train_steps", "6", "--evaluation_steps", "3", "--checkpointing_steps", "2", "--logging_steps", "1"]
 TINY += ["--learning_rate", "1e-3", "--num_warmup_steps", "1"]
-
-
-def load_script(name: str):
-    """A script of examples/ as a module, under a name that hides no library."""
-    spec = importlib.util.spec_from_file_location(f"examples_{name}", ROOT / "examples" / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-train = load_script("train")
 
 
 def run(*flags, **keywords):
@@ -94,7 +82,8 @@ def test_run_leaves_loadable_models_and_results(finished):
 
 def test_results_match_evaluate_script(finished):
     folder, results = finished
-    evaluate = load_script("evaluate")
+    from hf_segtx.cli import evaluate
+
     again = evaluate.main(evaluate.parse_arguments([str(folder), "--max_eval_samples", "3", "--batch_size", "2"]))
     for key in ("mean_iou", "mean_accuracy", "overall_accuracy", "protocol"):
         assert again[key] == results[key]
@@ -234,7 +223,7 @@ def test_streamed_run_resumes_exactly(tmp_path, monkeypatch):
     import datasets
     from datasets.table import embed_table_storage
 
-    scenes = train.hf_segtx.scenes.SceneDataset(12, seed=1, size=(80, 96))
+    scenes = train.hf_segtx.data.scenes.SceneDataset(12, seed=1, size=(80, 96))
     masks = [Image.fromarray(item["label"].astype("uint8")) for item in scenes]
     rows = [{"image": item["image"], "label": mask} for item, mask in zip(scenes, masks, strict=True)]
     features = datasets.Features({"image": datasets.Image(), "label": datasets.Image()})
@@ -636,7 +625,7 @@ def test_total_batch_is_split_over_processes_and_micro_batches():
 
 def test_class_weights_from_the_data():
     """Two classes on half of the pixels each: the weights of both are 1 / ln(1.52)."""
-    labels = train.hf_segtx.labels.Labels.from_id2label({0: "a", 1: "b"})
+    labels = train.hf_segtx.data.labels.Labels.from_id2label({0: "a", 1: "b"})
     data = [{"label": [[0, 1, 255], [1, 0, 255]]}] * 3
     arguments = train.parse_arguments(["--class_weights", "auto"])
     weights = train.weights_of_classes(arguments, data, labels)

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 from hf_segtx.models.configuration_setr import SETRConfig
 from hf_segtx.models.vision_transformer import CACHED_TABLES, VisionTransformer, crop_padding
-from hf_segtx.weights import as_timm
+from hf_segtx.weights.vision_transformer import as_timm
 
 
 TINY = dict(image_size=32, patch_size=8, hidden_size=32, num_hidden_layers=3, num_attention_heads=4)

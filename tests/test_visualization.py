@@ -7,7 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
-from hf_segtx.visualization import HATCH, color_map, comparison, label_png, legend, overlay, palette
+from hf_segtx.visualization import color_map, comparison, label_png, legend, overlay, palette
+from hf_segtx.visualization.label_maps import HATCH
 
 
 COLORS = [(200, 0, 0), (0, 200, 0), (0, 0, 200)]

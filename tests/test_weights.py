@@ -16,7 +16,8 @@ from timm.layers.patch_embed import resample_patch_embed
 
 from hf_segtx.models.configuration_setr import SETRConfig
 from hf_segtx.models.modeling_setr import SETRForSemanticSegmentation, SETRModel
-from hf_segtx.weights import load_backbone, load_original, read_state_dict
+from hf_segtx.weights import load_backbone, load_original
+from hf_segtx.weights.files import read_state_dict
 
 
 TINY = dict(image_size=32, patch_size=8, hidden_size=64, num_hidden_layers=2, num_attention_heads=2)

@@ -8,9 +8,9 @@ import pytest
 from PIL import Image
 
 from hf_segtx.data import SegmentationDataset, load_data
-from hf_segtx.label_tables import PASCAL_CONTEXT_459
-from hf_segtx.labels import Labels
-from hf_segtx.readers import camvid_split, decode_runs, find_layout, official_split
+from hf_segtx.data.label_tables import PASCAL_CONTEXT_459
+from hf_segtx.data.labels import Labels
+from hf_segtx.data.layouts import camvid_split, decode_runs, find_layout, official_split
 
 
 SIZE = (6, 8)

@@ -16,9 +16,10 @@ from PIL import Image, ImageDraw
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
-from .data import SegmentationDataset, read_image
+from ..visualization.label_maps import FAINT, GAP, PAPER, TEXT_SIZE, legend, overlay, text_font
+from .dataset import SegmentationDataset
+from .decoding import read_image
 from .labels import Labels, flip_permutation
-from .visualization import FAINT, GAP, PAPER, TEXT_SIZE, _font, legend, overlay
 
 
 HASH_SIDE = 16  # an image's fingerprint says of 16 x 16 places whether it gets brighter to the right
@@ -517,7 +518,7 @@ def overlays(dataset: SegmentationDataset, report: Report, count: int = 16, widt
     key = legend(names, palette, sorted(present), total_width)
     height = sum(max(cell.height for cell in row) + title for row in rows) + key.height + GAP
     sheet = Image.new("RGB", (total_width, height), PAPER)
-    draw, font = ImageDraw.Draw(sheet), _font(TEXT_SIZE - 2)
+    draw, font = ImageDraw.Draw(sheet), text_font(TEXT_SIZE - 2)
     y = GAP // 2
     for row_number, row in enumerate(rows):
         for column, cell in enumerate(row):

@@ -56,7 +56,7 @@ class Labels:
         if self.palette:
             palette = tuple(tuple(int(value) for value in color) for color in self.palette)
         else:
-            from .visualization import palette as default_palette
+            from ..visualization.label_maps import palette as default_palette
 
             palette = tuple(tuple(color) for color in default_palette(len(names)))
         if len(palette) != len(names):

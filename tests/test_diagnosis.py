@@ -2,7 +2,6 @@
 
 import json
 import re
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +9,8 @@ import pytest
 from PIL import Image
 
 from hf_segtx.data import load_data
-from hf_segtx.doctor import Report, _show_all, diagnose, examine, overlays, same_images, tables
-from hf_segtx.scenes import SceneDataset
+from hf_segtx.data.diagnosis import Report, _show_all, diagnose, examine, overlays, same_images, tables
+from hf_segtx.data.scenes import SceneDataset
 
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -192,8 +191,7 @@ def test_overlays_show_every_class(tmp_path, healthy):
 
 
 def test_script_prints_a_verdict(tmp_path, healthy, monkeypatch, capsys):
-    monkeypatch.setattr(sys, "path", [*sys.path, str(EXAMPLES)])
-    import check_dataset
+    from hf_segtx.cli import check as check_dataset
 
     words = f"--train_dir {write(tmp_path / 'train')} --validation_dir {healthy} --num_workers 0".split()
     words += ["--picture", str(tmp_path / "sheet.png"), "--json", str(tmp_path / "numbers.json")]

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from .labels import CONTRACT_FILES, Labels, contract_file
-from .readers import IMAGE_FOLDERS, IMAGE_SUFFIXES
+from .layouts import IMAGE_FOLDERS, IMAGE_SUFFIXES
 
 
 IMAGE_COLUMNS = ("image", "pixel_values", "img")

@@ -16,11 +16,9 @@ from typing import Literal
 from accelerate.tracking import get_available_trackers
 from transformers import HfArgumentParser
 
-from . import ARCHITECTURES as ROWS
+from ..architectures import ARCHITECTURES
 
 
-# Architecture -> its classes: configuration, base model, segmentation model, image processors.
-ARCHITECTURES = {row[0].model_type.removeprefix("segtx_"): row for row in ROWS}
 DEFAULT_OUTPUT_DIR = "outputs/segformer_scenes"
 MEANS = ("mean_iou", "mean_accuracy", "overall_accuracy", "mean_dice")  # of an evaluation
 

@@ -1,0 +1,143 @@
+"""The architectures, one row each: everything outside `models/` that depends on the architecture asks this table.
+
+Importing this module registers the rows with transformers' Auto classes. A fifth architecture is two files in `models/`
+and a row here; CONTRIBUTING.md says the rest.
+"""
+
+import importlib
+from types import ModuleType
+from typing import NamedTuple
+
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModel,
+    AutoModelForImageClassification,
+    AutoModelForSemanticSegmentation,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
+
+from .models.configuration_ocrnet import OCRNetConfig
+from .models.configuration_segformer import SegFormerConfig
+from .models.configuration_segmenter import SegmenterConfig
+from .models.configuration_setr import SETRConfig
+from .models.image_processing_segtx import (
+    OCRNetImageProcessor,
+    OCRNetImageProcessorPil,
+    SegFormerImageProcessor,
+    SegFormerImageProcessorPil,
+    SegmenterImageProcessor,
+    SegmenterImageProcessorPil,
+    SETRImageProcessor,
+    SETRImageProcessorPil,
+)
+from .models.modeling_ocrnet import OCRNetForSemanticSegmentation, OCRNetModel
+from .models.modeling_segformer import (
+    SegFormerForImageClassification,
+    SegFormerForSemanticSegmentation,
+    SegFormerModel,
+)
+from .models.modeling_segmenter import SegmenterForSemanticSegmentation, SegmenterModel
+from .models.modeling_setr import SETRForSemanticSegmentation, SETRModel
+
+
+class Architecture(NamedTuple):
+    """What belongs to an architecture.
+
+    Attributes:
+        config, base_model, model: the configuration, the backbone's class for `AutoModel`, and the class for
+            `AutoModelForSemanticSegmentation`.
+        processor, processor_pil: the image processors of the torchvision and of the PIL back-end.
+        weights_module: the module of `hf_segtx.weights` that knows its checkpoints in other code bases (`SOURCES`) and
+            puts pre-trained weights into its backbone (`load_backbone`).
+        card: file of `model_cards/` about the architecture.
+        classifier: the class for `AutoModelForImageClassification`, if there is one.
+    """
+
+    config: type[PreTrainedConfig]
+    base_model: type[PreTrainedModel]
+    model: type[PreTrainedModel]
+    processor: type
+    processor_pil: type
+    weights_module: str
+    card: str
+    classifier: type[PreTrainedModel] | None = None
+
+    @property
+    def weights(self) -> ModuleType:
+        """Imported when it is needed: a model of this package's own is loaded without it."""
+        return importlib.import_module(f"{__package__}.weights.{self.weights_module}")
+
+
+ARCHITECTURES = {
+    "setr": Architecture(
+        SETRConfig,
+        SETRModel,
+        SETRForSemanticSegmentation,
+        SETRImageProcessor,
+        SETRImageProcessorPil,
+        weights_module="setr",
+        card="setr.md",
+    ),
+    "segformer": Architecture(
+        SegFormerConfig,
+        SegFormerModel,
+        SegFormerForSemanticSegmentation,
+        SegFormerImageProcessor,
+        SegFormerImageProcessorPil,
+        weights_module="segformer",
+        card="segformer.md",
+        classifier=SegFormerForImageClassification,
+    ),
+    "segmenter": Architecture(
+        SegmenterConfig,
+        SegmenterModel,
+        SegmenterForSemanticSegmentation,
+        SegmenterImageProcessor,
+        SegmenterImageProcessorPil,
+        weights_module="segmenter",
+        card="segmenter.md",
+    ),
+    "ocrnet": Architecture(
+        OCRNetConfig,
+        OCRNetModel,
+        OCRNetForSemanticSegmentation,
+        OCRNetImageProcessor,
+        OCRNetImageProcessorPil,
+        weights_module="ocrnet",
+        card="ocrnet.md",
+    ),
+}
+
+
+def architecture_of(model_or_config: PreTrainedModel | PreTrainedConfig) -> Architecture:
+    """The row of a model or configuration of this package."""
+    config = getattr(model_or_config, "config", model_or_config)
+    return ARCHITECTURES[config.model_type.removeprefix("segtx_")]
+
+
+def _register(row: Architecture) -> None:
+    """Makes transformers' Auto classes know the row, and `save_pretrained` put the code beside the weights."""
+    AutoConfig.register(row.config.model_type, row.config)
+    AutoImageProcessor.register(
+        row.config, image_processor_classes={"torchvision": row.processor, "pil": row.processor_pil}
+    )
+    row.config.register_for_auto_class()
+    for processor in (row.processor, row.processor_pil):
+        processor.register_for_auto_class("AutoImageProcessor")
+    models = {
+        AutoModel: row.base_model,
+        AutoModelForSemanticSegmentation: row.model,
+        AutoModelForImageClassification: row.classifier,
+    }
+    for auto_class, model in models.items():
+        if model is not None:
+            auto_class.register(row.config, model)
+            model.register_for_auto_class(auto_class.__name__)
+
+
+for _row in ARCHITECTURES.values():
+    _register(_row)
+
+__all__ = [field.__name__ for row in ARCHITECTURES.values() for field in row if isinstance(field, type)]

@@ -1,0 +1,1 @@
+"""The commands, one thin module each: parses, calls the library, reports."""

@@ -1,0 +1,1 @@
+"""Training: arguments, the run, its report, and what both stand on."""
