@@ -19,7 +19,6 @@ from torch import distributed, nn
 from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation, PreTrainedConfig
-from transformers.image_utils import SizeDict
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from .architectures import ARCHITECTURES
@@ -27,8 +26,16 @@ from .data.labels import flip_permutation
 from .data.loaders import evaluation_dataloader
 from .error_analysis import DataFingerprint, gathered
 from .metrics import MeanIoU, is_distributed
-from .models.image_processing_segtx import effective_divisor, padded_size, unpadded_positions, window_grid, window_pair
-from .models.sliding_windows import BLOCK_NUMEL, MergedWindows
+from .models.sliding_windows import (
+    BLOCK_NUMEL,
+    MergedWindows,
+    padded_size,
+    padding_rule,
+    scaled_side,
+    unpadded_positions,
+    window_grid,
+    window_pair,
+)
 from .models.upsampling import logits_at
 
 
@@ -166,8 +173,9 @@ def resized_image(processor, image, scale: float = 1.0) -> torch.Tensor:
     if scale != 1:
         edges = zip(("shortest_edge", "longest_edge"), sorted(image_size(image)), strict=True)
         size = dict(processor.size if processor.do_resize else edges)
-        unit = processor.size_divisor or 1 if size.get("height") else 1  # a size of height and width is not padded
-        size = {key: max(1, round(edge * scale / unit)) * unit for key, edge in size.items() if edge}
+        # A size of height and width is not padded, so the network must be able to take it as it is.
+        rule = (processor.size_divisor or 1, processor.minimum_size or 1) if size.get("height") else (1, 1)
+        size = {key: scaled_side(edge, scale, *rule) for key, edge in size.items() if edge}
         options = {"do_resize": True, "size": size}
     inputs = processor(images=[image], window_size=None, do_pad=False, return_tensors="pt", **options)
     return inputs["pixel_values"][0]
@@ -176,7 +184,8 @@ def resized_image(processor, image, scale: float = 1.0) -> torch.Tensor:
 def cut_windows(processor, pixel_values: torch.Tensor, target: tuple[int, int]):
     """The windows (C, h, w) of a resized image, and what makes a result of size `target` of their logits."""
     size = tuple(pixel_values.shape[1:])
-    window, starts = window_grid(size, processor.window_size, processor.window_stride, processor.size_divisor)
+    network = processor.size_divisor, processor.minimum_size
+    window, starts = window_grid(size, processor.window_size, processor.window_stride, *network)
     padded = F.pad(pixel_values, (0, max(window[1] - size[1], 0), 0, max(window[0] - size[0], 0)))
     merged = MergedWindows(size, target, window, starts, processor.align_corners)
     return merged, (padded[:, top : top + window[0], left : left + window[1]] for top, left in product(*starts))
@@ -295,8 +304,8 @@ def _view(
         for (logits,) in logits_of_windows(model, ((window,) for window in windows), window_batch_size):
             merged.add(logits)
         return partial(merged.logits, mirrored=mirrored)
-    divisor = effective_divisor(SizeDict(**dict(processor.size)), processor.do_resize, processor.size_divisor)
-    padded = padded_size([size], divisor if processor.do_pad else None)
+    rule = padding_rule(processor.size, processor.do_resize, processor.size_divisor, processor.minimum_size)
+    padded = padded_size([size], *rule) if processor.do_pad else size
     pixel_values = F.pad(pixel_values, (0, padded[1] - size[1], 0, padded[0] - size[0]))
     logits = model(pixel_values[None].to(next(model.parameters()).device)).logits
     rows, columns = unpadded_positions(target, size, padded, tuple(logits.shape[2:]), processor.align_corners)
@@ -404,9 +413,7 @@ def as_json(results: dict, names: Sequence[str]) -> dict:
     return {**{key: number(results[key]) for key in keys}, **others, "classes": classes}
 
 
-def protocol(
-    processor, ignore_index: int = 255, *, scales: Sequence[float] = (1.0,), flip: bool = False
-) -> str:
+def protocol(processor, ignore_index: int = 255, *, scales: Sequence[float] = (1.0,), flip: bool = False) -> str:
     """How `evaluate` measures with this processor, in a sentence; stands beside every number."""
     size = dict(processor.size) if processor.do_resize else {}
     size = {key: value for key, value in size.items() if value is not None}

@@ -10,10 +10,9 @@ installed.
 
 import json
 from collections.abc import Iterator
-from itertools import pairwise, product
+from itertools import product
 from math import ceil
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -21,8 +20,7 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from .inference import logits_of_windows
-from .models.image_processing_segtx import window_grid
-from .models.sliding_windows import MergedWindows
+from .models.sliding_windows import MergedWindows, Part, axis_parts, window_grid
 
 
 @torch.no_grad()
@@ -67,10 +65,11 @@ def segment_large(
     image = source if isinstance(source, np.ndarray) else open_image(source)
     output = Path(output)
     size = tuple(image.shape[:2])
-    window, starts = window_grid(size, processor.window_size, processor.window_stride, processor.size_divisor)
+    network = processor.size_divisor, processor.minimum_size
+    window, starts = window_grid(size, processor.window_size, processor.window_stride, *network)
     if tile_size < max(window):
         raise ValueError(f"tile_size is {tile_size} for windows of {window} pixels; make it larger, best many times")
-    tiles = list(product(*(_parts(*axis, tile_size) for axis in zip(size, window, starts, strict=True))))
+    tiles = list(product(*(axis_parts(*axis, tile_size) for axis in zip(size, window, starts, strict=True))))
 
     state_file = output.with_name(output.name + ".progress")
     run = {"source": "array" if image is source else str(source), "size": size, "window": window, "tile": tile_size}
@@ -101,38 +100,14 @@ def segment_large(
     return _open_output(output, size, dtype, exists=True)
 
 
-class _Part(NamedTuple):
-    """Pixels `begin` to `end` of an axis, and the first pixels of the windows that cover them."""
-
-    begin: int
-    end: int
-    starts: list[int]
-
-    @property
-    def length(self) -> int:
-        return self.end - self.begin
-
-
-def _parts(length: int, window: int, starts: list[int], size: int) -> list[_Part]:
-    """An axis of `length` pixels in parts of at most `size` pixels, each of which begins where a window does."""
-    cuts = [0]
-    while length - cuts[-1] > size:
-        cuts.append(max(start for start in starts if start <= cuts[-1] + size))
-    return [
-        _Part(begin, end, [start for start in starts if begin - window < start < end])
-        for begin, end in pairwise([*cuts, length])
-    ]
-
-
 def _label_rows(
-    model: nn.Module, processor, image, window: tuple[int, int], rows: _Part, columns: _Part, row: int, batch_size: int
+    model: nn.Module, processor, image, window: tuple[int, int], rows: Part, columns: Part, row: int, batch_size: int
 ) -> Iterator[np.ndarray]:
     """The label map of a tile from `row` on, in blocks of rows; the last may be more rows than the tile has."""
     # The tile's windows cover an image of their own, of which the tile is a part: each pixel has all of its windows.
     top, left = rows.starts[0], columns.starts[0]
     size = tuple(
-        min(part.starts[-1] + edge, length) - part.starts[0]
-        for part, edge, length in zip((rows, columns), window, image.shape[:2], strict=True)
+        part.covered(length, edge) for part, length, edge in zip((rows, columns), image.shape[:2], window, strict=True)
     )
     starts = [start - top for start in rows.starts], [start - left for start in columns.starts]
     merged = MergedWindows(size, size, window, starts, processor.align_corners)

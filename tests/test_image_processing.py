@@ -124,7 +124,7 @@ def test_no_padding_on_request(backend):
 @pytest.mark.parametrize("dtype", [np.uint8, np.int32, np.uint16, np.int64])
 def test_reduced_labels(backend, dtype):
     labels = np.array([[0, 1, 2], [150, 254, 255]], dtype)
-    processor = backend(do_resize=False, do_reduce_labels=True)
+    processor = backend(do_resize=False, do_reduce_labels=True, minimum_size=None)
     reduced = processor(picture(2, 3), labels, return_tensors="pt")["labels"]
     assert reduced.dtype == torch.int64 and reduced.tolist() == [[[255, 0, 1], [149, 253, 255]]]
 
@@ -133,7 +133,7 @@ def test_palette_masks_keep_their_index(backend):
     labels = label_map(16, 24)
     mask = Image.fromarray(labels, mode="L").convert("P")
     mask.putpalette([(17 * index) % 256 for index in range(768)])
-    encoded = backend(do_resize=False)(picture(16, 24), mask, return_tensors="pt")
+    encoded = backend(do_resize=False, minimum_size=None)(picture(16, 24), mask, return_tensors="pt")
     assert np.array_equal(encoded["labels"][0], labels)
 
 

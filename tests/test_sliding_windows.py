@@ -7,7 +7,15 @@ import torch
 import torch.nn.functional as F
 
 from hf_segtx.models import sliding_windows
-from hf_segtx.models.sliding_windows import MergedWindows, window_starts
+from hf_segtx.models.sliding_windows import (
+    MergedWindows,
+    axis_parts,
+    padded_size,
+    padding_rule,
+    scaled_side,
+    window_grid,
+    window_starts,
+)
 
 
 CASES = {  # own, target, window, stride, logits of a window
@@ -56,6 +64,59 @@ def example(own, target, window, stride, steps, align_corners=False, classes=5):
 )
 def test_window_starts_match_counting(length, window, stride, wanted):
     assert window_starts(length, window, stride) == wanted
+
+
+@pytest.mark.parametrize(
+    "sizes, divisor, minimum, wanted",
+    [  # by hand: multiples of the divisor, not below the minimum
+        ([(1, 1)], 1, 29, (29, 29)),
+        ([(28, 300)], 1, 29, (29, 300)),
+        ([(28, 300), (40, 7)], 1, 1, (40, 300)),
+        ([(17, 5)], 16, 1, (32, 16)),
+        ([(17, 5)], 16, 33, (48, 48)),
+    ],
+)
+def test_padded_size_matches_counting(sizes, divisor, minimum, wanted):
+    assert padded_size(sizes, divisor, minimum) == wanted
+
+
+def test_a_size_of_height_and_width_is_not_padded():
+    said, ratio = {"height": 20, "width": 30}, {"shortest_edge": 20, "longest_edge": None}
+    assert padding_rule(said, True, 16, 29) == (1, 1)
+    assert padding_rule(said, False, 16, 29) == padding_rule(ratio, True, 16, 29) == (16, 29)
+    assert padding_rule(ratio, True, None, None) == (1, 1)
+
+
+def test_scaled_sides_fit_the_network():
+    assert [scaled_side(64, scale, 16) for scale in (0.1, 0.5, 0.6, 1.75)] == [16, 32, 32, 112]
+    assert [scaled_side(64, scale, 1, 29) for scale in (0.1, 0.5)] == [29, 32]
+    assert scaled_side(64, 0.1, 16, 29) == 32
+
+
+@pytest.mark.parametrize(
+    "settings, words",
+    [
+        (dict(window_size=32, window_stride=33), "window_stride .33, 33. for window_size .32, 32."),
+        (dict(window_size=(32, 40), window_stride=None, size_divisor=16), "not a multiple of size_divisor 16"),
+        (dict(window_size=28, window_stride=14, minimum_size=29), "below minimum_size 29"),
+    ],
+)
+def test_windows_that_cannot_be_are_refused(settings, words):
+    with pytest.raises(ValueError, match=words):
+        window_grid((100, 100), **settings)
+
+
+@pytest.mark.parametrize("longest", [10, 16, 23])
+def test_parts_cover_the_axis_once_with_all_their_windows(longest):
+    length, window = 53, 10
+    starts = window_starts(length, window, 4)
+    parts = axis_parts(length, window, starts, longest)
+    assert [pixel for part in parts for pixel in range(part.begin, part.end)] == list(range(length))
+    for part in parts:
+        assert part.length <= longest and part.begin in starts
+        needed = {start for start in starts if {*range(start, start + window)} & {*range(part.begin, part.end)}}
+        assert set(part.starts) == needed
+        assert part.covered(length, window) == max(needed) + window - min(needed)
 
 
 @pytest.mark.parametrize("align_corners", [False, True])

@@ -8,7 +8,7 @@ Each architecture has one class a back-end, torchvision and PIL (for machines wi
 
 | class     | mean, std | size     | pad to | source                                                                   |
 |-----------|-----------|----------|--------|--------------------------------------------------------------------------|
-| SegFormer | ImageNet  | 2048x512 | -      | NVlabs/SegFormer local_configs/_base_/datasets/ade20k_repeat.py          |
+| SegFormer | ImageNet  | 2048x512 | >= 29  | NVlabs/SegFormer local_configs/_base_/datasets/ade20k_repeat.py          |
 | SETR      | ImageNet  | 2048x512 | 16     | fudan-zvg/SETR configs/_base_/datasets/ade20k.py; patches of 16 pixels   |
 | Segmenter | 0.5, 0.5  | 2048x512 | 16     | rstrudel/segmenter segm/data/config/ade20k.py, segm/data/utils.py (vit)  |
 | OCRNet    | ImageNet  | 2048x512 | -      | mmsegmentation configs/_base_/datasets/ade20k.py                         |
@@ -24,7 +24,6 @@ Shapes: B images, N windows, C channels, K classes; (H, W) original size, (h, w)
 width).
 """
 
-import math
 from itertools import product
 
 import numpy as np
@@ -46,8 +45,8 @@ from transformers.image_utils import (
 )
 from transformers.processing_utils import ImagesKwargs, Unpack
 
-from .sliding_windows import MergedWindows, window_starts
-from .upsampling import argmax_at, logits_at, positions, upsampled_argmax
+from .sliding_windows import MergedWindows, padded_size, padding_rule, unpadded_positions, window_grid
+from .upsampling import argmax_at, logits_at, upsampled_argmax
 
 
 IGNORE_LABEL = 255  # what unlabelled and padded pixels get
@@ -61,6 +60,8 @@ class SegtxImageProcessorKwargs(ImagesKwargs, total=False):
             "none of the classes" (ADE20K as distributed).
         size_divisor: pad height and width to multiples of this many pixels; None for no such padding. A `size` of
             "height" and "width" is meant as it is said and not padded.
+        minimum_size: pad height and width to at least this many pixels, what the network needs; None for no such
+            padding. For the same sizes as `size_divisor`.
         align_corners: how post-processing upsamples the logits, as in `F.interpolate`; as the model was trained.
         window_size: show the model windows of this size, in pixels after resizing: a number, or height and width; None
             for whole images. Smaller images are padded to it, and `size_divisor` is not needed.
@@ -70,6 +71,7 @@ class SegtxImageProcessorKwargs(ImagesKwargs, total=False):
 
     do_reduce_labels: bool
     size_divisor: int | None
+    minimum_size: int | None
     align_corners: bool
     window_size: int | list[int] | tuple[int, int] | None
     window_stride: int | list[int] | tuple[int, int] | None
@@ -102,13 +104,6 @@ def resized_size(height: int, width: int, size: SizeDict) -> tuple[int, int]:
     return max(1, int(height * scale + 0.5)), max(1, int(width * scale + 0.5))
 
 
-def padded_size(sizes: list[tuple[int, int]], size_divisor: int | None) -> tuple[int, int]:
-    """The smallest size in pixels that holds all `sizes` and whose edges are multiples of `size_divisor`."""
-    divisor = size_divisor or 1
-    height, width = (math.ceil(max(edges) / divisor) * divisor for edges in zip(*sizes, strict=True))
-    return height, width
-
-
 def nearest_resize(label_map: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     """Nearest-neighbour resizing as PIL's NEAREST and torch's "nearest-exact", but exact for integers of any size.
 
@@ -124,30 +119,6 @@ def nearest_resize(label_map: torch.Tensor, size: tuple[int, int]) -> torch.Tens
     return label_map[rows[:, None], columns]
 
 
-def effective_divisor(size: SizeDict, do_resize: bool, size_divisor: int | None) -> int | None:
-    """`size_divisor`, unless `size` says height and width."""
-    return None if do_resize and size.height and size.width else size_divisor
-
-
-def unpadded_positions(
-    target: tuple[int, int], own: tuple[int, int], padded: tuple[int, int], steps: tuple[int, int], align_corners: bool
-) -> list[torch.Tensor]:
-    """Where the pixels of the image lie among the logits of the padded image: their rows (H,) and columns (W,).
-
-    Args:
-        target: (H, W), size of the result.
-        own: size of the image that the model was given, at the top left of the padded one.
-        padded: size of the model's input, which the logits cover.
-        steps: size of the logits.
-        align_corners: as in `F.interpolate`.
-    """
-    places = []
-    for size, part, whole, step in zip(target, own, padded, steps, strict=True):
-        extent = 1 + (part - 1) * (step - 1) / max(whole - 1, 1) if align_corners else part * step / whole
-        places.append(positions(extent, size, align_corners))
-    return places
-
-
 def checked_sizes(target_sizes, defaults: list[tuple[int, int]]) -> list[tuple[int, int]]:
     """The target sizes as integers, or the defaults if there are none.
 
@@ -159,31 +130,6 @@ def checked_sizes(target_sizes, defaults: list[tuple[int, int]]) -> list[tuple[i
     if len(target_sizes) != len(defaults):
         raise ValueError(f"{len(target_sizes)} target sizes for {len(defaults)} images; give one (H, W) an image")
     return [(int(height), int(width)) for height, width in target_sizes]
-
-
-def window_pair(value: int | list[int] | tuple[int, int]) -> tuple[int, int]:
-    """A `window_size` or `window_stride` as height and width."""
-    height, width = (value, value) if isinstance(value, int) else value
-    return height, width
-
-
-def window_grid(
-    size: tuple[int, int], window_size, window_stride, size_divisor: int | None = None
-) -> tuple[tuple[int, int], tuple[list[int], list[int]]]:
-    """The windows of an image of `size`: their size, and first row of each row and first column of each column of them.
-
-    Raises:
-        ValueError: if the stride would leave pixels out, or the model cannot take windows of that size.
-    """
-    window = window_pair(window_size)
-    stride = window_pair(window_stride or window)
-    for edge, step in zip(window, stride, strict=True):
-        if not 0 < step <= edge:
-            raise ValueError(f"window_stride {stride} for window_size {window}; set it to at least 1, at most the size")
-        if edge % (size_divisor or 1):
-            raise ValueError(f"window_size {window} is not a multiple of size_divisor {size_divisor}; change either")
-    rows, columns = (window_starts(*axis) for axis in zip(size, window, stride, strict=True))
-    return window, (rows, columns)
 
 
 class SegmentationProcessing:
@@ -201,6 +147,7 @@ class SegmentationProcessing:
     do_pad = True
     do_reduce_labels = False
     size_divisor = None
+    minimum_size = None
     align_corners = False
     window_size = None
     window_stride = None
@@ -247,6 +194,7 @@ class SegmentationProcessing:
         do_reduce_labels,
         size,
         size_divisor,
+        minimum_size,
         image_mean,
         input_data_format,
         return_tensors,
@@ -266,10 +214,11 @@ class SegmentationProcessing:
         sizes = [resized_size(*original, size) if do_resize else original for original in original_sizes]
         pixel_values = self._resize_and_normalize(images, sizes, image_mean=image_mean, **kwargs)
         if window_size is not None:
-            grids = [window_grid(resized, window_size, window_stride, size_divisor) for resized in sizes]
+            network = size_divisor, minimum_size
+            grids = [window_grid(resized, window_size, window_stride, *network) for resized in sizes]
             padded = [tuple(map(max, resized, window)) for resized, (window, _) in zip(sizes, grids, strict=True)]
         elif do_pad:
-            padded = [padded_size(sizes, effective_divisor(size, do_resize, size_divisor))] * len(images)
+            padded = [padded_size(sizes, *padding_rule(size, do_resize, size_divisor, minimum_size))] * len(images)
         else:
             padded = sizes
         pixel_values = [
@@ -343,8 +292,8 @@ class SegmentationProcessing:
         Logits are upsampled bilinearly and the class of the largest is taken (with one class: 1 where the logit is
         positive). Windows are averaged where they overlap. Padding is left out: which part of the logits belongs to the
         image follows from the target sizes and the processor's own rules, so give the same images, in one batch, with
-        the processor's own `size`, `do_resize`, `do_pad` and `size_divisor`; windows say it themselves. What the model
-        saw in the padding still has its effect near the border.
+        the processor's own `size`, `do_resize`, `do_pad`, `size_divisor` and `minimum_size`; windows say it themselves.
+        What the model saw in the padding still has its effect near the border.
 
         Args:
             outputs: has `logits` and, if the processor cut the images into windows, `windows`.
@@ -400,8 +349,8 @@ class SegmentationProcessing:
         else:
             size = SizeDict(**dict(self.size))
             processed = [resized_size(*target, size) if self.do_resize else target for target in targets]
-            divisor = effective_divisor(size, self.do_resize, self.size_divisor)
-            padded = padded_size(processed, divisor) if self.do_pad else processed[0]
+            rule = padding_rule(size, self.do_resize, self.size_divisor, self.minimum_size)
+            padded = padded_size(processed, *rule) if self.do_pad else processed[0]
         results = [None] * len(targets)
         for target, own in dict(zip(targets, processed, strict=True)).items():  # images of one size in one call
             indices = [index for index, other in enumerate(targets) if other == target]
@@ -474,11 +423,15 @@ class SegtxImageProcessorPil(SegmentationProcessing, PilBackend):
 
 
 class SegFormerImageProcessor(SegtxImageProcessor):
-    """SegFormer's defaults (see the table above)."""
+    """SegFormer's defaults (see the table above). Its first stage reduces a map at 1/4 of the image by 8."""
+
+    minimum_size = 29
 
 
 class SegFormerImageProcessorPil(SegtxImageProcessorPil):
     """SegFormer's defaults, PIL back-end."""
+
+    minimum_size = 29
 
 
 class SETRImageProcessor(SegtxImageProcessor):

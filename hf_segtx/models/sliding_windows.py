@@ -1,14 +1,22 @@
-"""Sliding windows: where they lie in an image, and the label map of the image from the logits of its windows.
+"""Padding and sliding windows: where an image and its windows lie, and its label map from the logits of its windows.
 
-As Segmenter (arXiv 2105.05633, segm/model/utils.py) and mmsegmentation (`slide_inference`) do it: the logits of each
-window are upsampled to the window, averaged at each pixel over the windows that cover it, and the result is resized to
-the image's size. All of this is linear, and acts on rows and on columns alike and apart. Along an axis the result is
-linear between **knots**, of which there are hardly more than there are logits: where a window begins or ends, and where
-one of its logits lies. So only the logits at the knots are averaged, in blocks of rows, and `argmax_at` does the rest;
-neither windows nor images of full-size logits are ever held.
+All geometry is computed here, for the image processor, inference and large images alike. An image is resized, then it
+is either padded to a size that the network takes or cut into windows.
+
+Windows are merged as by Segmenter (arXiv 2105.05633, segm/model/utils.py) and mmsegmentation (`slide_inference`): the
+logits of each window are upsampled to the window, averaged at each pixel over the windows that cover it, and the result
+is resized to the image's size. All of this is linear, and acts on rows and on columns alike and apart. Along an axis
+the result is linear between **knots**, of which there are hardly more than there are logits: where a window begins or
+ends, and where one of its logits lies. So only the logits at the knots are averaged, in blocks of rows, and `argmax_at`
+does the rest; neither windows nor images of full-size logits are ever held.
 
 Letters: K classes, (h, w) size of a window's logits, (H, W) of the result. Sizes and places are in pixels.
 """
+
+import math
+from collections.abc import Mapping
+from itertools import pairwise
+from typing import NamedTuple
 
 import torch
 
@@ -18,9 +26,110 @@ from .upsampling import argmax_at, logits_at, positions
 BLOCK_NUMEL = 2**22  # logits at knots held at once
 
 
+# ---------------------------------------------------------------------------------------------------- whole images
+
+
+def padding_rule(
+    size: Mapping[str, int | None], do_resize: bool, size_divisor: int | None, minimum_size: int | None
+) -> tuple[int, int]:
+    """What both sides of a padded image are multiples of, and the fewest pixels that they have.
+
+    A `size` of height and width is meant as it is said and not padded: (1, 1).
+    """
+    as_said = do_resize and dict(size).get("height")
+    return (1, 1) if as_said else (size_divisor or 1, minimum_size or 1)
+
+
+def padded_size(sizes: list[tuple[int, int]], divisor: int = 1, minimum: int = 1) -> tuple[int, int]:
+    """The smallest size in pixels that holds all `sizes` and follows a `padding_rule`."""
+    height, width = (math.ceil(max(*sides, minimum) / divisor) * divisor for sides in zip(*sizes, strict=True))
+    return height, width
+
+
+def scaled_side(side: int, scale: float, divisor: int = 1, minimum: int = 1) -> int:
+    """The side in pixels, times `scale`, rounded to what the `padding_rule` allows."""
+    return max(round(side * scale / divisor), math.ceil(minimum / divisor)) * divisor
+
+
+def unpadded_positions(
+    target: tuple[int, int], own: tuple[int, int], padded: tuple[int, int], steps: tuple[int, int], align_corners: bool
+) -> list[torch.Tensor]:
+    """Where the pixels of the image lie among the logits of the padded image: their rows (H,) and columns (W,).
+
+    Args:
+        target: (H, W), size of the result.
+        own: size of the image that the model was given, at the top left of the padded one.
+        padded: size of the model's input, which the logits cover.
+        steps: size of the logits.
+        align_corners: as in `F.interpolate`.
+    """
+    places = []
+    for size, part, whole, step in zip(target, own, padded, steps, strict=True):
+        extent = 1 + (part - 1) * (step - 1) / max(whole - 1, 1) if align_corners else part * step / whole
+        places.append(positions(extent, size, align_corners))
+    return places
+
+
+# --------------------------------------------------------------------------------------------------------- windows
+
+
+def window_pair(value: int | list[int] | tuple[int, int]) -> tuple[int, int]:
+    """A `window_size` or `window_stride` as height and width."""
+    height, width = (value, value) if isinstance(value, int) else value
+    return height, width
+
+
+def window_grid(
+    size: tuple[int, int], window_size, window_stride, size_divisor: int | None = None, minimum_size: int | None = None
+) -> tuple[tuple[int, int], tuple[list[int], list[int]]]:
+    """The windows of an image of `size`: their size, and first row of each row and first column of each column of them.
+
+    Raises:
+        ValueError: if the stride would leave pixels out, or the model cannot take windows of that size.
+    """
+    window = window_pair(window_size)
+    stride = window_pair(window_stride or window)
+    for edge, step in zip(window, stride, strict=True):
+        if not 0 < step <= edge:
+            raise ValueError(f"window_stride {stride} for window_size {window}; set it to at least 1, at most the size")
+        if edge % (size_divisor or 1):
+            raise ValueError(f"window_size {window} is not a multiple of size_divisor {size_divisor}; change either")
+        if edge < (minimum_size or 1):
+            raise ValueError(f"window_size {window} is below minimum_size {minimum_size}; the network takes no less")
+    rows, columns = (window_starts(*axis) for axis in zip(size, window, stride, strict=True))
+    return window, (rows, columns)
+
+
 def window_starts(length: int, window: int, stride: int) -> list[int]:
     """First pixel of each window along an axis: every `stride` pixels, the last one aligned to the border."""
     return [*range(0, length - window, stride), max(length - window, 0)]
+
+
+class Part(NamedTuple):
+    """Pixels `begin` to `end` of an axis, and the first pixels of the windows that cover them."""
+
+    begin: int
+    end: int
+    starts: list[int]
+
+    @property
+    def length(self) -> int:
+        return self.end - self.begin
+
+    def covered(self, length: int, window: int) -> int:
+        """How many pixels of an axis of `length` pixels its windows cover together."""
+        return min(self.starts[-1] + window, length) - self.starts[0]
+
+
+def axis_parts(length: int, window: int, starts: list[int], longest: int) -> list[Part]:
+    """An axis of `length` pixels in parts of at most `longest` pixels, each of which begins where a window does."""
+    cuts = [0]
+    while length - cuts[-1] > longest:
+        cuts.append(max(start for start in starts if start <= cuts[-1] + longest))
+    return [
+        Part(begin, end, [start for start in starts if begin - window < start < end])
+        for begin, end in pairwise([*cuts, length])
+    ]
 
 
 class MergedWindows:
