@@ -1,0 +1,77 @@
+"""The check before training: one illness at a time, planted in small folders."""
+
+import json
+import logging
+
+import numpy as np
+import pytest
+from PIL import Image
+from small_data import write_folder
+
+from hf_segtx.data import SegmentationDataset, load_data, read_mask
+from hf_segtx.data.checks import check_data
+from hf_segtx.data.folders import folder_records
+from hf_segtx.data.labels import Labels
+
+
+def test_bad_files_are_collected_in_one_error(tmp_path):
+    write_folder(tmp_path, count=8)
+    (tmp_path / "images/000.png").write_bytes(b"")
+    good = (tmp_path / "images/001.png").read_bytes()
+    (tmp_path / "images/001.png").write_bytes(good[: len(good) // 2])
+    Image.new("L", (5, 6)).save(tmp_path / "masks/002.png")
+    Image.new("L", (32, 24), 7).save(tmp_path / "masks/003.png")
+    Image.new("RGB", (32, 24), (1, 2, 3)).save(tmp_path / "masks/004.png")
+    with pytest.raises(ValueError) as raised:
+        load_data(train_dir=str(tmp_path), validation_dir=str(tmp_path))
+    lines = str(raised.value).splitlines()
+    assert lines[0] == "5 of 8 checked training samples are bad:"
+    for line, parts in zip(
+        lines[1:],
+        [
+            ("images/000.png", "cannot be decoded", "replace it"),
+            ("images/001.png", "cannot be decoded", "truncated"),
+            ("masks/002.png", "the mask is 5x6 pixels", "images/002.png 32x24", "export it again"),
+            ("masks/003.png", "768 of 768 pixels have value 7", "classes are 0 .. 2", "correct the mask"),
+            ("masks/004.png", "(1, 2, 3)", "correct the colours in classes.json"),
+        ],
+        strict=True,
+    ):
+        assert all(part in line for part in parts), line
+
+
+def test_at_most_ten_bad_files_are_listed(tmp_path):
+    write_folder(tmp_path, count=13, ids=(5,))
+    with pytest.raises(ValueError, match="13 of 13 checked") as raised:
+        check_data(SegmentationDataset(folder_records(tmp_path), Labels.from_folder(tmp_path)))
+    assert len(str(raised.value).splitlines()) == 12 and str(raised.value).endswith("... and 3 more")
+
+
+def test_masks_of_0_and_255_are_explained(tmp_path, caplog):
+    write_folder(tmp_path / "many", ids=(0, 255))
+    with pytest.raises(ValueError, match="hold 0 and 255 only, but there are 3 classes"):
+        load_data(train_dir=str(tmp_path / "many"))
+    for names in (["ground", "crack"], ["crack"]):
+        folder = write_folder(tmp_path / str(len(names)), ids=(0, 255), classes=None)
+        (folder / "id2label.json").write_text(json.dumps(names))
+        with caplog.at_level(logging.INFO):
+            train, _, labels = load_data(train_dir=str(folder))
+        assert "255 is taken as the class 'crack'" in caplog.text
+        assert np.array_equal(train[0]["label"], read_mask(train.records[train.indices[0]][1]) // 255)
+        assert labels.map(np.array([[255]])).item() == 1
+        caplog.clear()
+
+
+def test_all_ignored_is_refused(tmp_path):
+    write_folder(tmp_path, ids=(9,))
+    with pytest.raises(ValueError, match="every pixel of all 6 training masks is ignored"):
+        load_data(train_dir=str(tmp_path), validation_dir=str(tmp_path))
+
+
+def test_absent_classes_are_named(tmp_path, caplog):
+    write_folder(tmp_path / "train")
+    write_folder(tmp_path / "val", ids=(0, 2))
+    load_data(train_dir=str(tmp_path / "train"), validation_dir=str(tmp_path / "val"))
+    assert [record.getMessage() for record in caplog.records] == [
+        "1 of 3 classes are in none of all 6 validation masks: car"
+    ]
