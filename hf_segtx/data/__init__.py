@@ -8,12 +8,24 @@ files, rows  ->  folders, layouts, tables    pairs of undecoded images and masks
 labels, label_tables    the label contract, and those of public data sets
 checks, diagnosis       what would spoil a run, and what is wrong with a data set, in words
 scenes                  the embedded data set
+settings                what `load_data` can be told
 """
 
-from .dataset import SegmentationDataset
-from .decoding import read_image, read_mask
-from .labels import Labels
-from .loading import load_data
+import importlib
 
 
-__all__ = ["Labels", "SegmentationDataset", "load_data", "read_image", "read_mask"]
+_NAMES = {
+    "DataSettings": "settings",
+    "Labels": "labels",
+    "SegmentationDataset": "dataset",
+    "load_data": "loading",
+    "read_image": "decoding",
+    "read_mask": "decoding",
+}
+__all__ = list(_NAMES)
+
+
+def __getattr__(name: str):
+    if name in _NAMES:  # imported when first used: the commands need `settings` before they wait for torch
+        return getattr(importlib.import_module(f"{__name__}.{_NAMES[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

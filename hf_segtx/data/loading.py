@@ -1,6 +1,9 @@
 """Finds, reads and checks training and validation data, whatever form they have."""
 
 import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields, replace
+from difflib import get_close_matches
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +14,7 @@ from .dataset import SegmentationDataset, evenly, note_errors
 from .folders import folder_records, subfolder
 from .labels import Labels, contract_file
 from .layouts import IMAGE_FOLDERS, find_layout
+from .settings import DataSettings
 from .tables import find_tables
 
 
@@ -20,140 +24,145 @@ SPLIT_SEED = 0  # of the part held out for validation: the same images whatever 
 
 
 def load_data(
-    *,
-    dataset_name: str | None = None,
-    dataset_config_name: str | None = None,
-    train_dir: str | None = None,
-    validation_dir: str | None = None,
-    train_split: str | None = "train",
-    validation_split: str | None = None,
-    train_val_split: float = 0.15,
-    image_column_name: str | None = None,
-    label_column_name: str | None = None,
-    classes_file: str | None = None,
-    do_reduce_labels: bool = False,
-    max_train_samples: int | None = None,
-    max_eval_samples: int | None = None,
-    num_channels: int = 3,
-    cache_dir: str | None = None,
-    token: str | bool | None = None,
-    revision: str | None = None,
-    seed: int = 0,
-    check: bool = True,
-    on_error: str = "raise",
-    streaming: bool = False,
+    settings: DataSettings | None = None, *, check: bool = True, **keywords
 ) -> tuple[Dataset | None, Dataset, Labels]:
     """Finds, reads and checks the training and validation data: of a data set, of folders, or the embedded scenes.
 
+        train, validation, labels = load_data(train_dir="data/cityscapes", max_eval_samples=100)
+
     Args:
-        dataset_name: Hub data set, or a local folder or file of one (see `load_tables`); to stream also an
-            address that `fsspec` knows (hf://datasets/..., memory://...).
-        train_dir, validation_dir: folders with images/ and masks/ (see `folder_records`), and classes.json or
-            id2label.json in them or their parent; or public data sets as their owners distribute them, and .csv or
-            .jsonl files of pairs (see `hf_segtx.readers`), which know their splits and classes.
-        train_split: name of the split to train on; None loads no training data (evaluation only).
-        validation_split: None takes "validation", "val" or "valid" if there, else holds out of the training split.
-        train_val_split: share of the training data that is held out when there is no validation data; the same images
-            in every run, whatever the seed.
-        classes_file: classes.json or id2label.json to use instead of the one beside the data.
-        do_reduce_labels: raw id 0 is ignored, the others become themselves minus 1 (for id2label.json and data sets).
-        max_train_samples, max_eval_samples: use that many, evenly spaced.
-        seed: of the embedded training scenes.
-        num_channels: of the images (see `read_image`).
+        settings: what to read and how; see `DataSettings`.
         check: run `check_data` on both; in a run of several processes one of them is enough.
-        on_error: "raise", or "skip": bad samples are left out, said and listed (`SegmentationDataset.skipped`).
-        streaming: read the Parquet files or WebDataset archives of the data set where they are, without a copy, and
-            only the parts that are used (see `ParquetRecords` and `TarRecords`); the order of training is as random as
-            `ShuffledBatches` says.
+        keywords: fields of `DataSettings`, instead of or on top of `settings`.
 
     Returns:
         training data (None without any), validation data, labels. Both data sets give items
         {"image": PIL image, "label": (H, W) train ids, "name": text}.
 
     Raises:
-        ValueError: for arguments, folders, files, columns or labels that are wrong, with the cure.
+        TypeError: for a keyword that is no field of `DataSettings`.
+        ValueError: for settings, folders, files, columns or labels that are wrong, with the cure.
     """
-    if dataset_name and (train_dir or validation_dir):
-        raise ValueError("give either --dataset_name or --train_dir/--validation_dir, not both")
-    for name, count in (("max_train_samples", max_train_samples), ("max_eval_samples", max_eval_samples)):
-        if count is not None and count < 1:
-            raise ValueError(f"{name} {count} is less than 1; leave it away to use all samples")
-    if not 0 < train_val_split < 1:
-        raise ValueError(f"train_val_split {train_val_split} is not a share between 0 and 1, e.g. 0.15")
-    if not (dataset_name or train_dir or validation_dir):
-        from .scenes import SceneDataset
-
-        train = SceneDataset(max_train_samples or 512, seed=seed) if train_split else None
-        validation = SceneDataset(max_eval_samples or 64, seed=2**31 - 1)
-        return train, validation, validation.labels
-
-    if streaming and not dataset_name:
-        raise ValueError("--streaming is for --dataset_name; the files of folders are read one by one anyway")
-
-    explicit = Labels.from_file(classes_file, do_reduce_labels) if classes_file else None
-    if dataset_name:
-        tables, labels = find_tables(
-            dataset_name,
-            dataset_config_name,
-            split=train_split or validation_split,
-            image_column_name=image_column_name,
-            label_column_name=label_column_name,
-            labels=explicit,
-            do_reduce_labels=do_reduce_labels,
-            cache_dir=cache_dir,
-            token=token,
-            revision=revision,
-            streaming=streaming,
-        )
-        validation_split = validation_split or next((s for s in ("validation", "val", "valid") if s in tables), None)
-        for split in (train_split, validation_split):
-            if split and split not in tables:
-                raise ValueError(f"{dataset_name}: there is no split {split!r}; the splits are {list(tables)}")
-        train_records = tables[train_split]() if train_split else None
-        validation_records = tables[validation_split]() if validation_split else None
-    else:
-        layouts = {folder: find_layout(folder) for folder in (train_dir, validation_dir) if folder}
-        labels = explicit or _folder_labels(layouts, do_reduce_labels)
-        alone = ([], []) if on_error == "skip" else (None, None)
-        train_records = _records(train_dir, layouts, train_split, alone[0]) if train_dir and train_split else None
-        validation_split = validation_split or "validation"
-        if validation_dir is None and layouts[train_dir] and validation_split in layouts[train_dir].splits:
-            validation_dir = train_dir
-        validation_records = _records(validation_dir, layouts, validation_split, alone[1])
-
-    options = labels, num_channels, on_error
-    train = SegmentationDataset(train_records, *options) if train_records is not None else None
-    if validation_records is not None:
-        validation = SegmentationDataset(validation_records, *options)
-    elif train is None:
-        raise ValueError(f"{dataset_name}: no validation split among {list(tables)}; name one with --validation_split")
-    else:
-        order = np.random.default_rng(SPLIT_SEED).permutation(len(train))
-        held_out = max(1, round(train_val_split * len(train)))
-        if held_out == len(train):
-            raise ValueError(f"{len(train)} sample cannot be split into training and validation; give --validation_dir")
-        train, validation = train.select(sorted(order[held_out:])), train.select(sorted(order[:held_out]))
-    if train is not None:
-        train = _at_most(train, max_train_samples)
-    validation = _at_most(validation, max_eval_samples)
-    if not dataset_name and on_error == "skip":
-        for dataset, errors in zip((train, validation), alone):
-            if dataset is not None:
-                note_errors(dataset, errors)
-
-    max_checks = 64 if streaming else 1000  # each may read a shard's whole row group
-    if labels.num_ids == 2 and labels.raw_to_train in (None, {0: 0, 1: 1}):
-        values = set().union(*(mask_values(dataset, max_checks) for dataset in (train, validation) if dataset))
-        if values == {0, 255}:
-            logger.info("The masks hold 0 and 255 only: 255 is taken as the class %r.", labels.names[-1])
-            labels = labels.with_255_as_class()
-            for dataset in filter(None, (train, validation)):
-                dataset.labels = labels
+    names = [option.name for option in fields(DataSettings)]
+    if unknown := [name for name in keywords if name not in names]:
+        close = get_close_matches(unknown[0], names, n=1)
+        cure = f"did you mean {close[0]}?" if close else f"there are {', '.join(names)}"
+        raise TypeError(f"load_data() knows no {unknown[0]!r}; {cure}")
+    settings = DataSettings(**keywords) if settings is None else replace(settings, **keywords)
+    if not (settings.dataset_name or settings.train_dir or settings.validation_dir):
+        return _scenes(settings)
+    found = _find_in_tables(settings) if settings.dataset_name else _find_in_folders(settings)
+    train, validation = _datasets(found, settings)
+    max_checks = 64 if settings.streaming else 1000  # each may read a shard's whole row group
+    labels = _with_255_as_class(train, validation, found.labels, max_checks)
     if check:
         if train is not None:
             check_data(train, split="training", max_samples=max_checks)
         check_data(validation, split="validation", max_samples=max_checks)
     return train, validation, labels
+
+
+@dataclass
+class _Found:
+    """Undecoded data.
+
+    Args:
+        labels: their contract.
+        train, validation: pairs of files of each; None if there are none.
+        train_alone, validation_alone: what is said about files without a partner that are left out.
+        missing: what is said if there is neither training nor validation data.
+    """
+
+    labels: Labels
+    train: Sequence | None
+    validation: Sequence | None
+    train_alone: list[str] = field(default_factory=list)
+    validation_alone: list[str] = field(default_factory=list)
+    missing: str = ""
+
+
+def _scenes(settings: DataSettings) -> tuple[Dataset | None, Dataset, Labels]:
+    from .scenes import SceneDataset
+
+    train = SceneDataset(settings.max_train_samples or 512, seed=settings.seed) if settings.train_split else None
+    validation = SceneDataset(settings.max_eval_samples or 64, seed=2**31 - 1)
+    return train, validation, validation.labels
+
+
+def _explicit_labels(settings: DataSettings) -> Labels | None:
+    if settings.classes_file is None:
+        return None
+    return Labels.from_file(settings.classes_file, settings.do_reduce_labels)
+
+
+def _find_in_tables(settings: DataSettings) -> _Found:
+    train_split, validation_split = settings.train_split, settings.validation_split
+    names = "image_column_name label_column_name do_reduce_labels cache_dir token revision streaming".split()
+    tables, labels = find_tables(
+        settings.dataset_name,
+        settings.dataset_config_name,
+        split=train_split or validation_split,
+        labels=_explicit_labels(settings),
+        **{name: getattr(settings, name) for name in names},
+    )
+    validation_split = validation_split or next((s for s in ("validation", "val", "valid") if s in tables), None)
+    for split in (train_split, validation_split):
+        if split and split not in tables:
+            raise ValueError(f"{settings.dataset_name}: there is no split {split!r}; the splits are {list(tables)}")
+    train, validation = (tables[split]() if split else None for split in (train_split, validation_split))
+    missing = f"{settings.dataset_name}: no validation split among {list(tables)}; name one with validation_split"
+    return _Found(labels, train, validation, missing=missing)
+
+
+def _find_in_folders(settings: DataSettings) -> _Found:
+    train_dir, validation_dir = settings.train_dir, settings.validation_dir
+    layouts = {folder: find_layout(folder) for folder in (train_dir, validation_dir) if folder}
+    labels = _explicit_labels(settings) or _folder_labels(layouts, settings.do_reduce_labels)
+    alone = ([], []) if settings.on_error == "skip" else (None, None)
+    train = _records(train_dir, layouts, settings.train_split, alone[0]) if train_dir and settings.train_split else None
+    validation_split = settings.validation_split or "validation"
+    if validation_dir is None and layouts[train_dir] and validation_split in layouts[train_dir].splits:
+        validation_dir = train_dir
+    validation = _records(validation_dir, layouts, validation_split, alone[1])
+    missing = f"{train_dir}: train_split is empty and there are no validation data; set one of them"
+    return _Found(labels, train, validation, alone[0] or [], alone[1] or [], missing)
+
+
+def _datasets(found: _Found, settings: DataSettings) -> tuple[SegmentationDataset | None, SegmentationDataset]:
+    """Training and validation data, which are held out of the training data if there are none, of limited size."""
+    options = found.labels, settings.num_channels, settings.on_error
+    train = SegmentationDataset(found.train, *options) if found.train is not None else None
+    if found.validation is not None:
+        validation = SegmentationDataset(found.validation, *options)
+    elif train is None:
+        raise ValueError(found.missing)
+    else:
+        order = np.random.default_rng(SPLIT_SEED).permutation(len(train))
+        held_out = max(1, round(settings.train_val_split * len(train)))
+        if held_out >= len(train):
+            raise ValueError(
+                f"{len(train)} samples cannot be split into training and validation with train_val_split "
+                f"{settings.train_val_split}; give more, a smaller share, or validation_dir"
+            )
+        train, validation = train.select(sorted(order[held_out:])), train.select(sorted(order[:held_out]))
+    train = _at_most(train, settings.max_train_samples) if train is not None else None
+    validation = _at_most(validation, settings.max_eval_samples)
+    for dataset, errors in ((train, found.train_alone), (validation, found.validation_alone)):
+        if dataset is not None:
+            note_errors(dataset, errors)
+    return train, validation
+
+
+def _with_255_as_class(train: Dataset | None, validation: Dataset, labels: Labels, max_checks: int) -> Labels:
+    """The contract that fits masks of 0 and 255 only, if these are two classes; also set in both data sets."""
+    datasets = [dataset for dataset in (train, validation) if dataset]
+    if labels.num_ids == 2 and labels.raw_to_train in (None, {0: 0, 1: 1}):
+        if set().union(*(mask_values(dataset, max_checks) for dataset in datasets)) == {0, 255}:
+            logger.info("The masks hold 0 and 255 only: 255 is taken as the class %r.", labels.names[-1])
+            labels = labels.with_255_as_class()
+            for dataset in datasets:
+                dataset.labels = labels
+    return labels
 
 
 def _records(folder: str | None, layouts: dict, split: str, alone: list[str] | None) -> list | None:
@@ -172,11 +181,11 @@ def _folder_labels(layouts: dict, do_reduce_labels: bool) -> Labels:
     for folder, layout in layouts.items():
         if layout is not None:
             if do_reduce_labels:
-                raise ValueError(f"{folder}: the ids of {layout.title} are known; leave --do_reduce_labels away")
+                raise ValueError(f"{folder}: the ids of {layout.title} are known; omit do_reduce_labels")
             contracts[folder] = layout.labels
         elif file := contract_file(folder):
             if do_reduce_labels and file.name == "classes.json":
-                raise ValueError(f"{file} says itself which id is ignored; leave --do_reduce_labels away")
+                raise ValueError(f"{file} says itself which id is ignored; omit do_reduce_labels")
             contracts[file] = Labels.from_file(file, do_reduce_labels)
     if not contracts:
         return Labels.from_folder(next(iter(layouts)))  # raises, naming what is missing

@@ -87,7 +87,7 @@ def find_columns(table, image_column: str | None = None, label_column: str | Non
     if image_column is None or label_column is None:
         missing = "mask" if label_column is None else "image"
         raise ValueError(
-            f"no certain {missing} column among {columns}; give --image_column_name and --label_column_name "
+            f"no certain {missing} column among {columns}; give image_column_name and label_column_name "
             "(both of type Image; masks hold class ids)"
         )
     return image_column, label_column
@@ -104,7 +104,7 @@ def _is_array(feature) -> bool:
 
 _NOT_FOUND = (
     "the data set {} cannot be loaded ({}); check the name (OWNER/NAME on the Hub, or a folder or file), the network "
-    "and, if it is private, --token"
+    "and, if it is private, token"
 )
 
 
@@ -124,16 +124,16 @@ def load_tables(
     import datasets
 
     if "://" in name:
-        raise ValueError(f"{name}: an address is read with --streaming; a data set of the Hub is OWNER/NAME")
+        raise ValueError(f"{name}: an address is read with streaming=True; a data set of the Hub is OWNER/NAME")
     path = Path(name).resolve()
     kind = {".arrow": "arrow", ".parquet": "parquet", ".tar": "webdataset"}.get(path.suffix.lower())
     if path.is_file() and kind is None:
         raise ValueError(
             f"{name}: a data set file ends in .parquet, .arrow or .tar; folders of images, and .csv and .jsonl files "
-            "of pairs, are given with --train_dir"
+            "of pairs, are given as train_dir"
         )
     if any((path / folder).is_dir() for folder in IMAGE_FOLDERS) and not list(path.glob("metadata.*")):
-        raise ValueError(f"{name}: a folder with images/ and masks/ is given with --train_dir, not --dataset_name")
+        raise ValueError(f"{name}: a folder with images/ and masks/ is given as train_dir, not dataset_name")
     try:
         if any((path / file).exists() for file in ("dataset_dict.json", "state.json")):
             tables = datasets.load_from_disk(str(path))
@@ -188,7 +188,7 @@ def load_shards(
     if builder.name not in ("parquet", "webdataset"):
         raise ValueError(
             f"{name}: streaming reads Parquet files and WebDataset archives, these are of the kind {builder.name!r}; "
-            "leave --streaming away, or convert them with examples/prepare_dataset.py"
+            "omit streaming, or convert them with `segtx prepare`"
         )
     return builder.name, {str(split): list(files) for split, files in builder.config.data_files.items()}
 
@@ -255,7 +255,7 @@ def _table_labels(
         return Labels.from_id2label(feature.names, do_reduce_labels)
     raise ValueError(
         f"{name}: no class names; put a classes.json or id2label.json "
-        '({"0": "sky", ...}) beside the data, or give such a file with --classes_file'
+        '({"0": "sky", ...}) beside the data, or give such a file as classes_file'
     )
 
 
