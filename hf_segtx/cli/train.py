@@ -81,9 +81,7 @@ from ..training.arguments import (
     FREE_ARGUMENTS,
     MEANS,
     Arguments,
-    as_recipe,
     check_arguments,
-    parse_arguments,
 )
 from ..training.checkpoints import (
     checkpoint_to_resume,
@@ -96,7 +94,9 @@ from ..training.checkpoints import (
 )
 from ..training.machine import is_launched, keep_freed_memory, machine, peak_memory, use_all_cores
 from ..training.optim import EMA, make_schedule, parameter_groups
+from ..training.recipes import as_recipe
 from ..visualization import comparison, training_curves
+from .training_flags import parse_training as parse_arguments
 
 
 MODEL_CARDS = Path(__file__).resolve().parents[2] / "model_cards"

@@ -1,161 +1,178 @@
-"""The flags of examples/train.py: their defaults, recipes of them in files, and what is wrong with them by themselves.
+"""Everything that can be set about a training run, and what is wrong with it by itself.
 
-    arguments = parse_arguments(["--recipe", "examples/recipes/setr_pup_ade20k_512.args", "--learning_rate", "3e-4"])
-    Path("again.args").write_text(as_recipe(arguments))
+    arguments = Arguments(train_dir="data/train", validation_dir="data/val", architecture="segformer", size="b0")
+    check_arguments(arguments)  # ValueError: names the parameter, its value, its bound and the cure
+
+Needs nothing but Python itself: the command line answers before anything else is imported.
 """
 
-import argparse
 import json
-import os
-import shlex
-from dataclasses import MISSING, dataclass, field, fields
-from difflib import get_close_matches
+import math
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from accelerate.tracking import get_available_trackers
-from transformers import HfArgumentParser
-
-from ..architectures import ARCHITECTURES
+from ..data.settings import DataSettings
+from ..settings import check_settings, setting
 
 
 DEFAULT_OUTPUT_DIR = "outputs/segformer_scenes"
 MEANS = ("mean_iou", "mean_accuracy", "overall_accuracy", "mean_dice")  # of an evaluation
-
-
-def flag(default, help: str):
-    """A dataclass field with a help text for the command line."""
-    if isinstance(default, list):
-        return field(default_factory=lambda: list(default), metadata={"help": help})
-    return field(default=default, metadata={"help": help})
-
-
-def add_data_flags(parser: argparse.ArgumentParser) -> None:
-    """The flags by which the scripts that only read data say how these are to be read; as `Arguments` has them."""
-    parser.add_argument("--dataset_config_name", help="configuration of a data set")
-    parser.add_argument("--revision", help="branch, tag or commit of a data set")
-    parser.add_argument("--image_column_name", help="column of the images, if it cannot be guessed")
-    parser.add_argument("--label_column_name", help="column of the masks, if it cannot be guessed")
-    parser.add_argument("--classes_file", help="classes.json, id2label.json or name of a class table, e.g. cityscapes")
-    parser.add_argument("--do_reduce_labels", action="store_true", help="mask value 0 is void, k is class k - 1")
-    parser.add_argument("--num_channels", type=int, default=3, help="of the images")
-    parser.add_argument("--num_workers", type=int, default=os.cpu_count(), help="processes that read")
-    parser.add_argument("--cache_dir", help="where downloads are kept")
-    parser.add_argument("--token", help="Hub token")
+# The names in `hf_segtx.architectures.ARCHITECTURES`, without importing the models; a test holds them together.
+ARCHITECTURE_NAMES = tuple(
+    sorted(file.stem.removeprefix("modeling_") for file in Path(__file__).parents[1].glob("models/modeling_*.py"))
+)
 
 
 @dataclass
-class Arguments:
-    """Everything that can be set; `--recipe FILE` reads flags from a file first, and the command line overrides it."""
+class ModelSettings:
+    """Model."""
 
-    # Model
-    model_name_or_path: str | None = flag(None, "Folder or Hub name of a model to start from; else random weights.")
-    model_revision: str = flag("main", "Branch, tag or commit of --model_name_or_path.")
-    architecture: Literal[tuple(ARCHITECTURES)] | None = flag(None, "Architecture; default segformer.")
-    size: str | None = flag(None, "Published size of the architecture, such as b0.")
-    backbone_weights: str | None = flag(None, "Folder, file or Hub name of pre-trained weights for the backbone only.")
-    config_overrides: str | None = flag(None, "Fields of the configuration, as JSON: '{\"drop_path_rate\": 0.0}'.")
-    config_name: str | None = flag(None, "Folder or Hub name of a configuration, if not that of the model.")
-    image_processor_name: str | None = flag(None, "Folder or Hub name of an image processor, if not the model's.")
-    cache_dir: str | None = flag(None, "Where downloads are kept.")
-    token: str | None = flag(None, "Hub token for downloads and uploads; default: that of `hf auth login`.")
-    trust_remote_code: bool = flag(False, "Run the code that comes with a model on the Hub.")
+    model_name_or_path: str | None = setting(None, "Folder or Hub name of a model to start from; else random weights.")
+    model_revision: str = setting("main", "Branch, tag or commit of model_name_or_path.")
+    architecture: Literal[ARCHITECTURE_NAMES] | None = setting(None, "Architecture; segformer if nothing is said.")
+    size: str | None = setting(None, "Published size of the architecture, such as b0.")
+    backbone_weights: str | None = setting(None, "Folder, file or Hub name of pre-trained weights for the backbone.")
+    config_overrides: str | None = setting(None, "Fields of the configuration, as JSON: '{\"drop_path_rate\": 0.0}'.")
+    config_name: str | None = setting(None, "Folder or Hub name of a configuration, if not that of the model.")
+    image_processor_name: str | None = setting(None, "Folder or Hub name of an image processor, if not the model's.")
+    trust_remote_code: bool = setting(False, "Run the code that comes with a model on the Hub.")
+    num_channels: int | None = setting(None, "Channels of the images; else those of the configuration.", "[1, 65536]")
+    seed: int = setting(0, "Seed of weights, order of the images, augmentation and dropout.", "[0, 2147483647]")
 
-    # Data; without any of these the embedded scenes are used
-    dataset_name: str | None = flag(None, "Data set on the Hub, or a folder that `datasets` can load.")
-    dataset_config_name: str | None = flag(None, "Configuration of that data set.")
-    train_dir: str | None = flag(None, "Folder with images/, masks/ and classes.json (here or one folder up).")
-    validation_dir: str | None = flag(None, "The same for validation.")
-    train_split: str = flag("train", "Split of --dataset_name to train on.")
-    validation_split: str | None = flag(None, "Split to validate on; default: validation, val or valid if there.")
-    train_val_split: float = flag(0.15, "Share of the training images that validate if there is no validation set.")
-    image_column_name: str | None = flag(None, "Column of the images, if it cannot be guessed.")
-    label_column_name: str | None = flag(None, "Column of the masks, if it cannot be guessed.")
-    classes_file: str | None = flag(None, "classes.json or id2label.json, if not beside the data.")
-    do_reduce_labels: bool = flag(False, "Mask value 0 is void and k is class k - 1 (ADE20K as distributed).")
-    max_train_samples: int | None = flag(None, "Use only so many training images, evenly spread.")
-    max_eval_samples: int | None = flag(None, "Use only so many validation images, evenly spread.")
-    image_size: list[int] = flag(
+
+@dataclass
+class ImageSettings:
+    """Images: sizes, normalization, augmentation, reading."""
+
+    image_size: list[int] = setting(
         [], "Shortest and longest edge (pixels) that images are resized to, ratio kept, in training (before "
-        "--scale_range), evaluation and in the saved processor. Default: the model's processor, else own size.",
+        "scale_range), evaluation and in the saved processor. If not given: the model's processor, else own size.",
+        "[1, 100000]", "1-2",
     )  # fmt: skip
-    image_mean: list[float] = flag([], "Mean of a channel, of 0-1, for the processor; default: the architecture's.")
-    image_std: list[float] = flag([], "Standard deviation of a channel, likewise.")
-    crop_size: list[int] = flag([512], "Height and width of training crops in pixels; one number is a square.")
-    scale_range: list[float] = flag([0.5, 2.0], "Range of the random resizing before the crop.")
-    streaming: bool = flag(False, "Read --dataset_name as it is needed, instead of downloading it first.")
-    on_error: Literal["raise", "skip"] = flag("raise", "What a picture that cannot be read does.")
-    dataloader_num_workers: int | None = flag(None, "Processes that read images; default 0 on a CPU, up to 8 on a GPU.")
-    cache_gigabytes: float = flag(1.0, "Memory of a process for decoded images and masks, each then decoded once.")
+    image_mean: list[float] = setting(
+        [], "Mean of each channel, of 0-1, for the processor; else the architecture's.", "[0, 1]"
+    )
+    image_std: list[float] = setting([], "Standard deviation of each channel, likewise.", "(0, 1]")
+    crop_size: list[int] = setting(
+        [512], "Height and width of training crops in pixels; one number is a square.", "[1, 100000]", "1-2"
+    )
+    scale_range: list[float] = setting([0.5, 2.0], "Range of the random resizing before the crop.", "(0, 100]", "2")
+    dataloader_num_workers: int | None = setting(
+        None, "Processes that read images; else 0 on a CPU, up to 8 on a GPU.", "[0, 1024]"
+    )
+    cache_gigabytes: float = setting(
+        1.0, "Memory of a process for decoded images and masks, each then decoded once.", "[0, 100000]"
+    )
 
-    # Optimization
-    total_batch_size: int | None = flag(None, "Images a step over all processes; sets --gradient_accumulation_steps.")
-    per_device_train_batch_size: int = flag(8, "Images in a micro-batch of a process; at most, with a total.")
-    per_device_eval_batch_size: int = flag(8, "Images that a process reads at a time in evaluation.")
-    gradient_accumulation_steps: int = flag(1, "Micro-batches a step.")
-    num_train_epochs: float = flag(1.0, "Passes over the data, if --max_train_steps is not given.")
-    max_train_steps: int | None = flag(None, "Optimizer steps.")
-    optimizer: Literal["adamw", "sgd"] = flag("adamw", "Optimizer.")
-    learning_rate: float = flag(6e-5, "Learning rate of the backbone.")
-    head_lr_multiplier: float = flag(1.0, "The heads' learning rate over the backbone's (papers: 10).")
-    layer_decay: float = flag(1.0, "Factor of the learning rate from a layer of the backbone to the one before it.")
-    ema_decay: float | None = flag(None, "Evaluate and save a moving average of the weights, e.g. 0.999.")
-    weight_decay: float = flag(0.01, "Weight decay; norms and position tables have none.")
-    adam_beta1: float = flag(0.9, "AdamW's beta 1.")
-    adam_beta2: float = flag(0.999, "AdamW's beta 2.")
-    adam_epsilon: float = flag(1e-8, "AdamW's epsilon.")
-    momentum: float = flag(0.9, "SGD's momentum.")
-    nesterov: bool = flag(False, "SGD's momentum as Nesterov's.")
-    fused: bool = flag(False, "The optimizer's update in one kernel.")
-    max_grad_norm: float | None = flag(None, "Clip the gradient to this norm.")
-    lr_scheduler_type: str = flag("polynomial", "polynomial, cosine, constant, wsd, or a name that transformers knows.")
-    lr_decay_share: float = flag(0.1, "Share of the steps in which the rate of wsd (warm-up, stable, decay) falls.")
-    poly_power: float = flag(1.0, "Power of the polynomial decay.")
-    min_learning_rate: float = flag(0.0, "Where the decay ends.")
-    num_warmup_steps: int = flag(0, "Steps of linear warm-up.")
-    warmup_start_factor: float = flag(1e-6, "Share of the learning rate at the first step of the warm-up.")
-    loss: str = flag("ce", "Sum of ce, ohem, focal, boundary, dice and lovasz, such as 'focal(gamma=3) + 0.5*lovasz'.")
-    class_weights: list[str] = flag([], "A weight a class in the mean of the loss, or 'auto': from the masks.")
-    auxiliary_loss_weight: list[float] = flag([], "Of all auxiliary heads, or of each; default: the configuration's.")
-    label_smoothing: float = flag(0.0, "Share of the target that is spread over all classes.")
-    seed: int = flag(0, "Seed of weights, order of the images, augmentation and dropout.")
-    mixed_precision: Literal["no", "fp16", "bf16"] | None = flag(None, "Default: what accelerate launch says.")
-    gradient_checkpointing: bool = flag(False, "Recompute activations in the backward pass, to save memory.")
-    tune: Literal["full", "linear", "lora"] = flag(
+
+@dataclass
+class OptimizationSettings:
+    """Optimization."""
+
+    total_batch_size: int | None = setting(
+        None, "Images a step over all processes; sets gradient_accumulation_steps.", "[1, inf)"
+    )
+    per_device_train_batch_size: int = setting(
+        8, "Images in a micro-batch of a process; at most, with a total.", "[1, inf)"
+    )
+    gradient_accumulation_steps: int = setting(1, "Micro-batches a step.", "[1, inf)")
+    num_train_epochs: float = setting(1.0, "Passes over the data, if max_train_steps is not given.", "(0, 1e9]")
+    max_train_steps: int | None = setting(None, "Optimizer steps.", "[1, 1e12]")
+    optimizer: Literal["adamw", "sgd"] = setting("adamw", "Optimizer.")
+    learning_rate: float = setting(6e-5, "Learning rate of the backbone.", "[0, 1000]")
+    head_lr_multiplier: float = setting(
+        1.0, "The heads' learning rate over the backbone's (papers: 10).", "[0, 1000000]"
+    )
+    layer_decay: float = setting(
+        1.0, "Factor of the learning rate from a layer of the backbone to the one before it.", "(0, 1]"
+    )
+    ema_decay: float | None = setting(
+        None, "Evaluate and save a moving average of the weights, with this decay, e.g. 0.999.", "[0, 1)"
+    )
+    weight_decay: float = setting(0.01, "Weight decay; norms and position tables have none.", "[0, 1000]")
+    adam_beta1: float = setting(0.9, "AdamW's beta 1.", "[0, 1)")
+    adam_beta2: float = setting(0.999, "AdamW's beta 2.", "[0, 1)")
+    adam_epsilon: float = setting(1e-8, "AdamW's epsilon.", "(0, 1]")
+    momentum: float = setting(0.9, "SGD's momentum.", "[0, 1)")
+    nesterov: bool = setting(False, "SGD's momentum as Nesterov's.")
+    fused: bool = setting(False, "The optimizer's update in one kernel.")
+    max_grad_norm: float | None = setting(None, "Clip the gradient to this norm; 0 does not.", "[0, inf)")
+    lr_scheduler_type: str = setting(
+        "polynomial", "polynomial, cosine, constant, wsd, or a name that transformers knows."
+    )
+    lr_decay_share: float = setting(
+        0.1, "Share of the steps in which the rate of wsd (warm-up, stable, decay) falls.", "(0, 1]"
+    )
+    poly_power: float = setting(1.0, "Power of the polynomial decay.", "[0, 100]")
+    min_learning_rate: float = setting(0.0, "Where the decay ends.", "[0, 1000]")
+    num_warmup_steps: int = setting(0, "Steps of linear warm-up.", "[0, 1e12]")
+    warmup_start_factor: float = setting(1e-6, "Share of the learning rate at the first step of the warm-up.", "[0, 1]")
+    loss: str = setting(
+        "ce", "Sum of ce, ohem, focal, boundary, dice and lovasz, such as 'focal(gamma=3) + 0.5*lovasz'."
+    )
+    class_weights: list[str] = setting([], "Weight of each class in the mean of the loss, or 'auto': from the masks.")
+    auxiliary_loss_weight: list[float] = setting(
+        [], "Weight of all auxiliary heads, or of each; else the configuration's.", "[0, 1000]"
+    )
+    label_smoothing: float = setting(0.0, "Share of the target that is spread over all classes.", "[0, 1]")
+    mixed_precision: Literal["no", "fp16", "bf16"] | None = setting(
+        None, "Precision of the forward pass; else what accelerate launch says."
+    )
+    gradient_checkpointing: bool = setting(False, "Recompute activations in the backward pass, to save memory.")
+    tune: Literal["full", "linear", "lora"] = setting(
         "full", "Train everything, only the heads, or the heads and low-rank adapters (LoRA) of the backbone."
     )
-    lora_rank: int = flag(8, "Rank of the adapters.")
-    freeze: list[str] = flag([], "Modules that stay as they are, such as backbone.patch_embed.")
-    sync_bn: bool = flag(False, "Batch norm statistics over all processes (of GPUs; one process has no need of it).")
-    channels_last: bool = flag(True, "Weights of convolutions in the order they are used in: a tenth faster.")
-    compile: bool = flag(False, "Compile the training step with torch.compile.")
-    tf32: bool = flag(False, "Matrix products of float32 in TF32, on GPUs that have it.")
-    max_skipped_steps: int = flag(10, "Stop after so many steps in a row whose loss or gradient was not finite.")
+    lora_rank: int = setting(8, "Rank of the adapters.", "[1, 10000]")
+    freeze: list[str] = setting([], "Modules that stay as they are, such as backbone.patch_embed.")
+    sync_bn: bool = setting(False, "Batch norm statistics over all processes (of GPUs; one process has no need of it).")
+    channels_last: bool = setting(True, "Weights of convolutions in the order they are used in: a tenth faster.")
+    compile: bool = setting(False, "Compile the training step with torch.compile.")
+    tf32: bool = setting(False, "Matrix products of float32 in TF32, on GPUs that have it.")
+    max_skipped_steps: int = setting(
+        10, "Stop after so many steps in a row whose loss or gradient was not finite.", "[1, inf)"
+    )
 
-    # Evaluation, checkpoints, output
-    eval_mode: Literal["whole", "slide"] | None = flag(
-        None, "Show the model whole images or windows of them, also in the saved processor; default: the processor's."
+
+@dataclass
+class OutputSettings:
+    """Evaluation, checkpoints, output."""
+
+    per_device_eval_batch_size: int = setting(8, "Images that a process reads at a time in evaluation.", "[1, inf)")
+    eval_mode: Literal["whole", "slide"] | None = setting(
+        None, "Show the model whole images or windows of them, also in the saved processor; else as the processor says."
     )
-    window_size: list[int] = flag([], "Height and width of windows in pixels, or one number; default: --crop_size.")
-    window_stride: list[int] = flag([], "Pixels from a window to the next; default: --window_size.")
-    output_dir: str | None = flag(None, f"Where everything goes; default {DEFAULT_OUTPUT_DIR}, numbered if taken.")
-    overwrite_output_dir: bool = flag(False, "Delete the earlier run in --output_dir.")
-    evaluation_steps: int | None = flag(None, "Evaluate every so many steps; default: five times in the run.")
-    checkpointing_steps: str | None = flag(None, "Save every so many steps, or 'epoch'; default: --evaluation_steps.")
-    save_total_limit: int = flag(1, "Checkpoints to keep, besides the best one.")
-    resume_from_checkpoint: str | None = flag(None, "A checkpoint folder, or 'latest' for the newest in --output_dir.")
-    load_best_model_at_end: bool = flag(False, "The final model is the best evaluation's, not the last step's.")
-    metric_for_best_model: Literal[MEANS] = flag(
-        "mean_iou", "Which score makes an evaluation the best."
+    window_size: list[int] = setting(
+        [], "Height and width of windows in pixels, or one number; else crop_size.", "[1, 100000]", "1-2"
     )
-    early_stopping_patience: int | None = flag(None, "Stop after so many evaluations in a row that are not the best.")
-    logging_steps: int = flag(10, "Steps between updates of the progress bar and entries of the trackers.")
-    with_tracking: bool = flag(False, "Report to trackers.")
-    report_to: str = flag("all", "tensorboard, trackio, wandb, ..., or all that are installed.")
-    push_to_hub: bool = flag(False, "Upload the final model.")
-    hub_model_id: str | None = flag(None, "Repository to upload to; default: the name of --output_dir.")
-    hub_token: str | None = flag(None, "The same as --token.")
-    license: str | None = flag(None, "For the card, such as apache-2.0; default: that of the weights started from.")
+    window_stride: list[int] = setting([], "Pixels from a window to the next; else window_size.", "[1, 100000]", "1-2")
+    output_dir: str | None = setting(None, f"Where everything goes; else {DEFAULT_OUTPUT_DIR}, numbered if taken.")
+    overwrite_output_dir: bool = setting(False, "Delete the earlier run in output_dir.")
+    evaluation_steps: int | None = setting(
+        None, "Evaluate every so many steps; else five times in the run.", "[1, inf)"
+    )
+    checkpointing_steps: str | None = setting(
+        None, "Save every so many steps, or 'epoch'; else as often as evaluation_steps."
+    )
+    save_total_limit: int = setting(1, "Checkpoints to keep, besides the best one.", "[1, inf)")
+    resume_from_checkpoint: str | None = setting(None, "A checkpoint folder, or 'latest' for the newest in output_dir.")
+    load_best_model_at_end: bool = setting(False, "The final model is the best evaluation's, not the last step's.")
+    metric_for_best_model: Literal[MEANS] = setting("mean_iou", "Which score makes an evaluation the best.")
+    early_stopping_patience: int | None = setting(
+        None, "Stop after so many evaluations in a row that are not the best.", "[1, inf)"
+    )
+    logging_steps: int = setting(10, "Steps between entries of curves and trackers.", "[1, inf)")
+    with_tracking: bool = setting(False, "Report to trackers.")
+    report_to: str = setting("all", "tensorboard, trackio, wandb, ..., or all that are installed.")
+    push_to_hub: bool = setting(False, "Upload the final model.")
+    hub_model_id: str | None = setting(None, "Repository to upload to; else the name of output_dir.")
+    hub_token: str | None = setting(None, "The same as token.")
+    license: str | None = setting(None, "For the card, such as apache-2.0; else that of the weights started from.")
+
+
+@dataclass
+class Arguments(ModelSettings, DataSettings, ImageSettings, OptimizationSettings, OutputSettings):
+    """Everything that can be set about a training run."""
 
 
 # What changes neither weights nor scores, or only says where things are: a resumed run may have it otherwise.
@@ -166,80 +183,68 @@ FREE_ARGUMENTS = """
     per_device_eval_batch_size num_train_epochs total_batch_size
 """.split()
 
-# What the command line starts from when it says nothing about data and model; a recipe like those in recipes/.
-SCENES_RECIPE = """
---size b0 --config_overrides '{"drop_path_rate": 0.0}' --max_train_samples 8800 --crop_size 128 --scale_range 0.9 1.2
---max_train_steps 1100 --evaluation_steps 275 --learning_rate 2e-3 --num_warmup_steps 50 --max_grad_norm 1
-"""
 
-
-def parse_arguments(command_line: list[str]) -> Arguments:
-    """Arguments from `--recipe` files (flags, quoted as in a shell, # comments), then from the command line itself.
+def config_overrides(arguments: Arguments) -> dict:
+    """The fields of the configuration that `config_overrides` changes.
 
     Raises:
-        ValueError: if there is no such recipe, or a flag is not known.
+        ValueError: if it is no JSON object.
     """
-    settings = {"prog": "train.py", "usage": "train.py [--recipe FILE] [--flag value ...]", "allow_abbrev": False}
-    parser = argparse.ArgumentParser(**settings, add_help=False)
-    parser.add_argument("--recipe", action="append", default=[])
-    known, words = parser.parse_known_args(command_line)
-    of_recipes = []
-    for file in known.recipe:
-        if not Path(file).is_file():
-            raise ValueError(f"there is no recipe {file}; see examples/recipes")
-        of_recipes += shlex.split(Path(file).read_text(), comments=True)
-    starts = ("--train_dir", "--dataset_name", "--model_name_or_path")
-    if not known.recipe and not any(word.startswith(starts) for word in words):
-        of_recipes = shlex.split(SCENES_RECIPE)
-    parser = HfArgumentParser(Arguments, **settings)
-    arguments, unknown = parser.parse_args_into_dataclasses(of_recipes + words, return_remaining_strings=True)
-    if unknown:
-        flags = [f"--{option.name}" for option in fields(Arguments)]
-        close = get_close_matches(unknown[0].split("=")[0], flags, n=1)
-        cure = f"did you mean {close[0]}?" if close else "--help lists the flags"
-        raise ValueError(f"{shlex.join(unknown)}: not a flag of train.py, or not a value of the flag before it; {cure}")
-    return arguments
-
-
-def as_recipe(arguments: Arguments) -> str:
-    """The arguments that differ from their defaults, a flag a line; `parse_arguments` reads them back. No tokens."""
-    lines = []
-    for option in fields(arguments):
-        value = getattr(arguments, option.name)
-        default = option.default_factory() if option.default is MISSING else option.default
-        if value == default or option.name in ("token", "hub_token", "overwrite_output_dir", "resume_from_checkpoint"):
-            continue
-        values = value if isinstance(value, list) else [value]
-        lines.append(shlex.join([f"--{option.name}", *map(str, values)]))
-    return "\n".join(lines) + "\n"
+    try:
+        overrides = json.loads(arguments.config_overrides or "{}")
+    except ValueError as error:
+        raise ValueError(f"config_overrides {arguments.config_overrides} is not JSON ({error})") from error
+    if not isinstance(overrides, dict):
+        raise ValueError(
+            f"config_overrides {arguments.config_overrides} is no JSON object; give names and values, such as "
+            "'{\"drop_path_rate\": 0.0}'"
+        )
+    return overrides
 
 
 def check_arguments(arguments: Arguments) -> None:
     """Raises ValueError for what is wrong with the arguments by themselves."""
-    counts = "per_device_train_batch_size per_device_eval_batch_size gradient_accumulation_steps logging_steps"
-    counts += " total_batch_size max_train_steps evaluation_steps max_skipped_steps early_stopping_patience"
-    for name in counts.split():
-        if getattr(arguments, name) is not None and getattr(arguments, name) < 1:
-            raise ValueError(f"--{name} is {getattr(arguments, name)}; it must be at least 1")
-    try:
-        json.loads(arguments.config_overrides or "{}")
-    except ValueError as error:
-        raise ValueError(f"--config_overrides {arguments.config_overrides} is not JSON ({error})") from error
-    if arguments.num_train_epochs <= 0:
-        raise ValueError(f"--num_train_epochs is {arguments.num_train_epochs}; it must be above 0")
+    check_settings(arguments)
+    config_overrides(arguments)
     every = arguments.checkpointing_steps
-    if every is not None and every != "epoch" and not (every.isdigit() and int(every) > 0):
-        raise ValueError(f"--checkpointing_steps is {every!r}; give a number of steps, or 'epoch'")
-    if len(arguments.crop_size) > 2 or min(arguments.crop_size) < 1:
-        raise ValueError(f"--crop_size is {arguments.crop_size}; give height and width in pixels, or one number")
-    if len(arguments.scale_range) != 2 or not 0 < arguments.scale_range[0] <= arguments.scale_range[1]:
-        raise ValueError(f"--scale_range is {arguments.scale_range}; give smallest and largest factor, e.g. 0.5 2")
+    if every is not None and every != "epoch" and not (every.isdecimal() and int(every) > 0):
+        raise ValueError(f"checkpointing_steps is {every!r}; give a number of steps, or 'epoch'")
+    smallest, largest = arguments.scale_range
+    if smallest > largest:
+        raise ValueError(f"scale_range is {arguments.scale_range}; give smallest and largest factor, e.g. 0.5 2")
+    if arguments.nesterov and arguments.momentum == 0:
+        raise ValueError("nesterov needs a momentum above 0; momentum is 0")
+    if arguments.class_weights != ["auto"]:
+        _check_class_weights(arguments.class_weights)
+    if arguments.validation_dir and not arguments.train_dir:
+        raise ValueError(f"validation_dir {arguments.validation_dir} without train_dir; give both")
+    if arguments.model_name_or_path and (arguments.size or arguments.architecture):
+        raise ValueError("`model_name_or_path` comes with an architecture and a size; omit the other two")
     if arguments.overwrite_output_dir and arguments.resume_from_checkpoint:
-        raise ValueError("--overwrite_output_dir would delete what --resume_from_checkpoint needs; give one of them")
-    if arguments.with_tracking:
-        installed = sorted(str(tracker) for tracker in get_available_trackers())
-        if not installed or arguments.report_to not in ("all", *installed):
-            raise ValueError(
-                f"--report_to {arguments.report_to} is not installed (installed: {', '.join(installed) or 'none'}); "
-                f"`pip install {'tensorboard' if arguments.report_to == 'all' else arguments.report_to}`"
-            )
+        raise ValueError("overwrite_output_dir would delete what resume_from_checkpoint needs; give one of them")
+
+
+def _check_class_weights(weights: list[str]) -> None:
+    for text in weights:
+        try:
+            weight = float(text)
+        except ValueError as error:
+            raise ValueError(f"class_weights has {text!r}; give a number for each class, or 'auto' alone") from error
+        if not (math.isfinite(weight) and weight >= 0):
+            raise ValueError(f"class_weights has {text}; a weight must lie in [0, inf)")
+    if weights and not any(map(float, weights)):
+        raise ValueError("class_weights are all 0, so there is nothing to learn; give one that is above 0")
+
+
+def add_data_flags(parser) -> None:
+    """The flags by which the scripts that only read data say how these are to be read; as `Arguments` has them."""
+    parser.add_argument("--dataset_config_name", help="configuration of a data set")
+    parser.add_argument("--revision", help="branch, tag or commit of a data set")
+    parser.add_argument("--image_column_name", help="column of the images, if it cannot be guessed")
+    parser.add_argument("--label_column_name", help="column of the masks, if it cannot be guessed")
+    parser.add_argument("--classes_file", help="classes.json, id2label.json or name of a class table, e.g. cityscapes")
+    parser.add_argument("--do_reduce_labels", action="store_true", help="mask value 0 is void, k is class k - 1")
+    parser.add_argument("--num_channels", type=int, default=3, help="of the images")
+    parser.add_argument("--num_workers", type=int, default=2, help="processes that read")
+    parser.add_argument("--cache_dir", help="where downloads are kept")
+    parser.add_argument("--token", help="Hub token")

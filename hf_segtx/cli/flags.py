@@ -1,0 +1,136 @@
+"""Dataclasses -> flags of the command line, and what the library says about parameters -> what users hear about flags.
+
+    parser = FlagParser("evaluate", description=__doc__)
+    parser.add_dataclass(DataSettings)
+    parser.add_argument("--json", help="file for all scores")   # as ever with argparse
+    arguments = parser.parse_args(words)
+    settings = parser.values_of(DataSettings, arguments)        # an instance, with its ranges checked
+
+What is wrong is a ValueError of one line, not a page of usage and an exit.
+"""
+
+import argparse
+import inspect
+import re
+import shlex
+from collections.abc import Collection
+from dataclasses import MISSING, Field, fields
+from difflib import get_close_matches
+from types import NoneType, UnionType
+from typing import Literal, Union, get_args, get_origin, get_type_hints
+
+from ..settings import check_settings
+
+
+class FlagParser(argparse.ArgumentParser):
+    """`argparse` for a command of `segtx`: flags of dataclasses, no abbreviations, `--learning-rate` for `_` as well.
+
+    Args:
+        command: the word after `segtx`.
+        description: for --help, shown as it is.
+    """
+
+    def __init__(self, command: str, description: str, **settings):
+        super().__init__(
+            prog=f"segtx {command}",
+            description=description,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+            **settings,
+        )
+
+    def add_dataclass(self, dataclass: type, names: Collection[str] | None = None) -> None:
+        """A flag for each field, those of each class among the bases in a group under its docstring.
+
+        Args:
+            names: of the fields to take; default: all.
+        """
+        hints = get_type_hints(dataclass)
+        known = {option.name for option in fields(dataclass)}
+        left = {option.name: option for option in fields(dataclass) if names is None or option.name in names}
+        for base in dataclass.__mro__[:-1]:
+            if own := [left.pop(name) for name in inspect.get_annotations(base) if name in left]:
+                group = self.add_argument_group(base.__doc__.splitlines()[0].rstrip("."))
+                for option in own:
+                    _add_flag(group, option, hints[option.name], as_flags(option.metadata["help"], known))
+
+    def values_of(self, dataclass: type, arguments: argparse.Namespace):
+        """An instance of the dataclass with the values of its flags; fields without a flag have their defaults.
+
+        Raises:
+            ValueError: for a number out of its range, naming the flag.
+        """
+        names = {option.name for option in fields(dataclass)}
+        try:
+            values = dataclass(**{name: value for name, value in vars(arguments).items() if name in names})
+            check_settings(values)
+        except ValueError as error:
+            raise ValueError(as_flags(str(error), names)) from error
+        return values
+
+    def parse_known_args(self, args=None, namespace=None):  # `parse_args` goes through it
+        return super().parse_known_args(None if args is None else [_underscored(word) for word in args], namespace)
+
+    def parse_args(self, args=None, namespace=None) -> argparse.Namespace:
+        """As argparse's.
+
+        Raises:
+            ValueError: for what cannot be parsed; for an unknown flag with the one that is written most like it.
+        """
+        arguments, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            close = get_close_matches(unknown[0].split("=")[0], list(self._option_string_actions), n=1)
+            cure = f"did you mean {close[0]}?" if close else f"`{self.prog} --help` lists the flags"
+            raise ValueError(
+                f"{shlex.join(unknown)}: not a flag of `{self.prog}`, or not a value of the flag before it; {cure}"
+            )
+        return arguments
+
+    def error(self, message: str):
+        raise ValueError(f"{message}; `{self.prog} --help` says more")
+
+
+def as_flags(message: str, names: Collection[str]) -> str:
+    """The text with the parameters among `names` written as flags: "seed is -1" becomes "--seed is -1".
+
+    Names that are also plain words count at the start of the text and in backticks only.
+    """
+    message = re.sub(r"`(\w+)`", lambda match: f"--{match[1]}" if match[1] in names else match[0], message)
+    if (first := re.match(r"\w+", message)) and first[0] in names:
+        message = f"--{message}"
+    joined = "|".join(sorted((name for name in names if "_" in name), key=len, reverse=True))
+    return re.sub(rf"(?<![\w./\\'\"-])({joined})(?![\w./\\'\"])", r"--\1", message) if joined else message
+
+
+def _underscored(word: str) -> str:
+    """--learning-rate=1e-4 -> --learning_rate=1e-4."""
+    name, equals, value = word.partition("=")
+    return name[:2] + name[2:].replace("-", "_") + equals + value if re.match("--[a-z]", word) else word
+
+
+def _add_flag(group, option: Field, kind, help: str) -> None:
+    """The flag of a field of this type: bool, int, float, str, a Literal, one of these or None, or a list of one."""
+    default = option.default if option.default_factory is MISSING else option.default_factory()
+    if not (default is None or isinstance(default, bool) or default in ("", [])):
+        help += f" Default: {' '.join(map(str, default)) if isinstance(default, list) else default}."
+    if get_origin(kind) in (Union, UnionType):
+        (kind,) = (part for part in get_args(kind) if part is not NoneType)
+    flag, settings = f"--{option.name}", {"default": default, "help": help.replace("%", "%%")}
+    if kind is bool:
+        group.add_argument(flag, nargs="?", const=True, type=_truth, metavar="True|False", **settings)
+        if default:
+            group.add_argument(f"--no_{option.name}", action="store_false", dest=option.name, help=argparse.SUPPRESS)
+    elif get_origin(kind) is Literal:
+        group.add_argument(flag, choices=get_args(kind), **settings)
+    elif get_origin(kind) is list:
+        group.add_argument(flag, nargs="+", type=get_args(kind)[0], metavar="X", **settings)
+    else:
+        group.add_argument(flag, type=kind, metavar=kind.__name__.upper(), **settings)
+
+
+def _truth(word: str) -> bool:
+    """Of a word after a switch."""
+    for value, words in ((True, "true t yes y 1"), (False, "false f no n 0")):
+        if word.lower() in words.split():
+            return value
+    raise argparse.ArgumentTypeError(f"{word!r} is neither True nor False")

@@ -1,0 +1,36 @@
+"""The flags of a training run, which `segtx train` and `segtx plan` share: recipes first, then the command line."""
+
+import shlex
+from dataclasses import fields
+
+from ..training.arguments import Arguments, check_arguments
+from ..training.recipes import SCENES_RECIPE, read_recipe
+from .flags import FlagParser, as_flags
+
+
+NAMES = tuple(option.name for option in fields(Arguments))
+
+
+def parse_training(command_line: list[str], command: str = "train", description: str = "") -> Arguments:
+    """Arguments from `--recipe` files, then from the command line itself, which overrides them.
+
+    Raises:
+        ValueError: if there is no such recipe, a flag is not known, or `check_arguments` finds something.
+    """
+    parser = FlagParser(command, description, usage=f"segtx {command} [--recipe NAME] [--flag value ...]")
+    parser.add_argument(
+        "--recipe", action="append", default=[], help="Name of a recipe that comes along (`segtx recipes`), or a file."
+    )
+    parser.add_dataclass(Arguments)
+    said = parser.parse_args(command_line)
+    words = [word for name in said.recipe for word in read_recipe(name)]
+    if not (said.recipe or said.train_dir or said.dataset_name or said.model_name_or_path):
+        words = shlex.split(SCENES_RECIPE)
+    if any(word.split("=")[0] == "--recipe" for word in words):
+        raise ValueError(f"{said.recipe[0]}: a recipe cannot name another; give both on the command line")
+    arguments = parser.values_of(Arguments, parser.parse_args([*words, *command_line]))
+    try:
+        check_arguments(arguments)
+    except ValueError as error:
+        raise ValueError(as_flags(str(error), NAMES)) from error
+    return arguments

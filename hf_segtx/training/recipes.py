@@ -1,0 +1,68 @@
+"""Recipes: files of flags, quoted as in a shell, with # comments. Each run leaves one, `train.args`.
+
+find_recipe("segformer_b0_ade20k_512")   # one that comes with the package, by its name; or the path of a file
+as_recipe(arguments)                     # the text of one
+"""
+
+import shlex
+from dataclasses import MISSING, fields
+from difflib import get_close_matches
+from pathlib import Path
+
+from .arguments import Arguments
+
+
+# What a run does that is told neither data nor model: a small SegFormer learns the embedded scenes in minutes.
+SCENES_RECIPE = """
+--size b0 --config_overrides '{"drop_path_rate": 0.0}' --max_train_samples 8800 --crop_size 128 --scale_range 0.9 1.2
+--max_train_steps 1100 --evaluation_steps 275 --learning_rate 2e-3 --num_warmup_steps 50 --max_grad_norm 1
+"""
+
+_NOT_WRITTEN = ("token", "hub_token", "overwrite_output_dir", "resume_from_checkpoint")
+
+
+def recipes_folder() -> Path:
+    """The folder of recipes: in the installed package, or that of the repository."""
+    package = Path(__file__).parents[1]
+    return next((package / name for name in ("recipes", "../examples/recipes") if (package / name).is_dir()), package)
+
+
+def find_recipe(name: str) -> Path:
+    """The recipe of this name that comes with the package, or the file of this path.
+
+    Raises:
+        ValueError: if there is neither.
+    """
+    named = recipes_folder() / f"{name.removesuffix('.args')}.args"
+    for file in (Path(name), named):
+        if file.is_file():
+            return file
+    close = get_close_matches(named.stem, [file.stem for file in named.parent.glob("*.args")], n=1)
+    cure = f"did you mean {close[0]}?" if close else "`segtx recipes` lists those that come with the package"
+    raise ValueError(f"there is no recipe {name}; {cure}")
+
+
+def read_recipe(name: str) -> list[str]:
+    """The flags and values of a recipe.
+
+    Raises:
+        ValueError: if there is none, or its quotes do not match.
+    """
+    file = find_recipe(name)
+    try:
+        return shlex.split(file.read_text(encoding="utf-8"), comments=True)
+    except ValueError as error:
+        raise ValueError(f"{file} is no recipe, a text of flags and values ({error})") from error
+
+
+def as_recipe(arguments: Arguments) -> str:
+    """The arguments that differ from their defaults, a flag a line. No tokens."""
+    lines = []
+    for option in fields(arguments):
+        value = getattr(arguments, option.name)
+        default = option.default_factory() if option.default is MISSING else option.default
+        if value == default or option.name in _NOT_WRITTEN:
+            continue
+        values = value if isinstance(value, list) else [value]
+        lines.append(shlex.join([f"--{option.name}", *map(str, values)]))
+    return "\n".join(lines) + "\n"
