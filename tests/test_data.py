@@ -370,7 +370,7 @@ def test_wrong_levels_name_the_right_one(tmp_path):
             load_data(train_dir=str(wrong))
     with pytest.raises(ValueError, match=r"000\.png is a file; give a folder"):
         load_data(train_dir=str(folder / "images/000.png"))
-    with pytest.raises(ValueError, match="max_train_samples is 0; it must lie in .1, inf"):
+    with pytest.raises(ValueError, match="max_train_samples is 0; it must"):
         load_data(train_dir=str(folder), max_train_samples=0)
 
 
