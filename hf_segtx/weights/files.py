@@ -1,9 +1,9 @@
-"""Files of named tensors, and what describes a code base whose checkpoints are understood.
+"""Files of named tensors: safetensors, torch pickles and, for ViT, JAX `.npz`; and what describes a known code base.
 
-Files: safetensors, torch pickles (read with `weights_only=True`, so a file cannot run code) and, for ViT, JAX `.npz`.
+Pickles are read with `weights_only=True`, so a file cannot run code.
 """
 
-import pickle
+import logging
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -14,47 +14,148 @@ import torch
 from safetensors.torch import load_file
 
 
+logger = logging.getLogger(__name__)
+
 StateDict = dict[str, torch.Tensor]
 Names = dict[str, str | Callable[[re.Match], str]]  # regular expression -> replacement; all apply, in this order
+
+WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")  # of a folder or repository, the first that is there
+CONTAINERS = ("state_dict", "model_state_dict", "model")  # where training programs put the weights, beside other things
+# What compilation, sharding and gradient checkpointing put into names, wherever they wrapped a part of the network.
+WRAPPERS = r"(?<![^.])(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\."
+
+
+def weights_file(path: str | Path, names: tuple[str, ...] = WEIGHT_FILES) -> Path:
+    """A file, or that of a folder which holds the weights.
+
+    Raises:
+        ValueError: if a folder has none of `names`.
+        FileNotFoundError: if there is neither file nor folder.
+    """
+    path = Path(path)
+    if path.is_dir():
+        for name in names:
+            if (path / name).is_file():
+                return path / name
+        raise ValueError(f"{path} has neither {' nor '.join(names)}; give the file itself")
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file or folder")
+    return path
+
+
+def read_file(path: Path) -> dict:
+    """What a file of weights holds: named tensors, or whatever else stands beside them in a pickle.
+
+    Raises:
+        ValueError: if the file is damaged or no file of weights, or holds anything that could run code.
+        OSError: if it cannot be opened.
+    """
+    with path.open("rb"):  # errors of the file system say all themselves
+        pass
+    try:
+        if path.suffix == ".safetensors":
+            content = load_file(path)
+        elif path.suffix == ".npz":
+            with np.load(path) as arrays:
+                content = {name: torch.from_numpy(arrays[name]) for name in arrays.files}
+        else:
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # bytes that are no such file make these readers raise anything
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ValueError(
+            f"{path} cannot be read ({reason}): it is cut off, no file of weights, or holds more than tensors, which "
+            "could run code. Copy or download it again; where you trust it, save its tensors alone where its own "
+            'package is installed: torch.save(torch.load(path, weights_only=False)["state_dict"], new_path)'
+        ) from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds no state dict but a {type(content).__name__}; give a file of named tensors")
+    return content
+
+
+def tensors_of(content: dict, where: str) -> StateDict:
+    """The named tensors of what a file holds, without what wrappers put before and into the names.
+
+    Raises:
+        ValueError: if there are none, or names are no texts.
+    """
+    for name in CONTAINERS:
+        if isinstance(content.get(name), dict):
+            content = content[name]
+    state = {name: value for name, value in content.items() if isinstance(value, torch.Tensor)}
+    if not state:
+        found = ", ".join(map(repr, list(content)[:5])) or "nothing"
+        raise ValueError(f"{where} holds no state dict but {found}; give a file of named tensors")
+    if nameless := [name for name in state if not isinstance(name, str)]:
+        raise ValueError(f"{where} has a tensor under the key {nameless[0]!r}; give tensors under their names as texts")
+    return without_prefix(renamed(state, {WRAPPERS: ""}))
 
 
 def read_state_dict(path: str | Path) -> StateDict:
     """The tensors of a file, by name; of a pickle with more in it, those under "state_dict" or "model".
 
     Raises:
-        ValueError: if a pickle holds no state dict, or anything that could run code.
+        ValueError, OSError: as `read_file` and `tensors_of`.
     """
-    path = Path(path)
-    if path.suffix == ".safetensors":
-        return load_file(path)
-    if path.suffix == ".npz":
-        with np.load(path) as arrays:
-            return {name: torch.from_numpy(arrays[name]) for name in arrays.files}
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(
-            f"{path} is no PyTorch file, or holds objects besides tensors, which could run code ({reason}). If you "
-            "trust it, save its tensors alone where its own package is installed: "
-            'torch.save(torch.load(path, weights_only=False)["state_dict"], new_path)'
-        ) from error
-    for name in ("state_dict", "model"):
-        if isinstance(content, dict) and isinstance(content.get(name), dict):
-            content = content[name]
-    if not isinstance(content, dict) or not any(isinstance(value, torch.Tensor) for value in content.values()):
-        raise ValueError(f"{path} holds no state dict but a {type(content).__name__}; give a file of named tensors")
-    return {name: value for name, value in content.items() if isinstance(value, torch.Tensor)}
+    return tensors_of(read_file(Path(path)), str(path))
 
 
-def read_class_names(path: str | Path) -> list[str] | None:
+def without_prefix(state: StateDict) -> StateDict:
+    """Without the parts that all names start with (`module.`, `model.`, `net.`); a list (`stages.0.`) stays."""
+    while len(state) > 1 and len({name.partition(".")[0] for name in state}) == 1:
+        rest = {name.partition(".")[2]: tensor for name, tensor in state.items()}
+        if any(name[:1].isdigit() or not name for name in rest):  # a list of layers, or a tensor itself
+            break
+        state = rest
+    return state
+
+
+def backbone_of(state: StateDict, where: str) -> StateDict:
+    """Of a whole checkpoint what lies below `backbone.`, the rest is left out, which is logged; else all."""
+    inside = {name.removeprefix("backbone."): tensor for name, tensor in state.items() if name.startswith("backbone.")}
+    if not inside:
+        return state
+    log_left_out([name for name in state if not name.startswith("backbone.")], where)
+    return inside
+
+
+def log_left_out(names: list[str], where: str) -> None:
+    """Says which tensors are not used; shown unless logging is set up otherwise."""
+    if names:
+        logger.warning(f"{where}: left out {', '.join(names)}")
+
+
+def check_tensors(state: StateDict) -> None:
+    """Weights are floating-point numbers, there and finite; counters of batches are integers.
+
+    Raises:
+        ValueError: for the first tensor of which that is not true.
+    """
+    for name, tensor in state.items():
+        counter = name.endswith("num_batches_tracked")
+        if tensor.is_meta or tensor.layout != torch.strided or tensor.is_quantized:
+            reason = "is without values, sparse or quantized; save the weights as plain tensors"
+        elif not counter and not tensor.is_floating_point():
+            reason = f"is of type {tensor.dtype}; save the weights as floating-point numbers"
+        elif not counter and not tensor.float().isfinite().all():
+            reason = "has values that are not finite (NaN or infinite): the training failed or the file is damaged"
+        else:
+            continue
+        raise ValueError(f"the tensor {name} {reason}")
+
+
+def class_names_of(content: dict) -> list[str] | None:
     """The names that mmsegmentation writes into a checkpoint beside the tensors; None in files of others."""
-    content = None if Path(path).suffix in (".safetensors", ".npz") else torch.load(path, "cpu", weights_only=True)
-    meta = content.get("meta") if isinstance(content, dict) else None
+    meta = content.get("meta")
     if not isinstance(meta, dict):
         return None
-    names = (meta.get("dataset_meta") or {}).get("classes") or meta.get("CLASSES")  # mmsegmentation 1, 0
-    return [str(name) for name in names] if names else None
+    data = meta.get("dataset_meta")
+    names = (data.get("classes") if isinstance(data, dict) else None) or meta.get("CLASSES")  # mmsegmentation 1, 0
+    return [str(name) for name in names] if isinstance(names, (list, tuple)) and names else None
+
+
+def reason_of(error: Exception) -> str:
+    """An error in reading tensors, in words: a KeyError says nothing but the key."""
+    return f"it lacks {error}" if isinstance(error, KeyError) else str(error)
 
 
 def renamed(state: StateDict, names: Names) -> StateDict:
@@ -79,16 +180,23 @@ class Source(NamedTuple):
 
     Attributes:
         marks: regular expressions; a checkpoint is of this source if each is found in one of its keys.
-        left_out: matches keys of weights that take no part in the prediction.
-        names: renamings to ours.
         read: takes the remaining tensors under our names, repairs them in place where layouts differ, and returns the
             fields of the configuration.
+        names: renamings to ours; none in this package's own checkpoints.
+        left_out: matches keys of weights that take no part in the prediction.
+        read_beside: fields of the configuration that a file of the source's own in the given folder tells.
     """
 
     marks: tuple[str, ...]
-    left_out: str
-    names: Names
     read: Callable[[StateDict], dict]
+    names: Names = {}
+    left_out: str = r"^$"
+    read_beside: Callable[[Path], dict] | None = None
+
+    @property
+    def is_own(self) -> bool:
+        """Whether it is this package."""
+        return not self.names
 
     def is_of(self, state: StateDict) -> bool:
         """Whether a state dict is one of this code base's."""

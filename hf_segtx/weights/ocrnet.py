@@ -6,7 +6,10 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel
 
-from .files import Source, StateDict, count, read_state_dict, renamed
+from .files import Source, StateDict, backbone_of, check_tensors, count, read_state_dict, renamed
+
+
+HUB_OWNER = "timm"  # of the pre-trained backbones on the Hub
 
 
 def ocrnet_fields(state: StateDict) -> dict:
@@ -97,6 +100,10 @@ OCRNET_AUTHORS = {
 UNUSED_OF_OCRNET = r"^loss\.|^(backbone\.)?(incre_modules|downsamp_modules|final_layer)\."
 
 SOURCES = {
+    "OCRNet of this package": Source(
+        marks=(r"^backbone\.encoder\.", r"^auxiliary_heads\.0\.conv\.conv\.", r"^decode_head\.pixels\."),
+        read=ocrnet_fields,
+    ),
     "OCRNet of the authors (HRNet-OCR, openseg) with in-place BatchNorm": Source(
         marks=(r"\.object_context_block\.f_pixel\.1\.weight$",),
         left_out=UNUSED_OF_OCRNET,
@@ -111,7 +118,6 @@ SOURCES = {
     ),
     "OCRNet of mmsegmentation": Source(
         marks=(r"^decode_head\.1\.object_context_block\.",),
-        left_out=r"^$",
         names={
             r"^backbone\.": "backbone.encoder.",
             r"^decode_head\.0\.convs\.0\.": "auxiliary_heads.0.conv.",
@@ -133,15 +139,18 @@ UNUSED_OF_CONVOLUTIONAL = r"^(fc|classifier|incre_modules|downsamp_modules|final
 
 def load_backbone(backbone: PreTrainedModel, file: Path) -> None:
     """The part of `load_backbone` that is OCRNet's: HRNet or ResNet of timm, torchvision or the authors."""
-    state = read_state_dict(file)
-    state = {name: value for name, value in state.items() if not re.search(UNUSED_OF_CONVOLUTIONAL, name)}
-    if "stage2.0.branches.0.0.conv1.weight" not in state:  # a ResNet, whose stem has one or three convolutions
-        last = 7 if "conv1.0.weight" in state else 1
-        state = renamed(state, {r"^conv1\.(\d)\.": r"stem.\1.", r"^conv1\.": "stem.0.", r"^bn1\.": f"stem.{last}."})
+    where = str(file)
+    state = backbone_of(read_state_dict(file), where)
+    state = {name.removeprefix("encoder."): tensor for name, tensor in state.items()}
+    state = {name: tensor for name, tensor in state.items() if not re.search(UNUSED_OF_CONVOLUTIONAL, name)}
     try:
+        check_tensors(state)
+        if "stage2.0.branches.0.0.conv1.weight" not in state and "stem.0.weight" not in state:
+            last = 7 if "conv1.0.weight" in state else 1  # a ResNet, whose stem has one or three convolutions
+            state = renamed(state, {r"^conv1\.(\d)\.": r"stem.\1.", r"^conv1\.": "stem.0.", r"^bn1\.": f"stem.{last}."})
         backbone.encoder.load_state_dict(state)
-    except RuntimeError as error:
+    except (RuntimeError, ValueError) as error:
         raise ValueError(
-            f"{file} does not fit the backbone; if it is the stem, set `stem_hidden_sizes` ([64] for a 7x7 "
+            f"{where} does not fit the backbone; if it is the stem, set `stem_hidden_sizes` ([64] for a 7x7 "
             f"convolution, [32, 32, 64] or [64, 64, 128] for three): {error}"
         ) from error

@@ -5,7 +5,16 @@ from pathlib import Path
 import yaml
 
 from .files import Source, StateDict, count
-from .vision_transformer import MMSEGMENTATION_VIT, add_patch_bias, load_vision_transformer, vision_transformer_fields
+from .vision_transformer import (
+    HUB_OWNER,
+    MMSEGMENTATION_VIT,
+    add_patch_bias,
+    load_backbone,
+    vision_transformer_fields,
+)
+
+
+__all__ = ["HUB_OWNER", "SOURCES", "load_backbone"]  # the same backbone as SETR's
 
 
 def segmenter_fields(state: StateDict) -> dict:
@@ -44,12 +53,16 @@ def segmenter_mmsegmentation(state: StateDict) -> dict:
     }
 
 
-def segmenter_variant(path: Path) -> dict:
+def variant_fields(folder: Path) -> dict:
     """What the authors' variant.yml, beside their checkpoint.pth, says of the network and the weights do not.
 
     Raises:
         ValueError: if it does not describe a Segmenter.
     """
+
+    path = folder / "variant.yml"
+    if not path.is_file():
+        return {}
 
     class Loader(yaml.SafeLoader):
         """The authors write sizes as Python tuples."""
@@ -73,6 +86,10 @@ def segmenter_variant(path: Path) -> dict:
 
 
 SOURCES = {
+    "Segmenter of this package": Source(
+        marks=(r"^backbone\.vit\.norm\.", r"^decode_head\.(classifier\.weight|class_embeddings)$"),
+        read=segmenter_fields,
+    ),
     "Segmenter of the authors (rstrudel/segmenter)": Source(
         marks=(r"^encoder\.blocks\.0\.attn\.qkv\.", r"^decoder\.(head\.|cls_emb$)"),
         left_out=r"^encoder\.head(_dist)?\.",
@@ -87,10 +104,10 @@ SOURCES = {
             r"\.proj_classes$": ".class_projection.weight",
         },
         read=segmenter_authors,
+        read_beside=variant_fields,
     ),
     "Segmenter of mmsegmentation": Source(
         marks=(r"^backbone\.layers\.0\.attn\.attn\.", r"^backbone\.ln1\.", r"^decode_head\.(conv_seg\.|cls_emb$)"),
-        left_out=r"^$",
         names={
             r"^backbone\.ln1\.": "backbone.norm.",
             r"^decode_head\.layers\.": "decode_head.blocks.",
@@ -105,5 +122,3 @@ SOURCES = {
         read=segmenter_mmsegmentation,
     ),
 }
-
-load_backbone = load_vision_transformer

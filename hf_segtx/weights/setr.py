@@ -6,13 +6,17 @@ import torch
 
 from .files import Source, StateDict, count
 from .vision_transformer import (
+    HUB_OWNER,
     MMSEGMENTATION_VIT,
     add_patch_bias,
     from_deepest,
     from_p2,
-    load_vision_transformer,
+    load_backbone,
     vision_transformer_fields,
 )
+
+
+__all__ = ["HUB_OWNER", "SOURCES", "load_backbone"]  # the same backbone as Segmenter's
 
 
 def setr_fields(state: StateDict) -> dict:
@@ -37,18 +41,23 @@ def setr_fields(state: StateDict) -> dict:
     return fields
 
 
-def setr_upsampling_authors(state: StateDict) -> dict:
-    # All convolutions have numbers; the last of a head, without a norm, is the classifier.
-    for name in list(state):
-        match = re.fullmatch(r"(.+)\.convs\.(\d)\.conv\.(weight|bias)", name)
-        if match and f"{match[1]}.convs.{match[2]}.norm.weight" not in state:
-            state[f"{match[1]}.classifier.{match[3]}"] = state.pop(name)
+def published_upsampling(state: StateDict) -> dict:
+    """Fields of the authors' and this package's heads; the factors, which do not show in the weights, as published."""
     fields = setr_fields(state)
     if fields["decode_head"] == "pup":
         # x2 after each convolution; the last one's is left to the final resize. Auxiliary heads: x4 after the only one.
         fields["decoder_upsampling"] = [2] * (count(state, r"decode_head\.convs\.(\d)\.") - 1) + [1]
         fields["auxiliary_upsampling"] = [4]
     return fields
+
+
+def setr_upsampling_authors(state: StateDict) -> dict:
+    # All convolutions have numbers; the last of a head, without a norm, is the classifier.
+    for name in list(state):
+        match = re.fullmatch(r"(.+)\.convs\.(\d)\.conv\.(weight|bias)", name)
+        if match and f"{match[1]}.convs.{match[2]}.norm.weight" not in state:
+            state[f"{match[1]}.classifier.{match[3]}"] = state.pop(name)
+    return published_upsampling(state)
 
 
 def setr_upsampling_mmsegmentation(state: StateDict) -> dict:
@@ -75,6 +84,10 @@ def setr_mla_mmsegmentation(state: StateDict) -> dict:
 
 
 SOURCES = {
+    "SETR of this package": Source(
+        marks=(r"^backbone\.vit\.blocks\.0\.", r"^decode_head\.convs\."),
+        read=published_upsampling,
+    ),
     "SETR-Naive or -PUP of the authors (fudan-zvg/SETR)": Source(
         marks=(r"^backbone\.blocks\.0\.attn\.qkv\.", r"^decode_head\.syncbn_fc_0\."),
         left_out=r"\.conv_seg\.",
@@ -106,7 +119,6 @@ SOURCES = {
     ),
     "SETR-Naive or -PUP of mmsegmentation": Source(
         marks=(r"^backbone\.layers\.0\.attn\.attn\.", r"^decode_head\.up_convs\.", r"^decode_head\.norm\."),
-        left_out=r"^$",
         names={
             **MMSEGMENTATION_VIT,
             r"^auxiliary_head\.": "auxiliary_heads.",
@@ -118,7 +130,6 @@ SOURCES = {
     ),
     "SETR-MLA of mmsegmentation": Source(
         marks=(r"^backbone\.layers\.0\.attn\.attn\.", r"^decode_head\.up_convs\.", r"^neck\.mla\."),
-        left_out=r"^$",
         names={
             **MMSEGMENTATION_VIT,
             r"^neck\.norm\.": "backbone.neck.norms.",
@@ -132,5 +143,3 @@ SOURCES = {
         read=setr_mla_mmsegmentation,
     ),
 }
-
-load_backbone = load_vision_transformer

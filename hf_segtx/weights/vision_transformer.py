@@ -1,6 +1,5 @@
 """Checkpoints of the ViT that SETR and Segmenter share: sizes, and mmsegmentation's names."""
 
-import logging
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -9,10 +8,8 @@ import torch
 import torch.nn.functional as F
 from transformers import PreTrainedModel
 
-from .files import StateDict, count, read_state_dict, renamed
-
-
-logger = logging.getLogger(__name__)
+from ..models.vision_transformer import VisionTransformer
+from .files import StateDict, backbone_of, check_tensors, count, log_left_out, read_state_dict, reason_of, renamed
 
 
 def vision_transformer_fields(state: StateDict) -> dict:
@@ -61,6 +58,8 @@ MMSEGMENTATION_VIT = {
 
 
 # --- pre-trained backbones
+
+HUB_OWNER = "timm"  # of those on the Hub
 
 # Names -> timm's, with queries, keys and values apart.
 TRANSFORMERS_VIT = {  # of files on the Hub, and of the modules of transformers 5
@@ -149,41 +148,45 @@ def resized_patch_kernel(weight: torch.Tensor, size: int) -> torch.Tensor:
     return (weight.flatten(2) @ torch.linalg.pinv(resize.T)).unflatten(2, (size, size))
 
 
-def load_vision_transformer(backbone: PreTrainedModel, file: Path) -> None:
-    """The part of `load_backbone` that is SETR's and Segmenter's: a ViT or DeiT, whichever format it has."""
-    vit = backbone.vit
-    state = as_timm(read_state_dict(file))
-    if "pos_embed" not in state or "cls_token" not in state:
-        raise ValueError(
-            f"{file} is no ViT with class token and position table; its first keys: {', '.join(list(state)[:5])}"
-        )
-    state = {name: value.float() for name, value in state.items()}
+def resized(state: StateDict, vit: VisionTransformer) -> StateDict:
+    """The weights with position table and patch kernel of the model's sizes; without a second token it does not have.
 
-    unused = [name for name in state if re.search(UNUSED_OF_BACKBONE, name)]
-    if isinstance(vit.norm, torch.nn.Identity):
-        unused += [name for name in ("norm.weight", "norm.bias") if name in state]
+    Raises:
+        ValueError: if the table is of no square image.
+    """
     prefix, patches = state["pos_embed"].tensor_split((1 + ("dist_token" in state),), dim=1)
-    if "dist_token" in state and vit.dist_token is None:
+    if vit.dist_token is None:
         prefix = prefix[:, :1]
-        unused.append("dist_token")
-    for name in unused:
-        del state[name]
-    if unused:
-        logger.warning(f"{file}: left out {', '.join(unused)}")  # shown unless logging is set up otherwise
-
     side = round(patches.shape[1] ** 0.5)
     if side**2 != patches.shape[1]:
-        raise ValueError(f"{file} has a position table of {patches.shape[1]} patches, which is no square")
+        raise ValueError(f"the position table has {patches.shape[1]} patches, which is no square")
     if (side, side) != vit.grid_size:
         patches = patches.unflatten(1, (side, side)).permute(0, 3, 1, 2)  # (1, C, side, side)
         patches = F.interpolate(patches, size=vit.grid_size, mode=vit.position_resize_mode, align_corners=False)
         patches = patches.flatten(2).transpose(1, 2)
-    state["pos_embed"] = torch.cat((prefix, patches), dim=1)
-    kernel, own_kernel = (weights["patch_embed.proj.weight"].shape[-1] for weights in (state, vit.state_dict()))
-    if kernel != own_kernel:
-        state["patch_embed.proj.weight"] = resized_patch_kernel(state["patch_embed.proj.weight"], own_kernel)
+    kernel, size = state["patch_embed.proj.weight"], vit.patch_embed.proj.weight.shape[-1]
+    if kernel.shape[-1] != size:
+        kernel = resized_patch_kernel(kernel, size)
+    return {**state, "pos_embed": torch.cat((prefix, patches), dim=1), "patch_embed.proj.weight": kernel}
 
+
+def load_backbone(backbone: PreTrainedModel, file: Path) -> None:
+    """The part of `load_backbone` that is SETR's and Segmenter's: a ViT or DeiT, whichever format it has."""
+    vit, where = backbone.vit, str(file)
+    state = backbone_of(read_state_dict(file), where)
     try:
-        vit.load_state_dict(state)
-    except RuntimeError as error:
-        raise ValueError(f"{file} does not fit the backbone: {error}") from error
+        state = as_timm({name.removeprefix("vit."): tensor for name, tensor in state.items()})
+        if "pos_embed" not in state or "cls_token" not in state:
+            found = ", ".join(list(state)[:5])
+            raise ValueError(f"it is no ViT with class token and position table; its first keys: {found}")
+        unused = [name for name in state if re.search(UNUSED_OF_BACKBONE, name)]
+        if isinstance(vit.norm, torch.nn.Identity):
+            unused += [name for name in ("norm.weight", "norm.bias") if name in state]
+        if vit.dist_token is None and "dist_token" in state:
+            unused.append("dist_token")
+        log_left_out(unused, where)
+        check_tensors({name: tensor for name, tensor in state.items() if name not in unused})
+        weights = resized({name: tensor.float() for name, tensor in state.items()}, vit)
+        vit.load_state_dict({name: tensor for name, tensor in weights.items() if name not in unused})
+    except (LookupError, RuntimeError, ValueError) as error:
+        raise ValueError(f"{where} does not fit the backbone: {reason_of(error)}") from error
