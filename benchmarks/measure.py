@@ -68,7 +68,7 @@ def peak_additional_memory(function: Callable[[], object]) -> int:
 def matrix_speed() -> float:
     """Multiply-adds a second of a large float32 product on this machine, best of five: of the faster library.
 
-    On a CPU PyTorch gives matrix products to MKL and convolutions to oneDNN; see hf_segtx/models/layers.py.
+    On a CPU PyTorch gives matrix products to MKL and convolutions to oneDNN; see hf_segtx/models/cpu.py.
     """
     a, b = torch.randn(2048, 2048), torch.randn(2048, 2048)
     image = torch.randn(1, 2048, 2048, 1).contiguous(memory_format=torch.channels_last)

@@ -12,7 +12,7 @@ from transformers import pipeline
 import hf_segtx
 from hf_segtx.architectures import ARCHITECTURES
 from hf_segtx.losses import parse_loss
-from hf_segtx.models.layers import Linear
+from hf_segtx.models.cpu import Linear
 from hf_segtx.models.segmentation_base import segmentation_loss
 
 

@@ -14,8 +14,8 @@ from transformers import ConvNextConfig, TimmBackboneConfig
 
 from hf_segtx import OCRNetConfig, OCRNetForSemanticSegmentation, OCRNetModel
 from hf_segtx.models.configuration_ocrnet import SIZES
-from hf_segtx.models.layers import WinogradConv2d
-from hf_segtx.models.modeling_ocrnet import OCRNetDecodeHead, convolve_concatenated, norm_relu_conv
+from hf_segtx.models.cpu import WinogradConv2d, norm_relu_conv
+from hf_segtx.models.modeling_ocrnet import OCRNetDecodeHead, convolve_concatenated
 from hf_segtx.weights import load_backbone, load_original
 
 

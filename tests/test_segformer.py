@@ -20,7 +20,7 @@ from transformers import SegformerModel as TransformersSegformerModel
 from transformers.utils import logging
 
 from hf_segtx import SegFormerConfig, SegFormerForImageClassification, SegFormerForSemanticSegmentation, SegFormerModel
-from hf_segtx.models import modeling_segformer
+from hf_segtx.models import cpu
 from hf_segtx.models.configuration_segformer import SIZES
 from hf_segtx.weights import load_original
 
@@ -147,7 +147,7 @@ def test_prediction_by_rows_is_the_whole_map_at_once(settings, monkeypatch):
     model = randomize(SegFormerForSemanticSegmentation(SegFormerConfig(**TINY, num_labels=7, **settings)))
     images = torch.rand(2, 3, 184, 120)
     whole = model(images).logits
-    monkeypatch.setattr(modeling_segformer, "BLOCK_NUMEL_CPU", 0)
+    monkeypatch.setattr(cpu, "BLOCK_NUMEL_CPU", 0)
     with torch.no_grad():
         rows = model(images).logits
     assert (rows - whole).abs().max() < 1e-5 * whole.abs().max()  # float32, sums in another order

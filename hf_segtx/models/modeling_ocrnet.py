@@ -22,13 +22,11 @@ Shapes: B images, K classes and regions, C channels, D = `decoder_key_size`; (H,
 HRNet and / `output_stride` for ResNet.
 """
 
-import copy
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
 from transformers import AutoBackbone, GradientCheckpointingLayer
 from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutput
@@ -36,7 +34,8 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_SEMANTIC_SEGMENTATI
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_ocrnet import OCRNetConfig
-from .layers import ConvNormAct, WinogradConv2d, map_to_tokens, tokens_to_map
+from .cpu import fuse_batch_norm, norm_relu_conv
+from .layers import ConvNormAct, map_to_tokens, tokens_to_map
 from .segmentation_base import SegmentationOutput, SegmentationPreTrainedModel
 
 
@@ -78,75 +77,6 @@ def conv_norm(in_channels: int, out_channels: int, kernel_size: int, stride: int
     ]
 
 
-class NormReLUConv(torch.autograd.Function):
-    """Batch normalisation in training, ReLU, convolution and maybe another normalisation, which keep their input alone.
-
-    What their backward pass needs besides is computed again: from the statistics, and by the convolution if it is
-    followed by a normalisation.
-
-    Args:
-        x: (B, C_in, H, W)
-        arguments: weight, bias, running mean and running variance of the first normalisation; the convolution's weight;
-            the same four of the second, or four None; momentum and epsilon; stride, padding and dilation.
-    """
-
-    @staticmethod
-    def forward(ctx, x, *arguments):
-        norm, weight, next_norm = arguments[:4], arguments[4], arguments[5:9]
-        momentum, eps, *geometry = arguments[9:]
-        y, *statistics = torch.native_batch_norm(x, *norm, True, momentum, eps)
-        y = F.conv2d(y.relu_(), weight, None, *geometry)
-        if next_norm[0] is not None:
-            y, *next_statistics = torch.native_batch_norm(y, *next_norm, True, momentum, eps)
-            statistics += next_statistics
-        ctx.save_for_backward(x, *norm, weight, *next_norm, *statistics)
-        ctx.eps, ctx.geometry = eps, geometry
-        return y
-
-    @staticmethod
-    def backward(ctx, gradient):
-        x, *tensors = ctx.saved_tensors
-        norm, weight, next_norm, statistics = tensors[:4], tensors[4], tensors[5:9], tensors[9:]
-        eps, geometry = ctx.eps, ctx.geometry
-        of_x, *of_norm, _, _, of_weight = ctx.needs_input_grad[:6]
-        scale = norm[0] * statistics[1]
-        shift = norm[1] - statistics[0] * scale
-        y = torch.addcmul(shift[:, None, None], x, scale[:, None, None]).relu_()
-
-        def through_norm(gradient, x, norm, statistics, wanted):
-            parts = gradient, x, norm[0], *norm[2:], *statistics, True, eps, wanted
-            return torch.ops.aten.native_batch_norm_backward(*parts)
-
-        next_gradients = None, None
-        if next_norm[0] is not None:
-            z = F.conv2d(y, weight, None, *geometry)
-            wanted = [True, *ctx.needs_input_grad[6:8]]
-            gradient, *next_gradients = through_norm(gradient, z, next_norm, statistics[2:], wanted)
-        before = any((of_x, *of_norm))
-        gradient, weight_gradient, _ = torch.ops.aten.convolution_backward(
-            gradient, y, weight, None, *geometry, False, [0, 0], 1, [before, of_weight, False]
-        )
-        gradients = None, None, None
-        if before:
-            gradient = torch.ops.aten.threshold_backward(gradient, y, 0)
-            gradients = through_norm(gradient, x, norm, statistics[:2], [of_x, *of_norm])
-        return *gradients, None, None, weight_gradient, *next_gradients, *[None] * 7
-
-
-def norm_relu_conv(norm: nn.Module, conv: nn.Conv2d, x: torch.Tensor, next_norm: nn.Module | None = None):
-    """next_norm(conv(relu(norm(x)))), the convolution without bias; when trained on a CPU, by [`NormReLUConv`]."""
-    norms = [norm] if next_norm is None else [norm, next_norm]
-    is_plain = all(type(norm) is nn.BatchNorm2d and norm.training and norm.momentum is not None for norm in norms)
-    if not is_plain or not torch.is_grad_enabled() or x.device.type != "cpu" or torch.is_autocast_enabled("cpu"):
-        y = conv(F.relu(norm(x), inplace=True))
-        return y if next_norm is None else next_norm(y)
-    for norm in norms:
-        norm.num_batches_tracked.add_(1)
-    tensors = [(norm.weight, norm.bias, norm.running_mean, norm.running_var) for norm in norms] + [(None,) * 4]
-    options = norm.momentum, norm.eps, conv.stride, conv.padding, conv.dilation
-    return NormReLUConv.apply(x, *tensors[0], conv.weight, *tensors[1], *options)
-
-
 class BasicBlock(GradientCheckpointingLayer):
     """Residual block of two 3x3 convolutions of the same width. (B, C, h, w) -> the same."""
 
@@ -181,7 +111,7 @@ class Bottleneck(GradientCheckpointingLayer):
 
 def upsample(feature_map: torch.Tensor, size: tuple[int, int], align_corners: bool) -> torch.Tensor:
     """(B, C, h, w) -> (B, C, *size), bilinear."""
-    if feature_map.shape[2:] == size:
+    if not torch.compiler.is_exporting() and feature_map.shape[2:] == size:  # an export must serve every size
         return feature_map
     return F.interpolate(feature_map, size=size, mode="bilinear", align_corners=align_corners)
 
@@ -224,7 +154,7 @@ class HighResolutionModule(nn.Module):
                 if j > i:
                     if not self.align_corners:
                         # As mmsegmentation: first by the power of 2, then, if sizes are odd, to the size.
-                        x = upsample(x, (x.shape[2] << (j - i), x.shape[3] << (j - i)), False)
+                        x = upsample(x, (x.shape[2] * 2 ** (j - i), x.shape[3] * 2 ** (j - i)), False)
                     x = upsample(x, size, self.align_corners)
                 total = x.add_(total)
             fused.append(F.relu(total, inplace=True))
@@ -476,23 +406,8 @@ class OCRNetPreTrainedModel(SegmentationPreTrainedModel):
             super()._init_weights(module)
 
     def fuse_batch_norm(self) -> "OCRNetPreTrainedModel":
-        """A copy for inference, faster: every BatchNorm is folded into its convolution, weights are channels-last.
-
-        On a CPU large 3x3 convolutions become [`WinogradConv2d`]. The function is the same up to rounding. The copy is
-        in evaluation mode and is not to be trained or saved; the model itself stays as it is.
-        """
-        fused = copy.deepcopy(self).eval().requires_grad_(False)
-        for parent in list(fused.modules()):
-            conv_name, conv = None, None
-            for name, module in list(parent.named_children()):
-                if type(conv) is nn.Conv2d and type(module) in (nn.BatchNorm2d, nn.SyncBatchNorm):
-                    conv = fuse_conv_bn_eval(conv, module)
-                    if conv.kernel_size == (3, 3) and conv.stride == (1, 1) and min(conv.weight.shape[:2]) >= 256:
-                        conv = WinogradConv2d(conv)
-                    setattr(parent, conv_name, conv)
-                    setattr(parent, name, nn.Identity())
-                conv_name, conv = name, module
-        return fused.to(memory_format=torch.channels_last)
+        """A copy for inference, the same function but faster; see [`cpu.fuse_batch_norm`]."""
+        return fuse_batch_norm(self)
 
 
 class OCRNetModel(OCRNetPreTrainedModel):

@@ -35,25 +35,9 @@ from transformers.utils.generic import can_return_tuple, merge_with_config_defau
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from .configuration_segformer import SegFormerConfig
-from .layers import DropPath, Linear, eager_attention_forward, linear
+from .cpu import Linear, add_upsampled_by_rows, batch_norm_terms, by_rows, has_plain_weight, is_prediction, linear
+from .layers import DropPath, eager_attention_forward
 from .segmentation_base import SegmentationOutput, SegmentationPreTrainedModel
-from .upsampling import positions
-
-
-# Values of the widest maps, in Mix-FFN and head, that are held at once in prediction.
-BLOCK_NUMEL_CPU = 2**19  # few enough for a CPU's cache
-BLOCK_NUMEL_GPU = 2**25  # and enough to occupy a GPU
-
-
-def block_rows(x: torch.Tensor, row_numel: int, least: int) -> int:
-    """How many rows of `row_numel` values are held at once on the device of x, `least` at least."""
-    block_numel = BLOCK_NUMEL_CPU if x.device.type == "cpu" else BLOCK_NUMEL_GPU
-    return max(least, block_numel // row_numel)
-
-
-def is_prediction(module: nn.Module) -> bool:
-    """Whether maps may be computed in blocks of rows, which takes less memory but would slow down training."""
-    return not (module.training or torch.is_grad_enabled() or torch.compiler.is_compiling())
 
 
 @dataclass
@@ -168,21 +152,14 @@ class SegFormerMixFFN(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if not is_prediction(self):
-            return self.rows(x, 0, x.shape[1])
-        # The hidden map, several times as wide, is held for a block of rows; of 16 at least, as two are computed twice.
-        result = torch.empty_like(x)
-        step = block_rows(x, len(x) * x.shape[2] * self.fc1.out_features, least=16)
-        for begin in range(0, x.shape[1], step):
-            result[:, begin : begin + step] = self.rows(x, begin, min(begin + step, x.shape[1]))
-        return result
+            return self.mix(x)
+        return by_rows(self.mix, x, self.fc1.out_features, halo=int(self.dwconv is not None))
 
-    def rows(self, x: torch.Tensor, begin: int, end: int) -> torch.Tensor:
-        """Rows `begin` to `end` of the result; the convolution needs one row above and one below."""
-        halo = int(self.dwconv is not None)
-        first = max(begin - halo, 0)
-        x = self.fc1(x[:, first : end + halo])
+    def mix(self, x: torch.Tensor, inside: slice = slice(None)) -> torch.Tensor:
+        """The rows `inside` of the result, from them and those beside them."""
+        x = self.fc1(x)
         if self.dwconv is not None:
-            x = self.dwconv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)[:, begin - first : end - first]
+            x = self.dwconv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)[:, inside]
         return self.dropout(self.fc2(self.dropout(self.act(x))))
 
 
@@ -256,13 +233,14 @@ class SegFormerDecodeHead(nn.Module):
     def product(self, i: int, fuse: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
         """What stage i adds to the fusion, at its own resolution: a function (B, C_i, h_i, w_i) -> (B, C, h_i, w_i)."""
         project = self.projections[i]
-        if not self.normalize_projections:
+        if not self.normalize_projections and type(project) is Linear and has_plain_weight(project):
             weight, bias = fuse @ project.weight, fuse @ project.bias
             return lambda feature_map: linear(feature_map.permute(0, 2, 3, 1), weight, bias).permute(0, 3, 1, 2)
 
         def of_map(feature_map: torch.Tensor) -> torch.Tensor:
-            x = project(feature_map.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
-            x = F.relu(self.projection_norms[i](x)).permute(0, 2, 3, 1)
+            x = project(feature_map.permute(0, 2, 3, 1))
+            if self.normalize_projections:
+                x = F.relu(self.projection_norms[i](x.permute(0, 3, 1, 2))).permute(0, 2, 3, 1)
             return linear(x, fuse).permute(0, 3, 1, 2)
 
         return of_map
@@ -272,46 +250,20 @@ class SegFormerDecodeHead(nn.Module):
         feature_maps = [feature_maps[stage] for stage in self.stages]
         fuse_parts = self.fuse.weight.flatten(1).chunk(len(self.stages), dim=1)[::-1]  # (C, C) each, finest stage first
         if is_prediction(self) and isinstance(self.norm, (nn.BatchNorm2d, nn.SyncBatchNorm)):
-            return self.logits_by_rows(feature_maps, fuse_parts, size)
+            scale, shift = batch_norm_terms(self.norm)  # the scale goes into the fusion; upsampling leaves the shift
+            products = [self.product(i, scale[:, None] * fuse) for i, fuse in enumerate(fuse_parts)]
+            return add_upsampled_by_rows(feature_maps, products, shift, size, self.classify)
         fused = None
         for i, (feature_map, fuse) in enumerate(zip(feature_maps, fuse_parts)):
             x = self.product(i, fuse)(feature_map)
             if x.shape[2:] != size:
                 x = F.interpolate(x, size=size, mode="bilinear", align_corners=False)
             fused = x if fused is None else x.add_(fused)  # in place: these maps are the largest of the network
-        return self.classifier(F.relu(self.dropout(self.norm(fused)), inplace=True))  # (B, K, h_0, w_0)
+        return self.classify(self.dropout(self.norm(fused)))  # (B, K, h_0, w_0)
 
-    def logits_by_rows(self, feature_maps, fuse_parts, size: tuple[int, int]) -> torch.Tensor:
-        """The same for prediction, with maps of C channels for a block of rows only.
-
-        BatchNorm is then a scale, which goes into the fusion, and a shift, which upsampling leaves as it is.
-        """
-        scale = self.norm.weight * (self.norm.running_var + self.norm.eps).rsqrt()
-        shift = self.norm.bias - self.norm.running_mean * scale
-        products = [self.product(i, scale[:, None] * fuse) for i, fuse in enumerate(fuse_parts)]
-        places = [  # of the rows of the result in each map
-            positions(feature_map.shape[2], size[0], align_corners=False).clamp(0, feature_map.shape[2] - 1)
-            for feature_map in feature_maps
-        ]
-        batch, (height, width) = feature_maps[0].shape[0], size
-        logits = shift.new_empty(batch, height, width, self.classifier.out_channels).permute(0, 3, 1, 2)
-        step = block_rows(logits, batch * len(scale) * width, least=8)
-        for begin in range(0, height, step):
-            end = min(begin + step, height)
-            fused = shift[:, None, None]
-            for feature_map, product, place in zip(feature_maps, products, places):
-                place = place[begin:end]
-                above, below = place.floor().long(), place.ceil().long()
-                first, last = int(above[0]), int(below[-1])
-                x = product(feature_map[:, :, first : last + 1])  # (B, C, last + 1 - first, w_i)
-                if feature_map.shape[2:] != size:
-                    x = x.permute(0, 2, 3, 1)
-                    above, below = (x.index_select(1, (rows - first).to(x.device)) for rows in (above, below))
-                    x = torch.lerp(above, below, place.frac().to(x)[:, None, None])  # (B, end - begin, w_i, C)
-                    x = F.interpolate(x.permute(0, 3, 1, 2), size=(end - begin, width), mode="bilinear")
-                fused = x.add_(fused)
-            logits[:, :, begin:end] = self.classifier(F.relu(fused, inplace=True))
-        return logits
+    def classify(self, fused: torch.Tensor) -> torch.Tensor:
+        """Normalised fusion (B, C, ...) to logits (B, K, ...); in place."""
+        return self.classifier(F.relu(fused, inplace=True))
 
 
 # Names in transformers' SegFormer (those of its files, those of its modules) -> ours; applied in this order.

@@ -30,7 +30,8 @@ from transformers.utils.generic import can_return_tuple, merge_with_config_defau
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from .configuration_segmenter import SegmenterConfig
-from .layers import Linear, map_to_tokens, tokens_to_map
+from .cpu import Linear
+from .layers import map_to_tokens, tokens_to_map
 from .segmentation_base import SegmentationOutput, SegmentationPreTrainedModel
 from .vision_transformer import Attention, Block, VisionTransformer, crop_padding
 
@@ -98,7 +99,7 @@ class SegmenterMaskHead(nn.Module):
 
     def forward(self, feature_map: torch.Tensor) -> torch.Tensor:
         patches = self.projection(map_to_tokens(feature_map))  # (B, N, D)
-        tokens = torch.cat((patches, self.class_embeddings.expand(len(patches), -1, -1)), dim=1)  # (B, N + K, D)
+        tokens = torch.cat((patches, self.class_embeddings.expand(patches.shape[0], -1, -1)), dim=1)  # (B, N + K, D)
         for block in self.blocks:
             tokens = block(tokens)
         patches, classes = self.norm(tokens).tensor_split((patches.shape[1],), dim=1)  # (B, N, D), (B, K, D)
@@ -155,7 +156,8 @@ class SegmenterModel(SegmenterPreTrainedModel):
     @merge_with_config_defaults
     @capture_outputs(tie_last_hidden_states=False)
     def forward(self, pixel_values: torch.Tensor, **kwargs) -> SegmenterModelOutput:
-        size = tuple(-(-side // self.config.patch_size) for side in pixel_values.shape[2:])
+        patch = self.config.patch_size
+        size = tuple((side + patch - 1) // patch for side in pixel_values.shape[2:])
         tokens, _ = self.vit(pixel_values, **kwargs)  # (B, P + N, C)
         feature_map = tokens_to_map(tokens[:, self.vit.num_prefix_tokens :], size)  # (B, C, h, w)
         return SegmenterModelOutput(last_hidden_state=tokens, feature_maps=(feature_map,))
@@ -203,6 +205,4 @@ class SegmenterForSemanticSegmentation(SegmenterPreTrainedModel):
 
 
 # pipeline("image-segmentation") knows the model classes it supports by this table only.
-MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES.setdefault(
-    SegmenterConfig.model_type, "SegmenterForSemanticSegmentation"
-)
+MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES.setdefault(SegmenterConfig.model_type, "SegmenterForSemanticSegmentation")

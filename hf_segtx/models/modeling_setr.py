@@ -223,9 +223,7 @@ class SETRForSemanticSegmentation(SETRPreTrainedModel):
             ]
         else:
             self.decode_head = SETRUpsamplingHead(config, config.decoder_upsampling)
-            auxiliary_heads = [
-                SETRUpsamplingHead(config, config.auxiliary_upsampling) for _ in config.auxiliary_levels
-            ]
+            auxiliary_heads = [SETRUpsamplingHead(config, config.auxiliary_upsampling) for _ in config.auxiliary_levels]
         self.auxiliary_heads = nn.ModuleList(auxiliary_heads)
         self.post_init()
 

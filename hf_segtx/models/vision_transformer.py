@@ -17,11 +17,17 @@ from transformers.activations import ACT2FN
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils.import_utils import is_torchdynamo_exporting
 
-from .layers import DropPath, Linear, eager_attention_forward, map_to_tokens, tokens_to_map
+from .cpu import Linear
+from .layers import DropPath, eager_attention_forward, map_to_tokens, tokens_to_map
 
 
 # Position tables kept for other image sizes than the native one; an evaluation that keeps aspect ratios meets many.
 CACHED_TABLES = 8
+
+
+def padding_of(side: int, patch_size: int) -> int:
+    """Pixels that a side lacks to whole patches; written so that an export, whose sides are symbols, can reckon with it."""
+    return (side + patch_size - 1) // patch_size * patch_size - side
 
 
 def crop_padding(logits: torch.Tensor, image_size: tuple[int, int], patch_size: int) -> torch.Tensor:
@@ -34,11 +40,22 @@ def crop_padding(logits: torch.Tensor, image_size: tuple[int, int], patch_size: 
         logits: (B, K, h', w'), covering the padded image
         returns: the same where nothing was padded, else (B, K, H, W)
     """
-    height, width = image_size
-    padded = (-(-height // patch_size) * patch_size, -(-width // patch_size) * patch_size)
-    if padded == (height, width):
-        return logits
-    return F.interpolate(logits, size=padded, mode="bilinear", align_corners=False)[..., :height, :width]
+    (height, width), (rows, columns) = image_size, logits.shape[2:]
+    bottom, right = padding_of(height, patch_size), padding_of(width, patch_size)
+    if not torch.compiler.is_exporting():
+        if not (bottom or right):
+            return logits
+        padded = (height + bottom, width + right)
+        return F.interpolate(logits, size=padded, mode="bilinear", align_corners=False)[..., :height, :width]
+    # One graph for every size: `cropped` is 1, or 0 where nothing was padded and the logits stay as they are.
+    cropped = (bottom + right + 2 * patch_size - 2) // (2 * patch_size - 1)
+    size = (rows + cropped * (height + bottom - rows), columns + cropped * (width + right - columns))
+    logits = F.interpolate(logits, size=size, mode="bilinear", align_corners=False)
+    for dim, side in ((2, size[0] - cropped * bottom), (3, size[1] - cropped * right)):
+        logits = logits.index_select(
+            dim, torch.arange(side, device=logits.device)
+        )  # a slice's strides would be guarded
+    return logits
 
 
 class PatchEmbed(nn.Module):
@@ -74,8 +91,8 @@ class PatchEmbed(nn.Module):
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
         height, width = pixel_values.shape[2:]
-        bottom, right = -height % self.patch_size, -width % self.patch_size
-        if bottom or right:
+        bottom, right = padding_of(height, self.patch_size), padding_of(width, self.patch_size)
+        if torch.compiler.is_exporting() or bottom or right:  # an export must serve every size
             pixel_values = F.pad(pixel_values, (0, right, 0, bottom))
         if self.backbone is not None:
             pixel_values = self.backbone(pixel_values).feature_maps[-1]  # (B, stem_hidden_sizes[-1], h, w)
@@ -227,7 +244,7 @@ class VisionTransformer(nn.Module):
         patches = self.patch_embed(pixel_values)  # (B, C, h, w)
         size = patches.shape[2:]
         tokens = [self.cls_token] if self.dist_token is None else [self.cls_token, self.dist_token]
-        tokens = [token.expand(len(patches), -1, -1) for token in tokens] + [map_to_tokens(patches)]
+        tokens = [token.expand(patches.shape[0], -1, -1) for token in tokens] + [map_to_tokens(patches)]
         tokens = self.dropout(torch.cat(tokens, dim=1) + self.position_table(size))  # (B, P + N, C)
         if self.drop_prefix:
             tokens = tokens[:, self.num_prefix_tokens :]  # (B, N, C)

@@ -1,0 +1,299 @@
+"""How layers are computed faster on a CPU, or in less memory: the same functions up to rounding, nothing else.
+
+    linear        as a matrix product or as the 1x1 convolution that it is, whichever this processor does faster
+    rows          wide maps in blocks of rows that fit the cache, in prediction
+    training      BatchNorm, ReLU and convolution that keep only their input for the backward pass
+    inference     BatchNorm folded into convolutions, large 3x3 convolutions by Winograd's algorithm
+
+What is fast depends on the processor and the shape; each choice is made in one function here.
+"""
+
+import copy
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from .upsampling import positions
+
+
+# Values of the widest maps that are held at once in prediction.
+BLOCK_NUMEL_CPU = 2**19  # few enough for a CPU's cache
+BLOCK_NUMEL_GPU = 2**25  # and enough to occupy a GPU
+
+
+# ------------------------------------------------------------------------------------------------------------ linear
+
+
+def is_faster_as_convolution(x: torch.Tensor, weight: torch.Tensor) -> bool:
+    """Whether the product of tokens x (..., C_in) and a weight (C_out, C_in) is faster as a 1x1 convolution.
+
+    PyTorch gives convolutions to oneDNN and matrix products to MKL, which leaves out AVX-512 on processors of other
+    makers: there the convolution takes half of the time, forward and backward. Of up to 20480 values PyTorch computes
+    a dilated convolution itself, at two to six times the time of the product.
+    """
+    return x.numel() > 20480
+
+
+def has_plain_weight(module: nn.Module) -> bool:
+    """Whether the weight is an ordinary tensor: not one that is quantised, or spread over devices."""
+    return type(module.weight) in (torch.Tensor, nn.Parameter)
+
+
+def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    """As F.linear. In float32 on a CPU, where that is faster, it is computed as the 1x1 convolution that it is.
+
+    The dilation, which has no meaning for one pixel, makes PyTorch use oneDNN with a single thread, too. The tokens lie
+    along the width because oneDNN's gradient of the weights takes four times as long if the height is odd.
+
+    Shape:
+        x: (..., C_in), weight: (C_out, C_in), bias: (C_out,)
+        returns: (..., C_out)
+    """
+    if x.device.type != "cpu" or x.dtype != torch.float32 or torch.compiler.is_exporting():
+        return F.linear(x, weight, bias)
+    if not is_faster_as_convolution(x, weight):
+        return F.linear(x, weight, bias)
+    tokens = x.reshape(1, 1, -1, x.shape[-1]).permute(0, 3, 1, 2)  # (1, C_in, 1, N), channels-last
+    y = F.conv2d(tokens, weight[:, :, None, None], bias, dilation=2)
+    return y.permute(0, 2, 3, 1).reshape(*x.shape[:-1], -1)
+
+
+class Linear(nn.Linear):
+    """nn.Linear, computed by [`linear`]."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if not has_plain_weight(self):
+            return super().forward(x)
+        return linear(x, self.weight, self.bias)
+
+
+# ---------------------------------------------------------------------------------------------------- blocks of rows
+
+
+def is_prediction(module: nn.Module) -> bool:
+    """Whether maps may be computed in blocks of rows, which takes less memory but would slow down training."""
+    return not (module.training or torch.is_grad_enabled() or torch.compiler.is_compiling())
+
+
+def block_rows(x: torch.Tensor, row_numel: int, least: int) -> int:
+    """How many rows of `row_numel` values are held at once on the device of x, `least` at least."""
+    block_numel = BLOCK_NUMEL_CPU if x.device.type == "cpu" else BLOCK_NUMEL_GPU
+    return max(least, block_numel // row_numel)
+
+
+def by_rows(
+    function: Callable[[torch.Tensor, slice], torch.Tensor], x: torch.Tensor, width: int, halo: int
+) -> torch.Tensor:
+    """function(x) in blocks of rows, for a function whose maps between x and its result have `width` channels.
+
+    Args:
+        function: takes rows with `halo` more on each side (none beyond the border), and which of them are wanted.
+
+    Shape:
+        x: (B, h, w, C)
+        returns: (B, h, w, C)
+    """
+    result = torch.empty_like(x)
+    batch, height, columns = x.shape[:3]
+    step = block_rows(x, batch * columns * width, least=16)  # the halo is computed twice: not too often
+    for begin in range(0, height, step):
+        end, first = min(begin + step, height), max(begin - halo, 0)
+        result[:, begin:end] = function(x[:, first : end + halo], slice(begin - first, end - first))
+    return result
+
+
+def add_upsampled_by_rows(
+    feature_maps: list[torch.Tensor],
+    functions: list[Callable[[torch.Tensor], torch.Tensor]],
+    shift: torch.Tensor,
+    size: tuple[int, int],
+    finish: Callable[[torch.Tensor], torch.Tensor],
+) -> torch.Tensor:
+    """finish(shift + the sum of all function(feature_map), bilinearly upsampled to `size`), in blocks of rows.
+
+    Args:
+        functions: one for each map, of each of its pixels alone.
+        finish: likewise, of the sum.
+
+    Shape:
+        feature_maps: (B, C_i, h_i, w_i), of which each function makes (B, C, h_i, w_i); shift: (C,)
+        returns: (B, K, *size), channels-last
+    """
+    places = [  # of the rows of the result in each map
+        positions(feature_map.shape[2], size[0], align_corners=False).clamp(0, feature_map.shape[2] - 1)
+        for feature_map in feature_maps
+    ]
+    batch, (height, width), result = feature_maps[0].shape[0], size, None
+    step = block_rows(shift, batch * len(shift) * width, least=8)
+    for begin in range(0, height, step):
+        end = min(begin + step, height)
+        total = shift[:, None, None]
+        for feature_map, function, place in zip(feature_maps, functions, places):
+            place = place[begin:end]
+            above, below = place.floor().long(), place.ceil().long()
+            first, last = int(above[0]), int(below[-1])
+            x = function(feature_map[:, :, first : last + 1])  # (B, C, last + 1 - first, w_i)
+            if feature_map.shape[2:] != size:
+                x = x.permute(0, 2, 3, 1)
+                above, below = (x.index_select(1, (rows - first).to(x.device)) for rows in (above, below))
+                x = torch.lerp(above, below, place.frac().to(x)[:, None, None])  # (B, end - begin, w_i, C)
+                x = F.interpolate(x.permute(0, 3, 1, 2), size=(end - begin, width), mode="bilinear")
+            total = x.add_(total)
+        block = finish(total)
+        if result is None:
+            result = block.new_empty(batch, height, width, block.shape[1]).permute(0, 3, 1, 2)
+        result[:, :, begin:end] = block
+    return result
+
+
+# ------------------------------------------------------------------------------------------ BatchNorm and convolution
+
+
+def batch_norm_terms(norm: nn.BatchNorm2d) -> tuple[torch.Tensor, torch.Tensor]:
+    """Scale and shift (C,) that a BatchNorm is in evaluation mode."""
+    scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
+    return scale, norm.bias - norm.running_mean * scale
+
+
+class NormReLUConv(torch.autograd.Function):
+    """Batch normalisation in training, ReLU, convolution and maybe another normalisation, which keep their input alone.
+
+    What their backward pass needs besides is computed again: from the statistics, and by the convolution if it is
+    followed by a normalisation.
+
+    Args:
+        x: (B, C_in, H, W)
+        arguments: weight, bias, running mean and running variance of the first normalisation; the convolution's weight;
+            the same four of the second, or four None; momentum and epsilon; stride, padding and dilation.
+    """
+
+    @staticmethod
+    def forward(ctx, x, *arguments):
+        norm, weight, next_norm = arguments[:4], arguments[4], arguments[5:9]
+        momentum, eps, *geometry = arguments[9:]
+        y, *statistics = torch.native_batch_norm(x, *norm, True, momentum, eps)
+        y = F.conv2d(y.relu_(), weight, None, *geometry)
+        if next_norm[0] is not None:
+            y, *next_statistics = torch.native_batch_norm(y, *next_norm, True, momentum, eps)
+            statistics += next_statistics
+        ctx.save_for_backward(x, *norm, weight, *next_norm, *statistics)
+        ctx.eps, ctx.geometry = eps, geometry
+        return y
+
+    @staticmethod
+    def backward(ctx, gradient):
+        x, *tensors = ctx.saved_tensors
+        norm, weight, next_norm, statistics = tensors[:4], tensors[4], tensors[5:9], tensors[9:]
+        eps, geometry = ctx.eps, ctx.geometry
+        of_x, *of_norm, _, _, of_weight = ctx.needs_input_grad[:6]
+        scale = norm[0] * statistics[1]
+        shift = norm[1] - statistics[0] * scale
+        y = torch.addcmul(shift[:, None, None], x, scale[:, None, None]).relu_()
+
+        def through_norm(gradient, x, norm, statistics, wanted):
+            parts = gradient, x, norm[0], *norm[2:], *statistics, True, eps, wanted
+            return torch.ops.aten.native_batch_norm_backward(*parts)
+
+        next_gradients = None, None
+        if next_norm[0] is not None:
+            z = F.conv2d(y, weight, None, *geometry)
+            wanted = [True, *ctx.needs_input_grad[6:8]]
+            gradient, *next_gradients = through_norm(gradient, z, next_norm, statistics[2:], wanted)
+        before = any((of_x, *of_norm))
+        gradient, weight_gradient, _ = torch.ops.aten.convolution_backward(
+            gradient, y, weight, None, *geometry, False, [0, 0], 1, [before, of_weight, False]
+        )
+        gradients = None, None, None
+        if before:
+            gradient = torch.ops.aten.threshold_backward(gradient, y, 0)
+            gradients = through_norm(gradient, x, norm, statistics[:2], [of_x, *of_norm])
+        return *gradients, None, None, weight_gradient, *next_gradients, *[None] * 7
+
+
+def norm_relu_conv(norm: nn.Module, conv: nn.Conv2d, x: torch.Tensor, next_norm: nn.Module | None = None):
+    """next_norm(conv(relu(norm(x)))), the convolution without bias; when trained on a CPU, by [`NormReLUConv`]."""
+    norms = [norm] if next_norm is None else [norm, next_norm]
+    is_plain = all(type(norm) is nn.BatchNorm2d and norm.training and norm.momentum is not None for norm in norms)
+    if not is_plain or not torch.is_grad_enabled() or x.device.type != "cpu" or torch.is_autocast_enabled("cpu"):
+        y = conv(F.relu(norm(x), inplace=True))
+        return y if next_norm is None else next_norm(y)
+    for norm in norms:
+        norm.num_batches_tracked.add_(1)
+    tensors = [(norm.weight, norm.bias, norm.running_mean, norm.running_var) for norm in norms] + [(None,) * 4]
+    options = norm.momentum, norm.eps, conv.stride, conv.padding, conv.dilation
+    return NormReLUConv.apply(x, *tensors[0], conv.weight, *tensors[1], *options)
+
+
+def fuse_batch_norm(model: nn.Module) -> nn.Module:
+    """A copy for inference, faster: every BatchNorm is folded into its convolution, weights are channels-last.
+
+    On a CPU large 3x3 convolutions become [`WinogradConv2d`]. The function is the same up to rounding. The copy is in
+    evaluation mode and is not to be trained or saved; the model itself stays as it is.
+    """
+    fused = copy.deepcopy(model).eval().requires_grad_(False)
+    for parent in list(fused.modules()):
+        conv_name, conv = None, None
+        for name, module in list(parent.named_children()):
+            if type(conv) is nn.Conv2d and type(module) in (nn.BatchNorm2d, nn.SyncBatchNorm):
+                conv = fuse_conv_bn_eval(conv, module)
+                if is_faster_by_winograd(conv):
+                    conv = WinogradConv2d(conv)
+                setattr(parent, conv_name, conv)
+                setattr(parent, name, nn.Identity())
+            conv_name, conv = name, module
+    return fused.to(memory_format=torch.channels_last)
+
+
+def is_faster_by_winograd(conv: nn.Conv2d) -> bool:
+    """Whether the products that Winograd's algorithm saves outweigh its sums: from about 256 channels on."""
+    return conv.kernel_size == (3, 3) and conv.stride == (1, 1) and min(conv.weight.shape[:2]) >= 256
+
+
+class WinogradConv2d(nn.Conv2d):
+    """A trained 3x3 convolution of stride 1 for inference on a CPU, in two thirds of the multiplications.
+
+    Winograd's F(2, 3) (Lavin and Gray, arXiv 1509.09308, Section 4.1) along the height: two rows of the result take
+    four products of sums of rows with sums of the kernel's rows, instead of six. The same up to rounding (1e-5 of the
+    result's standard deviation). Elsewhere than in float32 on a CPU the convolution is computed as usual.
+
+    Args:
+        conv: with "same" padding, its dilation the same in height and width.
+
+    Shape:
+        feature_map: (B, C, h, w), channels-last
+        returns: (B, O, h, w)
+    """
+
+    def __init__(self, conv: nn.Conv2d):
+        with torch.device("meta"):
+            super().__init__(conv.in_channels, conv.out_channels, 3, padding=conv.dilation, dilation=conv.dilation)
+        self.weight, self.bias = conv.weight, conv.bias
+        top, middle, bottom = conv.weight.detach().split(1, dim=2)  # each (O, C, 1, 3)
+        kernels = torch.cat([top, (top + middle + bottom) / 2, (top - middle + bottom) / 2, bottom])  # (4 O, C, 1, 3)
+        self.register_buffer("kernels", kernels.contiguous(memory_format=torch.channels_last), persistent=False)
+
+    def forward(self, feature_map: torch.Tensor) -> torch.Tensor:
+        if feature_map.device.type != "cpu" or feature_map.dtype != torch.float32:
+            return super().forward(feature_map)
+        (batch, _, height, width), dilation = feature_map.shape, self.dilation[0]
+        pairs = -(-height // (2 * dilation))  # of rows that are `dilation` apart, so many for each row below it
+        shape = (batch, pairs, 2, dilation, width, self.out_channels)
+        result = feature_map.new_empty(shape).permute(0, 5, 1, 2, 3, 4)  # channels-last
+        for start in range(0, pairs, step := max(1, 2**10 // (batch * dilation * width))):  # sums fit the cache
+            stop = min(start + step, pairs)
+            top, bottom = (2 * start - 1) * dilation, (2 * stop + 1) * dilation
+            x = feature_map[:, :, max(top, 0) : bottom]
+            x = F.pad(x, (0, 0, max(-top, 0), max(bottom - height, 0))).unflatten(2, (-1, 2, dilation))
+            even, odd = x[:, :, :-1, 0], x[:, :, :-1, 1]  # (B, C, stop - start, dilation, w): rows 0 and 1 of the four,
+            next_even, next_odd = x[:, :, 1:, 0], x[:, :, 1:, 1]  # 2 and 3
+            products = []
+            sums = (even - next_even, odd + next_even, next_even - odd, odd - next_odd)
+            for rows, kernel, bias in zip(sums, self.kernels.chunk(4), (None, self.bias, None, None)):
+                product = F.conv2d(rows.flatten(2, 3), kernel, bias, padding=(0, dilation), dilation=(1, dilation))
+                products.append(product.unflatten(2, (-1, dilation)))
+            torch.add(products[0], products[1], out=result[:, :, start:stop, 0]).add_(products[2])
+            torch.sub(products[1], products[2], out=result[:, :, start:stop, 1]).sub_(products[3])
+        return result.flatten(2, 4)[:, :, :height]
