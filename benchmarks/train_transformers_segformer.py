@@ -1,6 +1,6 @@
-"""Trains transformers' SegFormer in the loop of examples/train.py, for the comparison of both under the same budget.
+"""Trains transformers' SegFormer in the loop of `segtx train`, for the comparison of both under the same budget.
 
-    python benchmarks/train_transformers_segformer.py --recipe examples/recipes/segformer_b0_camvid.args \
+    python benchmarks/train_transformers_segformer.py --recipe segformer_b0_camvid \
         --train_dir CAMVID/train --validation_dir CAMVID/val --max_train_steps 1000 --output_dir outputs/peer
 
 Data, augmentation, optimizer, schedule, image processor and evaluation are those of the recipe; only the model, with
@@ -11,13 +11,14 @@ import sys
 
 from transformers import SegformerConfig, SegformerForSemanticSegmentation
 
-from hf_segtx.cli import train
-from hf_segtx.models.configuration_segformer import SIZES  # noqa: E402
+from hf_segtx.cli.training_flags import parse_training
+from hf_segtx.models.configuration_segformer import SIZES
+from hf_segtx.training import setup, train
 
 
 def build_model(arguments, labels):
     """transformers' SegFormer of the recipe's size under the image processor that the recipe gives ours."""
-    ours, processor = train.build_model(arguments, labels)
+    ours, processor = setup.build_model(arguments, labels)
     config = SegformerConfig(**SIZES[arguments.size], id2label=ours.config.id2label, label2id=ours.config.label2id)
     model = SegformerForSemanticSegmentation(config)
     model.config.palette = ours.config.palette
@@ -25,4 +26,4 @@ def build_model(arguments, labels):
 
 
 if __name__ == "__main__":
-    train.main(train.parse_arguments(sys.argv[1:]), build_model)
+    train(parse_training(sys.argv[1:]), build_model)

@@ -28,15 +28,16 @@ WARM_UP = 3  # steps
 
 
 def ours(arguments: argparse.Namespace, folder: Path) -> tuple[list[float], int]:
-    """Seconds of each step of examples/train.py, and peak memory in bytes above the start."""
-    from hf_segtx.cli import train
+    """Seconds of each step of `segtx train`, and peak memory in bytes above the start."""
+    from hf_segtx.cli.training_flags import parse_training
+    from hf_segtx.training import train
 
     before = resident("VmRSS")
     flags = f"--architecture segformer --size {arguments.size} --crop_size {arguments.crop_size} --scale_range 1 1"
     flags += f" --per_device_train_batch_size {arguments.batch_size} --max_train_steps {arguments.steps + WARM_UP}"
     flags += f" --learning_rate 6e-5 --logging_steps 1 --max_eval_samples 1 --train_dir {folder}"
     flags += f" --validation_dir {folder} --output_dir {folder / f'run_{os.getpid()}'}"
-    results = train.main(train.parse_arguments(flags.split()))
+    results = train(parse_training(flags.split()))
     seconds = [arguments.batch_size / entry["images_per_second"] for entry in results["losses"]]
     return seconds, resident("VmHWM") - before
 

@@ -1,4 +1,4 @@
-"""examples/train.py on several processes (gloo, CPU): what one process computes, and written by one of them.
+"""`segtx train` on several processes (gloo, CPU): what one process computes, and written by one of them.
 
 NCCL, and FSDP2 as `accelerate launch` starts it, need GPUs; here FSDP2 shards the model over CPU processes.
 """
@@ -55,7 +55,7 @@ def shard_on_cpu():
 
 
 def launch(processes: int, folder: Path, flag_lists: list[list], **environment) -> None:
-    """Runs train.main once for each list of flags, in each of the processes."""
+    """Runs a training once for each list of flags, in each of the processes."""
     script = folder / f"script_{processes}.py"
     lists = [[str(word) for word in flags] for flags in flag_lists]
     script.write_text(SCRIPT.replace("TESTS", repr(str(ROOT / "tests"))).replace("FLAG_LISTS", repr(lists)))

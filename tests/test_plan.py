@@ -1,4 +1,4 @@
-"""examples/plan.py: its choice among known costs, its command, and one real measurement."""
+"""`segtx plan`: its choice among known costs, its command, and one real measurement."""
 
 import json
 import shlex
@@ -6,11 +6,25 @@ from datetime import timedelta
 
 import pytest
 
-from hf_segtx.cli import plan, train
+from hf_segtx.cli.plan import run
+from hf_segtx.cli.training_flags import parse_training
 from hf_segtx.data.labels import Labels
+from hf_segtx.training import plan
+from hf_segtx.training.setup import split_batch
 
 
-RUN = ["--train_dir", "x", "--size", "b0", "--crop_size", "512", "--total_batch_size", "12", "--max_train_steps", "100"]
+FLAGS = [
+    "--train_dir",
+    "x",
+    "--size",
+    "b0",
+    "--crop_size",
+    "512",
+    "--total_batch_size",
+    "12",
+    "--max_train_steps",
+    "100",
+]
 LABELS = Labels.from_id2label({index: f"class {index}" for index in range(5)})
 
 
@@ -35,45 +49,45 @@ def costs(arguments, labels):
 )
 def test_proposal_is_the_fastest_that_fits(flags, memory, expected, monkeypatch, capsys):
     monkeypatch.setattr(plan, "measure_apart", costs)
-    plan.main([*RUN, *flags, "--num_labels", "5", "--memory_gb", str(memory)])
+    run([*FLAGS, *flags, "--num_labels", "5", "--memory_gb", str(memory)])
     command = capsys.readouterr().out.splitlines()
     crop, precision, checkpointing, micro_batch, seconds = expected
     assert f"{12 // micro_batch} x {micro_batch} images takes {seconds:.2f} s" in command[-2]
     assert f"100 steps take {timedelta(seconds=round(100 * seconds))} hours" in command[-2]
-    chosen = train.parse_arguments(shlex.split(command[-1])[2:])  # what train.py makes of it
-    train.split_batch(chosen, num_processes=1, on_cpu=True)
+    chosen = parse_training(shlex.split(command[-1])[2:])  # what `segtx train` makes of it
+    split_batch(chosen, num_processes=1, on_cpu=True)
     assert chosen.per_device_train_batch_size == micro_batch and chosen.gradient_accumulation_steps == 12 / micro_batch
     assert (chosen.crop_size, chosen.mixed_precision, chosen.gradient_checkpointing) == (crop, precision, checkpointing)
 
 
 def test_several_processes_share_the_step(monkeypatch, capsys):
     monkeypatch.setattr(plan, "measure_apart", costs)
-    flags = [*RUN, "--mixed_precision", "no", "--num_labels", "5", "--memory_gb", "8", "--num_processes", "3"]
-    plan.main(flags)
+    flags = [*FLAGS, "--mixed_precision", "no", "--num_labels", "5", "--memory_gb", "8", "--num_processes", "3"]
+    run(flags)
     *_, says, command = capsys.readouterr().out.splitlines()
     assert "a step of 2 x 2 images of each of 3 processes takes 1.30 s" in says  # 4 * 0.3 + 0.1
     assert "100 steps take 0:02:10 hours" in says
     launcher, words = command.split(" train ")
     assert launcher == "accelerate launch --num_processes 3 -m hf_segtx"
-    chosen = train.parse_arguments(shlex.split(words))
-    train.split_batch(chosen, num_processes=3, on_cpu=True)
+    chosen = parse_training(shlex.split(words))
+    split_batch(chosen, num_processes=3, on_cpu=True)
     assert (chosen.per_device_train_batch_size, chosen.gradient_accumulation_steps) == (2, 2)
-    with pytest.raises(train.UserError, match="5 processes cannot share 12 images"):
-        plan.main([*flags, "--num_processes", "5"])
+    with pytest.raises(ValueError, match="5 processes cannot share 12 images"):
+        run([*flags, "--num_processes", "5"])
 
 
 def test_what_cannot_be_planned_gets_a_clear_error(monkeypatch):
     monkeypatch.setattr(plan, "measure_apart", costs)
-    with pytest.raises(train.UserError, match="not even one image of 256x256 pixels fits into 0.5 GB"):
-        plan.main([*RUN, "--num_labels", "5", "--memory_gb", "0.5"])
-    with pytest.raises(train.UserError, match="add --num_images"):
-        plan.main(["--train_dir", "x", "--num_labels", "5"])
+    with pytest.raises(ValueError, match="not even one image of 256x256 pixels fits into 0.5 GB"):
+        run([*FLAGS, "--num_labels", "5", "--memory_gb", "0.5"])
+    with pytest.raises(ValueError, match="add --num_images"):
+        run(["--train_dir", "x", "--num_labels", "5"])
 
 
 def test_epochs_are_counted_in_steps(monkeypatch, capsys):
     monkeypatch.setattr(plan, "measure_apart", costs)
     flags = ["--num_train_epochs", "2.5", "--total_batch_size", "12", "--num_labels", "5", "--num_images", "100"]
-    plan.main(["--train_dir", "x", "--memory_gb", "100", *flags])
+    run(["--train_dir", "x", "--memory_gb", "100", *flags])
     assert "5 classes, 23 steps of 12 images" in capsys.readouterr().out  # ceil(2.5 * ceil(100 / 12))
 
 
@@ -82,7 +96,7 @@ def test_a_step_is_measured_with_all_that_a_run_has():
     flags = ["--config_overrides", json.dumps(config), "--crop_size", "32", "64", "--loss", "focal + dice"]
     flags += ["--ema_decay", "0.9", "--class_weights", "auto", "--gradient_checkpointing", "--num_warmup_steps", "5"]
     flags += ["--train_dir", "x", "--per_device_train_batch_size", "2"]
-    step = plan.measure(train.parse_arguments(flags), LABELS)
+    step = plan.measure(parse_training(flags), LABELS)
     assert step.memory > 0.05 and step.seconds > 0 and step.update_seconds > 0  # torch alone takes more than 50 MB
 
 
@@ -90,5 +104,5 @@ def test_a_step_is_measured_with_all_that_a_run_has():
 def test_a_real_plan_in_processes_of_their_own(capsys):
     config = {"hidden_sizes": [8, 8, 16, 16], "depths": [1, 1, 1, 1], "num_attention_heads": [1, 1, 2, 2]}
     flags = ["--config_overrides", json.dumps(config), "--crop_size", "32", "--total_batch_size", "4"]
-    plan.main([*flags, "--mixed_precision", "no", "--max_train_steps", "10", "--train_dir", "x", "--num_labels", "5"])
+    run([*flags, "--mixed_precision", "no", "--max_train_steps", "10", "--train_dir", "x", "--num_labels", "5"])
     assert "a step of 1 x 4 images" in capsys.readouterr().out

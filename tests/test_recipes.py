@@ -2,15 +2,18 @@
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
-from test_train import ROOT, train
+from test_train import ROOT
 from transformers import AutoConfig, AutoImageProcessor
 
 from hf_segtx.architectures import ARCHITECTURES
+from hf_segtx.cli.training_flags import parse_training
+from hf_segtx.training import train
 
 
 RECIPES = sorted((ROOT / "examples/recipes").glob("*.args"))
@@ -71,8 +74,7 @@ def num_labels(recipe: Path) -> int:
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
 def test_recipe_is_complete(recipe):
-    arguments = train.parse_arguments(["--recipe", str(recipe)])
-    train.check_arguments(arguments)
+    arguments = parse_training(["--recipe", str(recipe)])
     if arguments.model_name_or_path is None:
         overrides = json.loads(arguments.config_overrides or "{}")
         ARCHITECTURES[arguments.architecture].config.from_size(arguments.size, **overrides)
@@ -97,39 +99,24 @@ def test_recipe_is_complete(recipe):
         for number, recipe in enumerate(RECIPES)
     ],
 )
-def test_recipe_trains(recipe, data, tmp_path, monkeypatch):
+def test_recipe_trains(recipe, data, tmp_path):
     """Two steps with everything that the recipe says but the size of the network, of the images and of the batch."""
-    arguments = train.parse_arguments(["--recipe", str(recipe)])
+    arguments = parse_training(["--recipe", str(recipe)])
     overrides = json.loads(arguments.config_overrides or "{}")
     overrides |= TINY_NETWORKS[architecture(recipe)]
     if "image_size" in overrides:
         overrides["image_size"] = 64
     flags = ["--recipe", str(recipe), "--config_overrides", json.dumps(overrides), "--output_dir", str(tmp_path)]
-    if arguments.model_name_or_path:  # its weights are on the Hub: the same architecture from nothing
-        monkeypatch.setattr(train, "parse_arguments", without(train.parse_arguments, "model_name_or_path"))
-    else:
-        monkeypatch.setattr(train, "parse_arguments", without(train.parse_arguments, "backbone_weights", "size"))
+    # Its weights are on the Hub: the same architecture from nothing.
+    unset = ["model_name_or_path"] if arguments.model_name_or_path else ["backbone_weights", "size"]
     folder = str(data(num_labels(recipe)))
     flags += ["--train_dir", folder, "--validation_dir", folder, "--max_train_steps", "2", "--num_warmup_steps", "0"]
     flags += ["--evaluation_steps", "2", "--total_batch_size", "2", "--crop_size", "64", "--image_size", "64", "128"]
     if arguments.window_size:
         flags += ["--window_size", "64", "--window_stride", str(max(1, 64 * arguments.window_stride[0] // 768))]
-    arguments = train.parse_arguments(flags)
-    arguments.architecture = architecture(recipe)
-    results = train.main(arguments)
+    arguments = replace(parse_training(flags), architecture=architecture(recipe), **dict.fromkeys(unset))
+    results = train(arguments)
     assert results["step"] == 2 and results["skipped_steps"] == 0 and len(results["classes"]) == num_labels(recipe)
     assert AutoConfig.from_pretrained(tmp_path).num_labels == num_labels(recipe)
     processor = AutoImageProcessor.from_pretrained(tmp_path)
     assert bool(processor.window_size) == bool(arguments.window_size)
-
-
-def without(function, *names):
-    """The function that parses arguments, with some of them set to None afterwards."""
-
-    def parse(words):
-        arguments = function(words)
-        for name in names:
-            setattr(arguments, name, None)
-        return arguments
-
-    return parse

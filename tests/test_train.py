@@ -1,4 +1,4 @@
-"""examples/train.py: what comes out of a run, exact resume, accumulation, recipes, and what bad input gets."""
+"""`segtx train`: what comes out of a run, exact resume, accumulation, recipes, and what bad input gets."""
 
 import errno
 import json
@@ -11,6 +11,7 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 
+import hf_segtx_command
 import pytest
 import torch
 from PIL import Image
@@ -22,8 +23,12 @@ from transformers import (
     pipeline,
 )
 
-from hf_segtx.cli import train
-from hf_segtx.training import checkpoints
+from hf_segtx.cli.training_flags import parse_training
+from hf_segtx.data.labels import Labels
+from hf_segtx.data.scenes import SceneDataset
+from hf_segtx.training import checkpoints, loop, setup
+from hf_segtx.training.output_dir import claim_output_dir
+from hf_segtx.training.recipes import as_recipe
 
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -43,7 +48,12 @@ TINY += ["--learning_rate", "1e-3", "--num_warmup_steps", "1"]
 
 
 def run(*flags, **keywords):
-    return train.main(train.parse_arguments([*TINY, *map(str, flags)]), **keywords)
+    return loop.train(parse_training([*TINY, *map(str, flags)]), **keywords)
+
+
+def command(*flags) -> int:
+    """Exit status of `segtx train`."""
+    return hf_segtx_command.main(["train", *map(str, flags)])
 
 
 def weights(folder: Path) -> bytes:
@@ -52,7 +62,7 @@ def weights(folder: Path) -> bytes:
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """An uninterrupted run: (its folder, what main returned)."""
+    """An uninterrupted run: (its folder, its results)."""
     folder = tmp_path_factory.mktemp("run") / "out"
     return folder, run("--output_dir", folder)
 
@@ -102,12 +112,12 @@ def test_best_model_at_end(finished, tmp_path):
 
 
 class Kill(BaseException):
-    """Stands in for SIGKILL: no handler of the script knows it."""
+    """Stands in for SIGKILL: no handler knows it."""
 
 
 def stop_at(monkeypatch, name: str, call: int, error: BaseException):
-    """Lets the function `name` of the script, wherever it is called, raise at its `call`-th call."""
-    original, calls = getattr(train, name), []
+    """Lets the function `name` of the loop, wherever it is called, raise at its `call`-th call."""
+    original, calls = getattr(loop, name), []
 
     def wrapper(*inputs, **keywords):
         calls.append(name)
@@ -115,7 +125,7 @@ def stop_at(monkeypatch, name: str, call: int, error: BaseException):
             raise error
         return original(*inputs, **keywords)
 
-    for module in (train, checkpoints):
+    for module in (loop, checkpoints):
         monkeypatch.setattr(module, name, wrapper, raising=False)
 
 
@@ -159,7 +169,7 @@ KILLS = """
 import os, random, shutil, signal, sys, time
 from pathlib import Path
 sys.path.insert(0, TESTS)
-from test_train import TINY, train
+from test_train import TINY, command
 
 folder, draw, torn = Path(sys.argv[1]), random.Random(0), 0
 flags = [*TINY, "--max_train_steps", "40", "--checkpointing_steps", "1", "--evaluation_steps", "20"]
@@ -168,7 +178,7 @@ flags += ["--ema_decay", "0.9", "--save_total_limit", "2"]
 def start(out, *more):
     child = os.fork()
     if child == 0:
-        os._exit(train.run([*flags, "--output_dir", str(folder / out), *more]))
+        os._exit(command(*flags, "--output_dir", folder / out, *more))
     return child
 
 def is_running(child):
@@ -223,7 +233,7 @@ def test_streamed_run_resumes_exactly(tmp_path, monkeypatch):
     import datasets
     from datasets.table import embed_table_storage
 
-    scenes = train.hf_segtx.data.scenes.SceneDataset(12, seed=1, size=(80, 96))
+    scenes = SceneDataset(12, seed=1, size=(80, 96))
     masks = [Image.fromarray(item["label"].astype("uint8")) for item in scenes]
     rows = [{"image": item["image"], "label": mask} for item, mask in zip(scenes, masks, strict=True)]
     features = datasets.Features({"image": datasets.Image(), "label": datasets.Image()})
@@ -250,7 +260,7 @@ def test_streamed_run_resumes_exactly(tmp_path, monkeypatch):
 
 def plain_model(arguments, labels):
     """The model of the arguments without what depends on how images are spread: batch statistics and dropout."""
-    model, processor = train.build_model(arguments, labels)
+    model, processor = setup.build_model(arguments, labels)
     norm = model.decode_head.norm.eval()
     norm.train = lambda mode=True: norm  # stays so
     for module in model.modules():
@@ -327,7 +337,7 @@ def test_trains_transformers_segformer(tmp_path):
     """Another model in the same loop, as the comparison of the two needs it."""
 
     def build(arguments, labels):
-        _, processor = train.build_model(arguments, labels)
+        _, processor = setup.build_model(arguments, labels)
         config = SegformerConfig(**CONFIG, id2label=labels.id2label, label2id=labels.label2id)
         return SegformerForSemanticSegmentation(config), processor
 
@@ -363,11 +373,11 @@ def test_one_class_is_named_by_the_pipeline_and_scored(tmp_path):
 def test_command_line_overrides_recipe_and_recipe_is_written_back(tmp_path):
     recipe = tmp_path / "a.args"
     recipe.write_text("--learning_rate 1e-4  # why\n--crop_size 240 320\n--config_overrides '{\"a\": 1}' --compile\n")
-    arguments = train.parse_arguments(["--recipe", str(recipe), "--learning_rate", "5"])
+    arguments = parse_training(["--recipe", str(recipe), "--learning_rate", "5"])
     assert (arguments.learning_rate, arguments.crop_size, arguments.compile) == (5.0, [240, 320], True)
     assert json.loads(arguments.config_overrides) == {"a": 1}
-    recipe.write_text(train.as_recipe(arguments))
-    assert train.parse_arguments(["--recipe", str(recipe)]) == arguments
+    recipe.write_text(as_recipe(arguments))
+    assert parse_training(["--recipe", str(recipe)]) == arguments
 
 
 # ---- trackers
@@ -472,7 +482,7 @@ def test_bad_input_gets_a_message(tmp_path, capsys):
         ([*out, "--push_to_hub"], "Hub"),
     ]
     for flags, message in cases:
-        assert train.run([*TINY, *map(str, flags)]) == 2, flags
+        assert command(*TINY, *flags) == 2, flags
         printed = capsys.readouterr().err
         assert message in printed and "Traceback" not in printed, (flags, printed)
     assert (tmp_path / "full" / "notes.txt").read_text() == "mine"
@@ -485,9 +495,9 @@ def test_pictures_that_cannot_be_read_are_left_out_and_listed(tmp_path, capsys):
         (folder / "images" / "0.png").write_bytes(b"no picture")
     flags = [*TINY, "--train_dir", folders[0], "--validation_dir", folders[1], "--output_dir", tmp_path / "out"]
     flags = [str(flag) for flag in [*flags, "--max_train_steps", "2"]]
-    assert train.run(flags) == 2
+    assert command(*flags) == 2
     assert "train/images/0.png" in capsys.readouterr().err
-    assert train.run([*flags, "--on_error", "skip"]) == 0
+    assert command(*flags, "--on_error", "skip") == 0
     listed = capsys.readouterr().out.partition("left out, 2 in all:\n")[2].splitlines()
     assert ["train/images/0.png" in listed[0], "val/images/0.png" in listed[1]] == [True, True]
     results = json.loads((tmp_path / "out" / "all_results.json").read_text())
@@ -506,7 +516,7 @@ def test_overwriting_deletes_only_the_earlier_run(finished, tmp_path):
 def test_resuming_another_plan_is_refused(finished, tmp_path):
     folder, _ = finished
     flags = ["--max_train_steps", "7", "--seed", "1", "--logging_steps", "3"]
-    with pytest.raises(train.UserError) as error:
+    with pytest.raises(ValueError) as error:
         run("--output_dir", folder, "--resume_from_checkpoint", "latest", *flags)
     message = str(error.value)
     assert "total_steps: 6 there, 7 here" in message and "seed: 0 there, 1 here" in message
@@ -517,20 +527,20 @@ def test_full_disk_leaves_the_last_checkpoint_whole(finished, tmp_path, monkeypa
     folder, _ = finished
     flags = [*TINY, "--output_dir", str(tmp_path / "out")]
     with monkeypatch.context() as patch:
-        original = train.json.dumps
+        original = checkpoints.json.dumps
 
         def full(value, **options):
             if isinstance(value, dict) and value.get("step") == 4:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             return original(value, **options)
 
-        patch.setattr(train.json, "dumps", full)
-        assert train.run(flags) == 2
+        patch.setattr(checkpoints.json, "dumps", full)
+        assert command(*flags) == 2
     message = capsys.readouterr().err
     assert "No space left" in message and "MB are free there; make room and go on from" in message
     assert "step_3" in message
     assert not list((tmp_path / "out").glob(".partial*"))
-    assert train.run([*flags, "--resume_from_checkpoint", "latest"]) == 0
+    assert command(*flags, "--resume_from_checkpoint", "latest") == 0
     assert weights(tmp_path / "out") == weights(folder)
 
 
@@ -538,9 +548,9 @@ def test_interrupt_says_how_to_go_on(finished, tmp_path, monkeypatch, capsys):
     folder, _ = finished
     with monkeypatch.context() as patch:
         stop_at(patch, "loss_shares", 4, KeyboardInterrupt())
-        assert train.run([*TINY, "--output_dir", str(tmp_path / "out")]) == 130
-    command = capsys.readouterr().err.split(" --recipe ")[1].split()
-    assert train.run(["--recipe", *command]) == 0  # as printed
+        assert command(*TINY, "--output_dir", tmp_path / "out") == 130
+    words = capsys.readouterr().err.split(" --recipe ")[1].split()
+    assert command("--recipe", *words) == 0  # as printed
     assert weights(tmp_path / "out") == weights(folder)
 
 
@@ -548,7 +558,7 @@ def model_with_bad_steps(bad_steps):
     """For `build_model`: a model whose loss and batch norm statistics are nan at the given calls (from 1)."""
 
     def build(arguments, labels):
-        model, processor = train.build_model(arguments, labels)
+        model, processor = setup.build_model(arguments, labels)
         forward, calls = model.forward, []
 
         def wrapper(**inputs):
@@ -579,7 +589,7 @@ def test_too_many_bad_steps_in_a_row_stop_the_run_and_name_the_files(tmp_path):
     data = make_folder(tmp_path / "data")
     flags = ["--train_dir", data, "--validation_dir", data, "--max_skipped_steps", "2"]
     flags += ["--gradient_accumulation_steps", "1", "--per_device_train_batch_size", "1", "--max_train_steps", "20"]
-    with pytest.raises(train.UserError, match="not finite in 2 steps in a row.*masks/0.png, .*masks/1.png"):
+    with pytest.raises(ValueError, match="not finite in 2 steps in a row.*masks/0.png, .*masks/1.png"):
         run(*flags, "--output_dir", tmp_path / "out", build_model=model_with_bad_steps({2, 4, 5}))
 
 
@@ -587,7 +597,7 @@ def test_preemption_saves_and_says_how_to_go_on(finished, tmp_path, monkeypatch,
     """SIGTERM in the middle of a step: the step is finished and saved, and the resumed run matches."""
     folder, _ = finished
     with monkeypatch.context() as patch:
-        original, calls = train.loss_shares, []
+        original, calls = loop.loss_shares, []
 
         def shares(*inputs):
             calls.append(inputs)
@@ -595,11 +605,11 @@ def test_preemption_saves_and_says_how_to_go_on(finished, tmp_path, monkeypatch,
                 os.kill(os.getpid(), signal.SIGTERM)
             return original(*inputs)
 
-        patch.setattr(train, "loss_shares", shares)
-        assert train.run([*TINY, "--output_dir", str(tmp_path / "out")]) == 128 + signal.SIGTERM
+        patch.setattr(loop, "loss_shares", shares)
+        assert command(*TINY, "--output_dir", tmp_path / "out") == 128 + signal.SIGTERM
     assert os.readlink(tmp_path / "out" / "last") == "step_5"
-    command = capsys.readouterr().err.split(" --recipe ")[1].splitlines()[0].split()
-    assert train.run(["--recipe", *command]) == 0
+    words = capsys.readouterr().err.split(" --recipe ")[1].splitlines()[0].split()
+    assert command("--recipe", *words) == 0
     assert weights(tmp_path / "out") == weights(folder)
 
 
@@ -613,30 +623,35 @@ def test_early_stopping(tmp_path):
 
 
 def test_total_batch_is_split_over_processes_and_micro_batches():
-    for total, processes, at_most, expected in ((16, 1, 8, (8, 2)), (16, 2, 8, (8, 1)), (12, 1, 8, (6, 2)),
-                                                (16, 4, 32, (4, 1)), (7, 1, 4, (1, 7))):
+    for total, processes, at_most, expected in (
+        (16, 1, 8, (8, 2)),
+        (16, 2, 8, (8, 1)),
+        (12, 1, 8, (6, 2)),
+        (16, 4, 32, (4, 1)),
+        (7, 1, 4, (1, 7)),
+    ):
         words = ["--total_batch_size", str(total), "--per_device_train_batch_size", str(at_most)]
-        arguments = train.parse_arguments(words)
-        train.split_batch(arguments, processes, on_cpu=True)
+        arguments = parse_training(words)
+        setup.split_batch(arguments, processes, on_cpu=True)
         assert (arguments.per_device_train_batch_size, arguments.gradient_accumulation_steps) == expected
     with pytest.raises(ValueError, match="cannot be shared by 3 processes"):
-        train.split_batch(arguments, 3, on_cpu=True)
+        setup.split_batch(arguments, 3, on_cpu=True)
 
 
 def test_class_weights_from_the_data():
     """Two classes on half of the pixels each: the weights of both are 1 / ln(1.52)."""
-    labels = train.hf_segtx.data.labels.Labels.from_id2label({0: "a", 1: "b"})
+    labels = Labels.from_id2label({0: "a", 1: "b"})
     data = [{"label": [[0, 1, 255], [1, 0, 255]]}] * 3
-    arguments = train.parse_arguments(["--class_weights", "auto"])
-    weights = train.weights_of_classes(arguments, data, labels)
+    arguments = parse_training(["--class_weights", "auto"])
+    weights = setup.count_class_weights(arguments, data, labels)
     assert weights == pytest.approx([2.3883, 2.3883], abs=1e-4)
 
 
 def test_without_an_output_dir_a_new_numbered_one_is_taken(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for expected in ("segformer_scenes", "segformer_scenes_2"):
-        folder = train.claim_output_dir(train.parse_arguments([]))
+        folder = claim_output_dir(parse_training([]))
         assert folder == Path("outputs") / expected
         (folder / "train.args").write_text("")
-    resumed = train.claim_output_dir(train.parse_arguments(["--resume_from_checkpoint", "latest"]))
+    resumed = claim_output_dir(parse_training(["--resume_from_checkpoint", "latest"]))
     assert resumed == Path("outputs/segformer_scenes_2")

@@ -1,6 +1,8 @@
 """The flags of a training run, which `segtx train` and `segtx plan` share: recipes first, then the command line."""
 
 import shlex
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import fields
 
 from ..training.arguments import Arguments, check_arguments
@@ -8,7 +10,17 @@ from ..training.recipes import SCENES_RECIPE, read_recipe
 from .flags import FlagParser, as_flags
 
 
-NAMES = tuple(option.name for option in fields(Arguments))
+@contextmanager
+def named_flags(*dataclasses: type) -> Iterator[None]:
+    """What the library says inside of `Arguments`, and of other settings, becomes what users hear of flags."""
+    names = {option.name for dataclass in (Arguments, *dataclasses) for option in fields(dataclass)}
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        kind = (
+            ValueError if isinstance(error, ValueError) else OSError
+        )  # some of their subclasses take more than a text
+        raise kind(as_flags(str(error), names)) from error
 
 
 def parse_training(command_line: list[str], command: str = "train", description: str = "") -> Arguments:
@@ -29,8 +41,6 @@ def parse_training(command_line: list[str], command: str = "train", description:
     if any(word.split("=")[0] == "--recipe" for word in words):
         raise ValueError(f"{said.recipe[0]}: a recipe cannot name another; give both on the command line")
     arguments = parser.values_of(Arguments, parser.parse_args([*words, *command_line]))
-    try:
+    with named_flags():
         check_arguments(arguments)
-    except ValueError as error:
-        raise ValueError(as_flags(str(error), NAMES)) from error
     return arguments

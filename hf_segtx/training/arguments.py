@@ -8,7 +8,7 @@ Needs nothing but Python itself: the command line answers before anything else i
 
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Literal
 
@@ -172,7 +172,20 @@ class OutputSettings:
 
 @dataclass
 class Arguments(ModelSettings, DataSettings, ImageSettings, OptimizationSettings, OutputSettings):
-    """Everything that can be set about a training run."""
+    """Everything that can be set about a training run; `check_arguments` says what is wrong with it."""
+
+    def __post_init__(self):
+        """Nothing: of `DataSettings` alone the values are checked as soon as they are there."""
+
+
+def data_settings(arguments: Arguments, **others) -> DataSettings:
+    """What of the arguments is about data, and other values in place of some.
+
+    Raises:
+        ValueError: as `DataSettings`.
+    """
+    values = {option.name: getattr(arguments, option.name) for option in fields(DataSettings)}
+    return DataSettings(**{**values, "num_channels": arguments.num_channels or 3, **others})
 
 
 # What changes neither weights nor scores, or only says where things are: a resumed run may have it otherwise.
@@ -205,6 +218,7 @@ def config_overrides(arguments: Arguments) -> dict:
 def check_arguments(arguments: Arguments) -> None:
     """Raises ValueError for what is wrong with the arguments by themselves."""
     check_settings(arguments)
+    data_settings(arguments)
     config_overrides(arguments)
     every = arguments.checkpointing_steps
     if every is not None and every != "epoch" and not (every.isdecimal() and int(every) > 0):

@@ -41,13 +41,13 @@ def checkpoint_to_resume(resume: str | None, output_dir: Path) -> Path | None:
             return checkpoints[-1]
         if (output_dir / "train.args").is_file():  # stopped before its first checkpoint: the same run from its start
             return None
-        raise ValueError(f"there is no run to resume in {output_dir}; give its --output_dir, or a checkpoint folder")
+        raise ValueError(f"there is no run to resume in {output_dir}; give its output_dir, or a checkpoint folder")
     folder = Path(resume)
     for part in ("config.json", "preprocessor_config.json", "trainer_state.json", "training_state"):
         if not (folder / part).exists():
             raise ValueError(
                 f"{folder} is not a checkpoint of a training run: it has no {part}. Give a step_N folder, 'last', or "
-                "'latest'; to start a new run from the weights of a model, use --model_name_or_path"
+                "'latest'; to start a new run from the weights of a model, use model_name_or_path"
             )
     return folder.resolve()
 
@@ -62,8 +62,8 @@ def read_state(checkpoint: Path, plan: dict) -> dict:
     if different := [name for name in plan if state["plan"].get(name) != plan[name]]:
         shown = "\n".join(f"  {name}: {state['plan'].get(name)} there, {plan[name]} here" for name in different)
         raise ValueError(
-            f"{checkpoint} was written by a run that differs:\n{shown}\nresume with its arguments (--recipe "
-            f"{checkpoint.parent / 'train.args'}), or start anew from its weights: --model_name_or_path {checkpoint}"
+            f"{checkpoint} was written by a run that differs:\n{shown}\nresume with its arguments (recipe "
+            f"{checkpoint.parent / 'train.args'}), or start anew from its weights: model_name_or_path {checkpoint}"
         )
     return state
 
@@ -148,7 +148,7 @@ def _cleaned_up(partial: Path, what: str) -> Iterator[None]:
         free = shutil.disk_usage(partial.parent).free / 1e6
         cure = f"{free:.1f} MB are free there; make room"
         if whole := find_checkpoints(partial.parent):
-            cure += f" and go on from {whole[-1]} with --resume_from_checkpoint latest"
+            cure += f" and go on from {whole[-1]} with resume_from_checkpoint latest"
         raise OSError(f"could not write {what} ({error}); {cure}") from error
 
 

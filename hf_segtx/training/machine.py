@@ -1,4 +1,4 @@
-"""What a script gets from the machine it runs on: cores, memory, and its name for the results."""
+"""What a run gets from the machine it runs on: processes, cores, memory, and its name for the results."""
 
 import ctypes
 import os
@@ -7,7 +7,44 @@ import resource
 import sys
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
+from accelerate.utils import broadcast_object_list
+
+
+class SaidByMain(ValueError):
+    """What the main process raises as well: to be said once."""
+
+
+def everywhere(function, *inputs, only_main: bool = False):
+    """The function's result; what goes wrong in the main process is an error in all of them, so that none waits.
+
+    Args:
+        only_main: call it in the main process alone, and give its result to the others.
+
+    Raises:
+        ValueError, OSError: that of the function; `SaidByMain` in other processes if the main one fails.
+    """
+    process = PartialState()
+    result = error = None
+    if process.is_main_process or not only_main:
+        try:
+            result = function(*inputs)
+        except (ValueError, OSError) as caught:
+            error = caught
+    box = [str(error) if error else None, result if only_main else None]
+    broadcast_object_list(box)
+    if box[0] is not None and not process.is_main_process:
+        raise SaidByMain(box[0]) from error
+    if error is not None:
+        raise error
+    return box[1] if only_main else result
+
+
+def means(accelerator: Accelerator, *numbers) -> list[float]:
+    """The mean of each number over all processes."""
+    numbers = [number.full_tensor() if hasattr(number, "full_tensor") else number for number in numbers]  # FSDP's
+    tensors = [torch.as_tensor(number, dtype=torch.float32, device=accelerator.device) for number in numbers]
+    return accelerator.reduce(torch.stack(tensors), "mean").tolist()
 
 
 def is_launched() -> bool:
