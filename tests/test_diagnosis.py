@@ -115,7 +115,7 @@ def test_reduced_labels_that_should_not_be(tmp_path):
         (tmp_path / place / "classes.json").unlink()
         (tmp_path / place / "id2label.json").write_text('{"0": "road", "1": "car", "2": "tree"}')
     _, findings = check(tmp_path / "train", tmp_path / "val", do_reduce_labels=True)
-    assert any(f.level == "warning" and "leave --do_reduce_labels away" in f.text for f in findings)
+    assert any(f.level == "warning" and "omit do_reduce_labels" in f.text for f in findings)
 
 
 def test_absent_and_unlearned_classes(tmp_path, healthy):

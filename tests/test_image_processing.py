@@ -183,7 +183,7 @@ def test_input_kinds_agree(backend):
     [
         (picture(20, 30), label_map(20, 31), "one map of label ids"),
         ([picture(20, 30)] * 2, [label_map(20, 30)], "one map of label ids"),
-        (picture(20, 30), Image.fromarray(picture(20, 30)), "one map of label ids"),  # colours instead of ids
+        (picture(20, 30), Image.fromarray(picture(20, 30)), "an RGB picture, of 3 channels"),
         (picture(20, 30, 6), None, "set image_mean"),
     ],
     ids=["other size", "other number", "RGB mask", "channels"],

@@ -114,7 +114,7 @@ def test_rgb_without_colors():
     ids = np.array([[0, 1], [255, 1]], np.uint8)
     assert np.array_equal(labels.map(np.stack([ids] * 3, axis=-1)), ids)  # ids written three times
     with pytest.raises(ValueError, match=r'c\.png: an RGB mask with 2 colours .*"color" in classes\.json'):
-        labels.map(np.array([[[9, 0, 0], [0, 0, 0]]], np.uint8), "c.png")
+        labels.map(np.array([[[9, 0, 1], [0, 0, 0]]], np.uint8), "c.png")
 
 
 @pytest.mark.parametrize(

@@ -55,7 +55,7 @@ def test_bad_files_can_be_skipped_and_are_listed(tmp_path, caplog):
     with pytest.raises(ValueError, match="ten training samples in a row are bad; the last one: .*002.png: cannot be"):
         next(iter(loader(only_bad)))
     with pytest.raises(ValueError, match="on_error 'ignore' is neither 'raise' nor 'skip'"):
-        load_data(**{**folder, "on_error": "ignore"})
+        SegmentationDataset(train.records, labels, on_error="ignore")
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])

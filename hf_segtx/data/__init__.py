@@ -2,7 +2,7 @@
 
 files, rows  ->  folders, layouts, tables    pairs of undecoded images and masks
              ->  loading                      `load_data`: training data, validation data, labels
-             ->  dataset                      samples, decoded by decoding and partial_decoding when asked for
+             ->  dataset                      samples, decoded by decoding, partial_decoding and masks when asked for
              ->  augmentation, loaders        batches
 
 labels, label_tables    the label contract, and those of public data sets
@@ -20,7 +20,7 @@ _NAMES = {
     "SegmentationDataset": "dataset",
     "load_data": "loading",
     "read_image": "decoding",
-    "read_mask": "decoding",
+    "read_mask": "masks",
 }
 __all__ = list(_NAMES)
 

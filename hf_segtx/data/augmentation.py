@@ -38,7 +38,7 @@ class TrainingTransform:
             sides fit into these pixels.
         photometric_distortion: change colours. Not done if the processor does not rescale: then the range is unknown.
         flip_permutation: class that each class is in a mirrored image ("left arm", "right arm"), of
-            `hf_segtx.labels.flip_permutation`; None if all stay.
+            `hf_segtx.data.labels.flip_permutation`; None if all stay.
     """
 
     # rows: luma and two chroma axes of NTSC's YIQ

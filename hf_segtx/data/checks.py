@@ -1,8 +1,12 @@
-"""The check before training: every file is read once, and what would spoil a run is refused."""
+"""The check before training: every file is read once, and what would spoil a run is refused.
+
+`diagnosis` is the long form, which also says what is unlikely to be meant.
+"""
 
 import logging
 import os
 from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
 
 import numpy as np
 from tqdm.auto import tqdm
@@ -13,12 +17,28 @@ from .dataset import SegmentationDataset, evenly, note_errors
 logger = logging.getLogger(__name__)
 
 
+class Checked(NamedTuple):
+    """What there is to say about one sample.
+
+    Args:
+        error: what is wrong with it, or None.
+        counts: (num_ids,) pixels of each train id.
+        values: raw ids in the mask; empty if it holds colours.
+        is_grey_rgb: whether it holds ids, written three times.
+    """
+
+    error: str | None
+    counts: np.ndarray
+    values: set[int] = frozenset()
+    is_grey_rgb: bool = False
+
+
 def mask_values(dataset: SegmentationDataset, max_samples: int) -> set[int]:
-    """Raw values of masks with one channel; unreadable ones are left to `check_data`."""
+    """Raw ids in the masks, without those of colours; masks that cannot be read are left to `check_data`."""
 
     def values(index: int) -> list[int]:
         try:
-            mask = dataset.read_mask(index)
+            mask = dataset.labels.ids_or_colors(dataset.read_mask(index))
         except ValueError:
             return []
         return np.unique(mask).tolist() if mask.ndim == 2 else []
@@ -31,34 +51,20 @@ def check_data(dataset: SegmentationDataset, *, split: str = "training", max_sam
     """Reads the data once, in threads, and refuses what would spoil a run.
 
     Checks all samples if there are at most `max_samples`, else that many, evenly spaced. Warns about classes that no
-    mask shows.
+    mask shows, and about 255 in masks of two classes if it may be meant as the second; says if masks are RGB pictures
+    of grey ids.
 
     Raises:
         ValueError: naming the first ten bad files with their values and cures: images or masks that cannot be decoded,
             sizes that differ, ids or colours outside the contract; or if the data as a whole make no sense.
     """
-    labels = dataset.labels
     if len(dataset) == 0:
         raise ValueError(f"the {split} data are empty; check the folder or split")
     indices = evenly(len(dataset), max_samples)
-
-    def read(index: int) -> tuple[str | None, np.ndarray, set[int]]:
-        """Error or None, pixels of each train id, and 0 and 255 if the raw mask holds nothing else."""
-        try:
-            read_image, mask, name = dataset._open(index)
-            read_image()
-            train = labels.map(mask, name)
-        except ValueError as error:
-            return str(error), np.zeros(labels.num_ids, np.int64), set()
-        counts = np.bincount(train[train != labels.ignore_index].ravel(), minlength=labels.num_ids)
-        if mask.ndim == 2 and labels.ignore_index == 255 and counts[1:].sum() == 0 and mask.size:
-            return None, counts, {int(mask.min()), int(mask.max())}
-        return None, counts, {-1}
-
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        progress = tqdm(pool.map(read, indices), f"Checking the {split} data", len(indices), leave=False, delay=2)
-        results = list(progress)
-    errors = [error for error, _, _ in results if error]
+        samples = pool.map(lambda index: _check_sample(dataset, index), indices)
+        samples = list(tqdm(samples, f"Checking the {split} data", len(indices), leave=False, delay=2))
+    errors = [sample.error for sample in samples if sample.error]
     if dataset.on_error == "skip" and len(errors) < len(indices):
         note_errors(dataset, errors)
     elif errors:
@@ -66,16 +72,46 @@ def check_data(dataset: SegmentationDataset, *, split: str = "training", max_sam
         raise ValueError(
             f"{len(errors)} of {len(indices)} checked {split} samples are bad:\n- " + "\n- ".join(errors[:10]) + more
         )
-    counts = np.sum([counts for _, counts, _ in results], axis=0)
     checked = f"{'all' if len(indices) == len(dataset) else 'the checked'} {len(indices)} {split} masks"
-    if set().union(*(values for _, _, values in results)) == {0, 255}:
+    _check_whole(dataset, [sample for sample in samples if not sample.error], checked)
+
+
+def _check_sample(dataset: SegmentationDataset, index: int) -> Checked:
+    labels = dataset.labels
+    try:
+        read_image, mask, name = dataset.open_raw(index)
+        read_image()
+        train = labels.map(mask, name)
+    except ValueError as error:
+        return Checked(str(error), np.zeros(labels.num_ids, np.int64))
+    counts = np.bincount(train[train != labels.ignore_index].ravel(), minlength=labels.num_ids)
+    ids = labels.ids_or_colors(mask)
+    is_simple = ids.ndim == 2 and np.count_nonzero(counts) <= 2  # else there is nothing to say about its values
+    return Checked(None, counts, set(np.unique(ids).tolist()) if is_simple else frozenset({-1}), ids.ndim < mask.ndim)
+
+
+def _check_whole(dataset: SegmentationDataset, samples: list[Checked], checked: str) -> None:
+    """What the samples say together."""
+    labels = dataset.labels
+    counts = np.sum([sample.counts for sample in samples], axis=0)
+    if grey := sum(sample.is_grey_rgb for sample in samples):
+        logger.info("%d of %s are RGB pictures with equal channels; they are read as class ids.", grey, checked)
+    if counts.sum() == 0:
+        raise ValueError(f"every pixel of {checked} is ignored; check ignore_index and ids in the class names file")
+    ignores_255 = labels.mapping.get(255) == labels.ignore_index
+    if ignores_255 and set().union(*(sample.values for sample in samples)) == {0, 255}:
         raise ValueError(
             f"{checked} hold 0 and 255 only, but there are {labels.num_labels} classes and 255 means ignored, so that "
             f"only {labels.names[0]!r} could be learned; for two classes name two in classes.json (255 is then "
             'the second), else list it as a class ({"id": 255, "name": ...}) or save class ids'
         )
-    if counts.sum() == 0:
-        raise ValueError(f"every pixel of {checked} is ignored; check ignore_index and ids in the class names file")
+    with_255 = [sample.values for sample in samples if 255 in sample.values]
+    if labels.num_ids == 2 and ignores_255 and with_255 and all(values == {0, 255} for values in with_255):
+        logger.warning(
+            "%d of %s hold 0 and 255 only, the others no 255, which is ignored. If it means %r there, write one value "
+            "for it in all masks.",
+            *(len(with_255), checked, labels.names[-1]),
+        )
     if absent := [name for name, count in zip(labels.names, counts[-labels.num_labels :], strict=True) if count == 0]:
         names = "; ".join(absent[:20]) + ("; ..." if len(absent) > 20 else "")
         logger.warning("%d of %d classes are in none of %s: %s", len(absent), labels.num_labels, checked, names)

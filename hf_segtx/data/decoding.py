@@ -1,4 +1,7 @@
-"""Files of images and masks -> pixels: upright, of any depth and number of channels, ids as they are in the file.
+"""Files of images -> pixels, upright, of any depth and number of channels; and the very numbers of a file.
+
+Pillow opens the files. It would change the numbers of some: of PNG and TIFF with several channels of more than 8 bits
+it keeps the first byte of each, of others (64 bits, many bands) it knows nothing. Those are read here, and by tifffile.
 
 Shapes: (H, W) image size, C channels.
 """
@@ -11,21 +14,31 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from ..models.image_processing_segtx import scaled_to_255
 from .partial_decoding import first_rows
 
 
 IMAGE_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
+BITS, ORIENTATION, SAMPLE_FORMAT = 258, 274, 339  # tags of TIFF, the second of EXIF, too
+
+
+# --- Files ----------------------------------------------------------------------------------------------------------
 
 
 def name_of(file, position: str) -> str:
+    """What messages call a file: its path, or where it stands in a table."""
     path = file.get("path") if isinstance(file, dict) else getattr(file, "path", file)
     if isinstance(path, (str, Path)):
         return str(path) if not isinstance(file, dict) else f"{path} ({position})"
     return position
 
 
-def _source(file):
-    """A path, or an open file of the bytes."""
+def source_of(file) -> str | Path | io.BytesIO:
+    """A path, or an open file of the bytes.
+
+    Args:
+        file: a path, or {"bytes", "path"} as in HF data sets.
+    """
     if file is None:
         raise ValueError("the value is missing, null")
     if isinstance(file, dict):
@@ -33,13 +46,143 @@ def _source(file):
     return file
 
 
-def _first_bytes(path: str | Path) -> bytes:
-    with open(path, "rb") as file:
-        return file.read(8)
+def content_of(file) -> bytes:
+    source = source_of(file)
+    return source.getvalue() if isinstance(source, io.BytesIO) else Path(source).read_bytes()
 
 
-def _undecodable(name: str, error: Exception) -> ValueError:
+def undecodable(name: str, error: Exception) -> ValueError:
+    """What is raised for a file that is broken, or whose reader is not installed."""
+    if "imagecodecs" in str(error):  # of tifffile
+        return ValueError(f"{name}: its compression needs a library ({error}): pip install imagecodecs")
+    if isinstance(error, ImportError):
+        return ValueError(f"{name}: TIFF of many bands, or more than 8 bits for each of several: pip install tifffile")
     return ValueError(f"{name}: cannot be decoded ({error}); replace it, or remove it and its partner")
+
+
+def open_picture(file) -> np.ndarray | Image.Image | None:
+    """The array of a .npy file; a picture that is not decoded yet; None for a TIFF file that Pillow does not know."""
+    source = source_of(file)
+    if is_numpy(source):
+        array = np.load(source, allow_pickle=False)
+        return array.astype(array.dtype.newbyteorder("="), copy=False)
+    try:
+        return Image.open(source)
+    except UnidentifiedImageError:
+        begin = content_of(file)[:8]
+        if begin[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
+            return None
+        what = f"no known picture format: it begins with {begin!r}" if begin else "the file is empty"
+        raise ValueError(what) from None
+
+
+def is_numpy(source) -> bool:
+    if isinstance(source, io.BytesIO):
+        return source.getbuffer()[:6] == b"\x93NUMPY"
+    return str(source).lower().endswith(".npy")
+
+
+# --- The numbers of a file --------------------------------------------------------------------------------------------
+
+
+def num_pages(image: Image.Image) -> int:
+    """How many pictures a file holds; smaller copies of the first, and masks of transparency, do not count."""
+    count = getattr(image, "n_frames", 1)
+    if image.format != "TIFF" or count == 1:
+        return count
+    kinds = []
+    for number in range(count):
+        image.seek(number)
+        kinds.append(image.tag_v2.get(254, 0))
+    image.seek(0)
+    return max(1, kinds.count(0))
+
+
+def raw_mode(image: Image.Image) -> str:
+    """Pillow's name for what the file holds, such as "RGB;16B"; known until the picture is decoded."""
+    args = image.tile[0][3] if image.tile else ""
+    return str(args[0] if isinstance(args, tuple) else args)
+
+
+def is_deep(image: Image.Image, raw: str) -> bool:
+    """Whether a file has several channels of more than 8 bits, of which Pillow would keep the first byte only."""
+    if image.format == "TIFF":
+        return image.mode[0] not in "IF" and max(image.tag_v2.get(BITS, (1,))) > 8
+    return raw.endswith(";16B") and raw != "I;16B"
+
+
+def png_numbers(image: Image.Image, raw: str, file) -> np.ndarray:
+    """(H, W, C) uint16 of a PNG of 16 bits, upright.
+
+    Pillow keeps the first byte of each value, and the second if it is told that values are little-endian; so all is
+    decoded twice. torchvision's decoder takes half of the time, but ends the process if the file is damaged.
+    """
+    other = Image.open(source_of(file))
+    is_grey = raw == "LA;16B"  # two values, as long as the four that Pillow knows
+    other.tile = [other.tile[0]._replace(args="RGBA" if is_grey else raw.replace(";16B", ";16L"))]
+    if is_grey:
+        values = np.array(other).view(">u2").astype(np.uint16)
+    else:
+        values = np.asarray(image).astype(np.uint16) << 8 | np.asarray(other)
+    return upright(values, orientation_of(image))
+
+
+def tiff_numbers(file) -> tuple[np.ndarray, tuple[int, ...]]:
+    """What tifffile reads, upright, and which axes may be that of the channels, the likeliest first.
+
+    (H, W); (H, W, C) if the file says that these are samples or channels; else pages (C, H, W). The pages may also be
+    rows: so tifffile writes arrays (H, W, C) if it is not told what they are.
+    """
+    import tifffile
+
+    with tifffile.TiffFile(source_of(file)) as tiff:
+        series = tiff.series[0]
+        array, orientation = series.asarray(), tiff.pages[0].tags.valueof(ORIENTATION, default=1)
+    axes = [name for name, length in zip(series.axes, series.shape) if length > 1 or name in "YX"]
+    array = array.astype(array.dtype.newbyteorder("="), copy=False)
+    array = array.reshape([length for name, length in zip(series.axes, series.shape) if name in axes])
+    if len(axes) > 3:
+        raise ValueError(
+            f"it holds {series.axes} of {series.shape}; save one picture, with at most an axis of channels"
+        )
+    array = upright(np.moveaxis(array, [axes.index("Y"), axes.index("X")], [0, 1]), orientation)
+    if len(axes) == 3 and not {"S", "C"} & set(axes):
+        return np.moveaxis(array, 2, 0), (0, 2)
+    return array, (2,)
+
+
+def grey_numbers(image: Image.Image) -> np.ndarray:
+    """(H, W) of a picture of one channel of more than 8 bits, upright; the type says what the numbers are."""
+    orientation = orientation_of(image)
+    array = np.asarray(image)
+    if image.mode == "I":  # for which Pillow has signed numbers of 32 bits only
+        if image.format in ("PNG", "PPM"):
+            array = array.astype(np.uint16)
+        elif image.format == "TIFF" and image.tag_v2.get(SAMPLE_FORMAT, (1,)) == (1,):
+            array = array.view(np.uint32)
+    return upright(array.astype(array.dtype.newbyteorder("="), copy=False), orientation)
+
+
+def orientation_of(image: Image.Image) -> int:
+    """How EXIF says that the pixels of `numpy.asarray` are turned, after they are decoded: 1 is upright, to 8."""
+    image.load()  # which turns TIFF, and finds what PNG says after its pixels
+    return image.getexif().get(ORIENTATION, 1)
+
+
+def exif_orientation(file) -> int:
+    """The same of a file, as EXIF says it before anything is turned; 1 for what is no picture."""
+    picture = open_picture(file) if isinstance(file, (str, Path, dict)) else None
+    return picture.getexif().get(ORIENTATION, 1) if isinstance(picture, Image.Image) else 1
+
+
+def upright(array: np.ndarray, orientation: int) -> np.ndarray:
+    """(H, W, ...) of what a file with this EXIF orientation shows: (W, H, ...) for those of 5 and more."""
+    array = array.swapaxes(0, 1) if orientation in (5, 6, 7, 8) else array
+    rows, columns = (slice(None, None, -1 if orientation in turned else 1) for turned in ((3, 4, 7, 8), (2, 3, 6, 7)))
+    return array[rows, columns]
+
+
+# --- Images -----------------------------------------------------------------------------------------------------------
 
 
 def read_image(file, name: str = "the image", num_channels: int = 3) -> Image.Image | torch.Tensor:
@@ -48,8 +191,9 @@ def read_image(file, name: str = "the image", num_channels: int = 3) -> Image.Im
     - 8 bits and 1, 3 or 4 channels: a PIL image, grey, RGB or RGBA; the file may have another number of channels.
     - More bits: a float32 tensor (C, H, W). Integers without a sign are divided so that their largest is 255, with
       nothing rounded, so that mean and std mean the same as for 8 bits; others are as they are in the file.
-    - Other numbers of channels, from TIFF (bands or pages) or .npy: a tensor (C, H, W), uint8 or float32 as above. The
-      axis with `num_channels` entries is that of the channels.
+    - Other numbers of channels, from TIFF (bands or pages) or .npy: a tensor (C, H, W), uint8 or float32 as above. Of
+      .npy the last axis is that of the channels if its length fits (`num_channels`, or 1 for grey, or 4, the last for
+      transparency, for 3), else the first; TIFF says it, and its pages are channels.
 
     Raises:
         ValueError: if the file cannot be decoded or has another number of channels.
@@ -58,7 +202,7 @@ def read_image(file, name: str = "the image", num_channels: int = 3) -> Image.Im
 
 
 def read_image_part(file, name: str, num_channels: int, scale: float = 1.0, num_rows: int | None = None) -> tuple:
-    """The image, and its (height, width) in the file.
+    """The image, and its (height, width) as it is in the file, upright.
 
     Args:
         scale: the largest factor that the image will be resized by. A JPEG that is twice as large as needed, or more,
@@ -66,133 +210,81 @@ def read_image_part(file, name: str, num_channels: int, scale: float = 1.0, num_
         num_rows: how many are needed, counted from the top. Of a JPEG or PNG, little more is decoded.
     """
     source, num_left_out = file, 0
-    if num_rows is not None and scale > 0.5:
-        try:
-            content, num_left_out = first_rows(_content(file), num_rows)
-        except (OSError, ValueError) as error:
-            raise _undecodable(name, error) from error
-        source = {"bytes": content}
-    image = _open_image(source, name, num_channels)
-    if isinstance(image, np.ndarray):
-        array = _channels_first(image, name, num_channels)
-        size = array.shape[1] + num_left_out, array.shape[2]
-        if array.dtype == np.uint8 and num_channels in IMAGE_MODES:
-            array = array.transpose(1, 2, 0)
-            return Image.fromarray(array[..., 0] if num_channels == 1 else np.ascontiguousarray(array)), size
-        if array.dtype.kind == "u" and array.itemsize > 1:
-            array = array / np.float32(np.iinfo(array.dtype).max // 255)
-        dtype = np.uint8 if array.dtype == np.uint8 else np.float32
-        return torch.from_numpy(np.ascontiguousarray(array, dtype)), size
-    size, mode = (image.height + num_left_out, image.width), IMAGE_MODES[num_channels]
     try:
-        if scale <= 0.5:
-            image.draft(image.mode, (math.ceil(image.width * scale), math.ceil(image.height * scale)))
-        orientation = image.getexif().get(0x0112, 1)
-        if orientation != 1 and num_left_out:  # the first rows of the image are not those of the file
-            return read_image_part(file, name, num_channels)
-        image.load()
+        if num_rows is not None and scale > 0.5:
+            content, num_left_out = first_rows(content_of(file), num_rows)
+            source = {"bytes": content}
+        image = open_picture(source)
+        raw = raw_mode(image) if isinstance(image, Image.Image) else ""
+        if num_left_out and image.getexif().get(ORIENTATION, 1) != 1:
+            return read_image_part(file, name, num_channels)  # the first rows of the image are not those of the file
+        numbers = _image_numbers(image, raw, source, num_channels)
+        if numbers is None and num_channels in IMAGE_MODES:
+            image, (height, width) = _decode(image, scale)
     except Exception as error:  # PIL raises OSError, SyntaxError, ValueError, struct.error and others on broken files
-        raise _undecodable(name, error) from error
-    if orientation != 1:
-        ImageOps.exif_transpose(image, in_place=True)
-    return image if image.mode == mode else image.convert(mode), size[::-1] if orientation > 4 else size
-
-
-def _open_image(file, name: str, num_channels: int) -> np.ndarray | Image.Image:
-    """The numbers of a file that PIL would not read without a loss; for the others an image that is not loaded yet."""
-    try:
-        source = _source(file)
-        if _is_numpy(source):
-            return np.load(source, allow_pickle=False)
-        try:
-            image = Image.open(source)
-        except UnidentifiedImageError:  # PIL knows no TIFF of five bands
-            begin = source.getvalue()[:8] if isinstance(source, io.BytesIO) else _first_bytes(source)
-            if begin[:4] not in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
-                what = f"no known picture format: it begins with {begin!r}" if begin else "the file is empty"
-                raise ValueError(what) from None
-            image = None
-        if image is None or image.format == "TIFF":
-            is_deep = image is None or image.mode[0] in "IF" or ";16" in str(image.tile[0][3:])
-            if is_deep or num_channels not in IMAGE_MODES or image.n_frames > 1:
-                import tifffile
-
-                return tifffile.imread(_source(file))
-        elif image.mode[0] in "IF":
-            return np.asarray(image)
-        elif ";16B" in str(image.tile and image.tile[0][3]):  # PNG; PIL keeps the first byte of each value only
-            high = np.asarray(image).astype(np.uint16)
-            image = Image.open(_source(file))
-            image.tile = [image.tile[0]._replace(args=image.tile[0].args.replace(";16B", ";16L"))]
-            return high << 8 | np.asarray(image)  # taken for little-endian, the second byte is the one it keeps
-    except ImportError as error:
-        raise ValueError(f"{name}: to read TIFF files of more than 8 bits or 4 bands, pip install tifffile") from error
-    except Exception as error:
-        raise _undecodable(name, error) from error
-    if num_channels not in IMAGE_MODES:
+        raise undecodable(name, error) from error
+    if numbers is not None:
+        array = _channels_first(*numbers, name, num_channels)
+        image, (height, width) = _from_numbers(array, num_channels), array.shape[1:]
+    elif num_channels not in IMAGE_MODES:
         raise ValueError(
             f"{name}: {image.format} holds 1, 3 or 4 channels, the model expects {num_channels}; use TIFF or .npy"
         )
-    return image
+    elif image.mode != IMAGE_MODES[num_channels]:
+        image = image.convert(IMAGE_MODES[num_channels])
+    return image, (height + num_left_out, width)
 
 
-def _content(file) -> bytes:
-    source = _source(file)
-    return source.getvalue() if isinstance(source, io.BytesIO) else Path(source).read_bytes()
+def _decode(image: Image.Image, scale: float) -> tuple[Image.Image, tuple[int, int]]:
+    """The picture, upright, and what its height and width are if it is not decoded smaller."""
+    width, height = image.size
+    if scale <= 0.5:
+        image.draft(image.mode, (math.ceil(width * scale), math.ceil(height * scale)))
+    is_smaller = image.size != (width, height)  # which JPEGs can be
+    orientation = orientation_of(image)
+    if orientation != 1:
+        ImageOps.exif_transpose(image, in_place=True)
+    if is_smaller:
+        return image, (width, height) if orientation > 4 else (height, width)
+    return image, (image.height, image.width)
 
 
-def _is_numpy(source) -> bool:
-    if isinstance(source, io.BytesIO):
-        return source.getbuffer()[:6] == b"\x93NUMPY"
-    return str(source).lower().endswith(".npy")
+def _image_numbers(image, raw: str, file, num_channels: int) -> tuple[np.ndarray, tuple[int, ...]] | None:
+    """Numbers that Pillow would not read without a loss, and which axes may be the channels'; None for the others."""
+    if isinstance(image, np.ndarray):
+        return image, (2, 0)
+    if image is None:
+        return tiff_numbers(file)
+    deep = is_deep(image, raw)
+    if image.format == "TIFF" and (deep or num_channels not in IMAGE_MODES or num_pages(image) > 1):
+        return tiff_numbers(file)
+    if deep:
+        return png_numbers(image, raw, file), (2,)
+    return (grey_numbers(image), (2,)) if image.mode[0] in "IF" else None
 
 
-def _channels_first(array: np.ndarray, name: str, num_channels: int) -> np.ndarray:
-    """(C, H, W) of (H, W), (C, H, W) or (H, W, C)."""
-    planes = array[None] if array.ndim == 2 else array
-    if planes.ndim == 3 and planes.dtype.kind in "uif":
-        if planes.shape[0] not in (1, num_channels):
-            planes = planes.transpose(2, 0, 1)
+def _channels_first(array: np.ndarray, axes: tuple[int, ...], name: str, num_channels: int) -> np.ndarray:
+    """(C, H, W) of (H, W), or of three axes, of which one of `axes` is that of the channels."""
+    if array.ndim == 2:
+        array, axes = array[None], (0,)
+    for axis in axes if array.ndim == 3 and array.dtype.kind in "uif" else ():
+        planes = np.moveaxis(array, axis, 0)
         if len(planes) == num_channels:
             return planes
-        if len(planes) == 1 and num_channels in IMAGE_MODES:
-            return np.broadcast_to(planes, (num_channels, *planes.shape[1:]))
-        if len(planes) == 4 and num_channels == 3:  # without transparency
+        if num_channels == 3 and len(planes) == 4:  # without transparency
             return planes[:3]
+        if num_channels in IMAGE_MODES and (len(planes) == 1 or len(planes) == 2 and axes == (2,)):
+            return np.broadcast_to(planes[:1], (num_channels, *planes.shape[1:]))
     raise ValueError(
         f"{name}: {array.dtype} of shape {array.shape} has no axis of {num_channels} channels; set the model's "
         "num_channels, and one value for each in the processor's image_mean and image_std"
     )
 
 
-def read_mask(file, name: str = "the mask") -> np.ndarray:
-    """Decodes a mask to raw values, never through a palette: (H, W) ids, or (H, W, 3) colours of an RGB file.
-
-    Raises:
-        ValueError: if the file cannot be decoded or holds fractions.
-    """
-    if not isinstance(file, (str, Path, dict, type(None))):
-        return np.asarray(file)
-    if isinstance(file, (str, Path, dict)) and _is_numpy(_source(file)):
-        try:
-            return np.load(_source(file), allow_pickle=False)
-        except Exception as error:
-            raise _undecodable(name, error) from error
-    try:
-        image = Image.open(_source(file))
-        raw_mode = image.tile[0][3] if image.tile else None  # of the pixels in the file, e.g. "L;4"
-        image.load()
-    except Exception as error:
-        raise _undecodable(name, error) from error
-    if image.mode in ("RGBA", "CMYK", "YCbCr"):
-        image = image.convert("RGB")
-    elif image.mode in ("LA", "PA"):
-        image = image.getchannel(0)
-    mask = np.asarray(image)
-    if raw_mode in ("L;2", "L;4"):  # PIL spreads grey values of 2 and 4 bits over 0-255; an id is the value in the file
-        mask = mask // (85 if raw_mode == "L;2" else 17)
-    if mask.dtype.kind == "f":
-        if (fractions := mask[mask != np.round(mask)]).size:
-            raise ValueError(f"{name}: the mask holds fractions (first {fractions[0]}); save it with integer ids")
-        mask = mask.astype(np.int32)
-    return mask
+def _from_numbers(array: np.ndarray, num_channels: int) -> Image.Image | torch.Tensor:
+    """(C, H, W) as `read_image` gives it."""
+    if array.dtype == np.uint8 and num_channels in IMAGE_MODES:
+        array = np.ascontiguousarray(array.transpose(1, 2, 0))
+        return Image.fromarray(array[..., 0] if num_channels == 1 else array)
+    pixels = scaled_to_255(torch.from_numpy(np.require(array, requirements=["C", "W"])))
+    return pixels if pixels.dtype == torch.uint8 else pixels.float()

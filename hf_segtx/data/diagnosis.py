@@ -1,8 +1,8 @@
-"""What is wrong with a data set, in words, before anything is trained on it; for `examples/check_dataset.py`.
+"""Checks of a data set, in words, before anything is trained on it: what the command `segtx check` prints.
 
     SegmentationDataset -> examine (every file, in processes) -> Report -> diagnose -> findings with their cures
 
-`hf_segtx.data.check_data` is the short form that runs before every training: it refuses what cannot be trained on.
+`checks.check_data` is the short form that runs before every training: it refuses what cannot be trained on.
 """
 
 import math
@@ -18,7 +18,6 @@ from tqdm.auto import tqdm
 
 from ..visualization.label_maps import FAINT, GAP, PAPER, TEXT_SIZE, legend, overlay, text_font
 from .dataset import SegmentationDataset
-from .decoding import read_image
 from .labels import Labels, flip_permutation
 
 
@@ -97,22 +96,16 @@ def examine(dataset: SegmentationDataset, split: str, num_workers: int = 0, prog
 
 def examine_sample(dataset: SegmentationDataset, index: int, align: bool = False) -> Sample:
     labels = dataset.labels
-    image_file, mask_file = dataset.files(index)
-    name = str(getattr(mask_file, "path", mask_file if isinstance(mask_file, str) else f"row {index}"))
-    sample = Sample(name, np.zeros(labels.num_ids + 1, np.int64))
+    sample = Sample(dataset.names(index)[1], np.zeros(labels.num_ids + 1, np.int64))
     try:
-        image_name = image_file if isinstance(image_file, str) else f"row {index}, image"
-        sample.size, sample.moments, gray = _statistics(read_image(image_file, image_name, dataset.num_channels))
-        sample.fingerprint = fingerprint(gray)
-        mask = dataset.read_mask(index)
-        sample.colored = mask.ndim == 3 and (labels.color_to_train is not None or bool((mask != mask[..., :1]).any()))
-        raw = mask[..., 0] if mask.ndim == 3 else mask
+        read_image, mask, name = dataset.open_raw(index)
+        raw = labels.ids_or_colors(mask)
+        sample.colored = raw.ndim == 3
         if sample.colored:
-            raw = mask[..., 0].astype(np.int64) << 16 | mask[..., 1].astype(np.int64) << 8 | mask[..., 2]
+            raw = raw[..., 0].astype(np.int64) << 16 | raw[..., 1].astype(np.int64) << 8 | raw[..., 2]
         sample.values, sample.counts = _unique(raw)
-        if mask.shape[:2] != sample.size:
-            sizes = f"{mask.shape[1]}x{mask.shape[0]} pixels, its image {sample.size[1]}x{sample.size[0]}"
-            raise ValueError(f"{name}: the mask is {sizes}; export it again or scale it (nearest)")
+        sample.size, sample.moments, gray = _statistics(read_image())
+        sample.fingerprint = fingerprint(gray)
         train = labels.map(mask, name)
         train = np.where(train == labels.ignore_index, labels.num_ids, train)
         sample.pixels = np.bincount(train.ravel(), minlength=labels.num_ids + 1)
@@ -259,7 +252,7 @@ def _diagnose_masks(report: Report) -> list[Finding]:
         if not report.has_colors and labels.raw_to_train is None and unknown == [labels.num_labels]:
             what += (
                 f"ids seem shifted by one: {known[0]} .. {known[-1]} are expected and {unknown[0]} occurs. If 0 means "
-                "unlabelled, use --do_reduce_labels; else a class name is missing"
+                "unlabelled, use do_reduce_labels; else a class name is missing"
             )
         elif len(unknown) > 8 and share < 0.2:
             what += (
@@ -286,7 +279,7 @@ def _diagnose_masks(report: Report) -> list[Finding]:
     ):
         text = (
             f"{zero:.0%} of the pixels of {split} are 0, which is ignored, and {last}, the last class, never occurs: "
-            "if ids count from 0 here, every class is shifted by one; leave --do_reduce_labels away"
+            "if ids count from 0 here, every class is shifted by one; omit do_reduce_labels"
         )
         findings.append(Finding("warning", text))
     return findings

@@ -68,6 +68,8 @@ class Labels:
                 f"ignore_index {self.ignore_index} is the class {self.id2label.get(self.ignore_index)!r}; "
                 f"use 255 or another value outside 0 .. {self.num_ids - 1}"
             )
+        if wrong := [raw for raw in self.raw_to_train or () if not 0 <= raw < 2**16]:
+            raise ValueError(f"the raw id {wrong[0]} is outside 0 .. 65535")
         train_ids = {*(self.raw_to_train or {}).values(), *(self.color_to_train or {}).values()} - {self.ignore_index}
         if wrong := sorted(train_id for train_id in train_ids if not 0 <= train_id < self.num_ids):
             raise ValueError(f"train id {wrong[0]} is outside 0 .. {self.num_ids - 1} ({len(names)} class names)")
@@ -97,7 +99,7 @@ class Labels:
 
     @classmethod
     def named(cls, name: str) -> "Labels":
-        """The contract of a public data set, e.g. "ade20k", "cityscapes", "voc"; see `hf_segtx.label_tables`."""
+        """The contract of a public data set, e.g. "ade20k", "cityscapes", "voc"; see `hf_segtx.data.label_tables`."""
         from .label_tables import TABLES
 
         if name not in TABLES:
@@ -132,7 +134,7 @@ class Labels:
             content = json.loads(Path(file).read_text(encoding="utf-8"))
             if isinstance(content, dict) and "classes" in content:
                 if do_reduce_labels:
-                    raise ValueError("it says itself which id is ignored; leave do_reduce_labels away")
+                    raise ValueError("it says itself which id is ignored; omit do_reduce_labels")
                 return cls._from_classes(content)
             return cls.from_id2label(content, do_reduce_labels)
         except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
@@ -231,6 +233,12 @@ class Labels:
                     f"{theirs.get(train_id)!r} in {where} ({len(theirs)} classes); use the class names it was made with"
                 )
 
+    def ids_or_colors(self, mask: np.ndarray) -> np.ndarray:
+        """(H, W) ids of a mask; if it holds colours, as it is: if the classes have colours, or the channels differ."""
+        if mask.ndim == 3 and self.color_to_train is None and (mask == mask[..., :1]).all():
+            return mask[..., 0]  # ids, written three times
+        return mask
+
     def map(self, mask: np.ndarray, name: str = "the mask") -> np.ndarray:
         """Raw ids or colours to train ids.
 
@@ -244,10 +252,8 @@ class Labels:
         Raises:
             ValueError: if a value or colour is outside the contract.
         """
-        mask = np.asarray(mask)
-        if mask.ndim == 3 and self.color_to_train is None and (mask == mask[..., :1]).all():
-            mask = mask[..., 0]  # ids, written three times
-        if mask.ndim == 3:
+        mask = self.ids_or_colors(np.asarray(mask))
+        if mask.ndim == 3 and mask.shape[2] == 3 and mask.dtype.kind in "iu":
             train = self._map_colors(mask, name)
         elif mask.ndim == 2 and mask.dtype == np.uint8 and self._byte_table is not None:
             unknown, table = self._byte_table
@@ -298,10 +304,15 @@ class Labels:
         return table
 
     def _map_ids(self, mask: np.ndarray, name: str) -> np.ndarray:
-        ids = mask.view(f"u{mask.itemsize}")  # negative values become too large ones
+        if mask.dtype == bool:
+            mask = mask.view(np.uint8) != 0  # a true byte may be any but 0
+        mask = mask.astype(mask.dtype.newbyteorder("="), copy=False)
+        ids = mask.view(f"u{mask.itemsize}")
         if ids.itemsize > 1:  # a table always covers the 256 ids of 8 bits
             ids = np.minimum(ids, min(len(self._table) - 1, np.iinfo(ids.dtype).max))
         train = np.take(self._table, ids)
+        if mask.dtype.kind == "i" and mask.min(initial=0) < 0:
+            train[mask < 0] = UNKNOWN
         if train.min(initial=0) == UNKNOWN:
             values, counts = np.unique(mask[train == UNKNOWN], return_counts=True)
             raise ValueError(self._unknown_ids(values.tolist(), int(counts.sum()), mask, name))
@@ -317,27 +328,44 @@ class Labels:
         )
         if name.lower().endswith((".jpg", ".jpeg")):
             return text + "JPEG changes ids: save masks as PNG"
+        if values[0] < 0:
+            return text + "ids are not negative: write another value for what does not count, e.g. 255"
         if self.raw_to_train is None and values == [self.num_labels]:
             text += "if 0 means unlabelled here, use do_reduce_labels, else "
         return text + "correct the mask, add the class name, or list the id in classes.json with ignore: true"
 
     def _map_colors(self, mask: np.ndarray, name: str) -> np.ndarray:
+        if mask.min(initial=0) < 0 or mask.max(initial=0) > 255:
+            raise ValueError(f"{name}: colours of 0 .. {mask.max()}; save an RGB mask with 8 bits for each channel")
         codes = mask[..., 0].astype(np.int32) << 16 | mask[..., 1].astype(np.int32) << 8 | mask[..., 2]
         if self.color_to_train is None:
-            unique = np.unique(codes)
-            raise ValueError(
-                f"{name}: an RGB mask with {len(unique)} colours ({_colors(unique)}), but the classes have no colours; "
-                'give each class its "color" in classes.json, or save masks as PNG with one channel of class ids'
-            )
+            raise ValueError(self._unknown_colors(codes, name))
         found = np.take(self._color_table, codes)
         if found.min(initial=1) == 0:
             unknown = np.unique(codes[found == 0])
+            is_grey = (unknown % 0x010101 == 0).all() and (mask == mask[..., :1]).all()
+            cure = (
+                "if these are class ids, save them in one channel"
+                if is_grey
+                else "correct the colours in classes.json, or the mask (smoothed edges or JPEG make new colours)"
+            )
             raise ValueError(
                 f"{name}: {int((found == 0).sum())} of {codes.size} pixels have {len(unknown)} colours that no class "
-                f"(or more than one) has: {_colors(unknown)}; correct the colours in classes.json, or the mask "
-                "(smoothed edges or JPEG make new colours)"
+                f"(or more than one) has: {_colors(unknown)}; {cure}"
             )
         return (found.astype(np.int32) + UNKNOWN).astype(np.int16)
+
+    def _unknown_colors(self, codes: np.ndarray, name: str) -> str:
+        unique = np.unique(codes)
+        text = f"{name}: an RGB mask with {len(unique)} colours ({_colors(unique)}), but the classes have no colours; "
+        if not (unique & 0xFFFF).any():
+            return text + "if these are class ids in the red channel, save that channel alone, as a PNG"
+        if set(unique.tolist()) <= {1, 1 << 8, 1 << 16}:
+            return text + "if each pixel has one 1, at its class (one-hot), save mask.argmax(2)"
+        return text + (
+            'give each class its "color" in classes.json, or save masks as PNG with one channel of class ids (COCO '
+            "panoptic: red + 256 green + 65536 blue is the segment, whose class its JSON says)"
+        )
 
 
 def _colors(codes: np.ndarray) -> str:

@@ -130,7 +130,7 @@ def _find_in_folders(settings: DataSettings) -> _Found:
 
 def _datasets(found: _Found, settings: DataSettings) -> tuple[SegmentationDataset | None, SegmentationDataset]:
     """Training and validation data, which are held out of the training data if there are none, of limited size."""
-    options = found.labels, settings.num_channels, settings.on_error
+    options = found.labels, settings.num_channels, settings.on_error, settings.allow_lossy_masks
     train = SegmentationDataset(found.train, *options) if found.train is not None else None
     if found.validation is not None:
         validation = SegmentationDataset(found.validation, *options)

@@ -50,6 +50,9 @@ class DataSettings:
     on_error: Literal["raise", "skip"] = setting(
         "raise", "What a sample that cannot be read does: stop, or be left out."
     )
+    allow_lossy_masks: bool = setting(
+        False, "Read masks that are JPEGs and the like, whose compression gives some pixels ids of other classes."
+    )
     streaming: bool = setting(False, "Read the data set as it is needed, instead of downloading it first.")
     cache_dir: str | None = setting(None, "Folder where downloads are kept.")
     token: str | None = setting(None, "Hub token for downloads; None is that of `hf auth login`.")

@@ -119,6 +119,90 @@ def nearest_resize(label_map: torch.Tensor, size: tuple[int, int]) -> torch.Tens
     return label_map[rows[:, None], columns]
 
 
+def scaled_to_255(pixels: torch.Tensor) -> torch.Tensor:
+    """Unsigned integers of more than 8 bits, divided so that their largest is 255, as float32; others as they are."""
+    if pixels.dtype in (torch.uint16, torch.uint32, torch.uint64):
+        return pixels.float().div_(torch.iinfo(pixels.dtype).max // 255)
+    return pixels
+
+
+def pil_numbers(image: Image.Image) -> np.ndarray:
+    """(H, W) or (H, W, C) of a PIL image, in the byte order of the machine; 1-bit pixels become 0 and 1.
+
+    A 16-bit file may come as integers of 32 bits with a sign, the only ones that older versions of Pillow have.
+    """
+    array = np.array(image.convert("L")) // 255 if image.mode == "1" else np.array(image)
+    if image.mode == "I" and image.format in ("PNG", "PPM"):
+        return array.astype(np.uint16)
+    return array.astype(array.dtype.newbyteorder("="), copy=False)
+
+
+def _channels_last(shape: tuple[int, int, int], channels: int, data_format, is_tensor: bool) -> bool:
+    """Whether the last axis of an image is that of the channels; as far as both could be, it is, but not of tensors."""
+    if data_format is not None:
+        return ChannelDimension(data_format) == ChannelDimension.LAST
+    fitting = (channels, 1, 4) if channels == 3 else (channels,)
+    first, last = shape[0] in fitting, shape[2] in fitting
+    return last and not first if is_tensor else last or not first
+
+
+def label_map(given, size: tuple[int, int]) -> torch.Tensor:
+    """A segmentation map as (H, W) int64.
+
+    Args:
+        given: a PIL image, array or tensor of label ids; the palette index of a picture counts, not its colour.
+        size: (H, W) of its image.
+
+    Raises:
+        ValueError: if it is of another size, or holds colours, fractions or negative numbers other than -100.
+    """
+    if isinstance(given, Image.Image):
+        if len(given.getbands()) > 1:
+            raise ValueError(
+                f"a segmentation map is an {given.mode} picture, of {len(given.getbands())} channels; give label ids, "
+                "one for each pixel, as a PIL image of mode L, P or I;16, or an array (height, width): map its colours"
+            )
+        given = pil_numbers(given)
+    if isinstance(given, np.ndarray):
+        given = given.view(np.uint8) != 0 if given.dtype == bool else given  # a true byte may be any but 0
+        given = given.astype(given.dtype.newbyteorder("="), copy=False)
+    given = torch.as_tensor(given)
+    ids = given
+    if ids.ndim == 3 and 1 in (ids.shape[0], ids.shape[2]):  # an axis of one channel
+        ids = ids[..., 0] if tuple(ids.shape) == (*size, 1) else ids[0]
+    if tuple(ids.shape) != tuple(size):
+        what = f"a segmentation map has the shape {tuple(given.shape)}, its image {tuple(size)} (height, width); "
+        if given.ndim == 3 and {3, 4} & {given.shape[0], given.shape[2]}:
+            what += "it seems to be an RGB picture, whose colours are to be mapped: "
+        raise ValueError(what + "give one map of label ids, (height, width), for each image and of its size")
+    if ids.is_floating_point() and not bool((ids == ids.round()).all()):
+        value = float(ids[ids != ids.round()][0])
+        raise ValueError(
+            f"a segmentation map holds fractions (first {value:.6g}); label ids are whole numbers: give them as "
+            "integers, not as ToTensor scales them (k / 255)"
+        )
+    ids = ids.long()
+    if bool((negative := (ids < 0) & (ids != -100)).any()):
+        raise ValueError(
+            f"a segmentation map holds {int(ids[negative][0])}; label ids are not negative, and what is ignored is "
+            f"{IGNORE_LABEL} (or -100)"
+        )
+    return ids
+
+
+def listed_maps(maps, count: int) -> list:
+    """Segmentation maps of `count` images, one by one.
+
+    Raises:
+        ValueError: if their number is another one.
+    """
+    if isinstance(maps, Image.Image) or not isinstance(maps, (list, tuple)) and (maps.ndim == 2 or count == 1):
+        maps = [maps[0] if getattr(maps, "ndim", 2) == 4 else maps]
+    if len(maps) != count:
+        raise ValueError(f"{len(maps)} segmentation maps for {count} images; give one map of label ids for each image")
+    return list(maps)
+
+
 def checked_sizes(target_sizes, defaults: list[tuple[int, int]]) -> list[tuple[int, int]]:
     """The target sizes as integers, or the defaults if there are none.
 
@@ -166,11 +250,13 @@ class SegmentationProcessing:
         """Tensors for the model. Images of different sizes come out padded to one size (unless `do_pad=False`).
 
         Args:
-            images: one or a list of PIL images, arrays or tensors. Arrays and tensors with as many channels as
-                `image_mean` has entries, channels first or last, 0-255 (or `do_rescale=False`). With three channels and
-                `do_convert_rgb`, grey, palette and RGBA images are converted (transparent becomes white).
-            segmentation_maps: one map of label ids an image, of the size of that image: PIL images of mode L, P, I or
-                I;16 (the palette index counts, not the colour), arrays or tensors.
+            images: one or a list of PIL images, arrays or tensors. Arrays and tensors have as many channels as
+                `image_mean` has entries, first or last, and 0-255 (or `do_rescale=False`); integers without a sign of
+                more than 8 bits are scaled to that. Where both axes could be the channels', it is the last of arrays
+                and the first of tensors, or what `input_data_format` says. With `do_convert_rgb`, grey, palette and
+                RGBA images become what the model expects, without transparency.
+            segmentation_maps: one map of label ids for each image, of its size: PIL images of mode 1, L, P, I or I;16
+                (the palette index counts, not the colour), arrays or tensors.
             **kwargs: any attribute of the processor, for this call only.
 
         Shape:
@@ -180,7 +266,8 @@ class SegmentationProcessing:
                 height and width of the window; height and width of the resized image.
 
         Raises:
-            ValueError: if maps and images differ in number or size, or channels and `image_mean` in number.
+            ValueError: if maps and images differ in number or size, maps hold anything but label ids, or images have
+                another number of channels than `image_mean`.
         """
         return super().preprocess(images, segmentation_maps, **kwargs)
 
@@ -234,17 +321,10 @@ class SegmentationProcessing:
             ]
 
         if segmentation_maps is not None:
-            labels = self._prepare_image_like_inputs(
-                segmentation_maps, expected_ndims=2, do_convert_rgb=False, input_data_format=ChannelDimension.FIRST
-            )
-            if [tuple(label.shape) for label in labels] != [(1, *original) for original in original_sizes]:
-                raise ValueError(
-                    f"segmentation maps of shapes {[tuple(label.shape[-2:]) for label in labels]} for images of sizes "
-                    f"{original_sizes}; give one map of label ids, (height, width), for each image and of its size"
-                )
             data["labels"] = []
-            for label, resized, (height, width) in zip(labels, sizes, padded, strict=True):
-                label = nearest_resize(torch.as_tensor(label)[0].long(), resized)
+            for number, given in enumerate(listed_maps(segmentation_maps, len(images))):
+                resized, (height, width) = sizes[number], padded[number]
+                label = nearest_resize(label_map(given, original_sizes[number]), resized)
                 if do_reduce_labels:
                     label = torch.where((label == 0) | (label == IGNORE_LABEL), IGNORE_LABEL, label - 1)
                 label = F.pad(label, (0, width - resized[1], 0, height - resized[0]), value=IGNORE_LABEL)
@@ -260,26 +340,39 @@ class SegmentationProcessing:
         return BatchFeature(data=data, tensor_type=return_tensors)
 
     def process_image(self, image, do_convert_rgb=None, input_data_format=None, num_channels=None, **kwargs):
-        """One image as (C, H, W). As in transformers, but for any number of channels C.
+        """One image as (C, H, W). As in transformers, but for any number of channels C and more than 8 bits.
+
+        As when training data are read: integers without a sign of more than 8 bits are scaled to 0-255, transparency is
+        dropped.
 
         Args:
-            num_channels: C that the model expects. Conversion to RGB is for C = 3 or unknown (None) only.
+            num_channels: C that the model expects; None if not known, then 3 is.
 
         Raises:
             ValueError: if the image has another number of channels.
         """
-        if num_channels not in (None, 3):
-            do_convert_rgb = False
-            if input_data_format is None and not isinstance(image, Image.Image) and image.ndim == 3:
-                channels_last = image.shape[-1] == num_channels and image.shape[0] != num_channels
-                input_data_format = ChannelDimension.LAST if channels_last else ChannelDimension.FIRST
-        image = super().process_image(image, do_convert_rgb, input_data_format, **kwargs)
+        channels, is_tensor = num_channels or 3, isinstance(image, torch.Tensor)
+        if isinstance(image, Image.Image):
+            mode = {1: "L", 3: "RGB", 4: "RGBA"}.get(channels)
+            image = image.convert(mode) if do_convert_rgb and mode and image.mode[0] not in "IF" else image
+            image, input_data_format = pil_numbers(image), ChannelDimension.LAST
+        if not is_tensor:
+            image = torch.from_numpy(np.require(image, image.dtype.newbyteorder("="), ["C", "W"]))
+        if image.ndim == 2:
+            image = image[None]
+        elif _channels_last(image.shape, channels, input_data_format, is_tensor):
+            image = image.permute(2, 0, 1)
+        image = scaled_to_255(image)
+        if do_convert_rgb and channels == 3 and image.shape[0] in (1, 4):
+            image = image[:3].expand(3, -1, -1)
         if num_channels not in (None, image.shape[0]):
             raise ValueError(
                 f"image of {image.shape[0]} channels (shape {tuple(image.shape)}, channels first) for image_mean of "
                 f"{num_channels} values; give images of {num_channels} channels, or set image_mean and image_std"
             )
-        return image
+        if self.backend == "pil":
+            return image.numpy()
+        return image.contiguous().to(kwargs.get("device"))
 
     def post_process_semantic_segmentation(
         self,
