@@ -58,6 +58,8 @@ class ImageSettings:
         [512], "Height and width of training crops in pixels; one number is a square.", "[1, 100000]", "1-2"
     )
     scale_range: list[float] = setting([0.5, 2.0], "Range of the random resizing before the crop.", "(0, 100]", "2")
+    flip: bool = setting(True, "Mirror half of the training images; classes of the left and the right change places.")
+    color_changes: bool = setting(True, "Change brightness, contrast and colours of the training images.")
     dataloader_num_workers: int | None = setting(
         None, "Processes that read images; else 0 on a CPU, up to 8 on a GPU.", "[0, 1024]"
     )
@@ -151,6 +153,9 @@ class OutputSettings:
     evaluation_steps: int | None = setting(
         None, "Evaluate every so many steps; else five times in the run.", "[1, inf)"
     )
+    first_evaluation_step: int | None = setting(
+        None, "Evaluate and save at this step, too: early, so that a hopeless run is seen.", "[1, inf)"
+    )
     checkpointing_steps: str | None = setting(
         None, "Save every so many steps, or 'epoch'; else as often as evaluation_steps."
     )
@@ -171,7 +176,22 @@ class OutputSettings:
 
 
 @dataclass
-class Arguments(ModelSettings, DataSettings, ImageSettings, OptimizationSettings, OutputSettings):
+class AutomaticSettings:
+    """Decisions of what is not given, from data, machine and time."""
+
+    automatic: bool | None = setting(
+        None,
+        "Decide everything that is not given. If not said: for data of your own, without a recipe and without a number "
+        "of steps or epochs, and wherever there is a time budget.",
+    )
+    time_budget: str | None = setting(
+        None, "Time from start to end, such as 90s, 30m or 1h30m; else as long as the data deserve."
+    )
+    dry_run: bool = setting(False, "Print the decisions and stop.")
+
+
+@dataclass
+class Arguments(ModelSettings, DataSettings, ImageSettings, OptimizationSettings, OutputSettings, AutomaticSettings):
     """Everything that can be set about a training run; `check_arguments` says what is wrong with it."""
 
     def __post_init__(self):
@@ -193,7 +213,7 @@ FREE_ARGUMENTS = """
     cache_dir token hub_token trust_remote_code train_dir validation_dir classes_file dataloader_num_workers
     output_dir overwrite_output_dir checkpointing_steps save_total_limit resume_from_checkpoint cache_gigabytes
     load_best_model_at_end logging_steps with_tracking report_to push_to_hub hub_model_id license max_skipped_steps
-    per_device_eval_batch_size num_train_epochs total_batch_size
+    per_device_eval_batch_size num_train_epochs total_batch_size automatic time_budget dry_run
 """.split()
 
 

@@ -5,6 +5,7 @@ as_recipe(arguments)                     # the text of one
 """
 
 import shlex
+from collections.abc import Mapping
 from dataclasses import MISSING, fields
 from difflib import get_close_matches
 from pathlib import Path
@@ -18,7 +19,9 @@ SCENES_RECIPE = """
 --max_train_steps 1100 --evaluation_steps 275 --learning_rate 2e-3 --num_warmup_steps 50 --max_grad_norm 1
 """
 
-_NOT_WRITTEN = ("token", "hub_token", "overwrite_output_dir", "resume_from_checkpoint")
+_NOT_WRITTEN = (
+    "token", "hub_token", "overwrite_output_dir", "resume_from_checkpoint", "automatic", "time_budget", "dry_run"
+)  # fmt: skip
 
 
 def recipes_folder() -> Path:
@@ -55,13 +58,21 @@ def read_recipe(name: str) -> list[str]:
         raise ValueError(f"{file} is no recipe, a text of flags and values ({error})") from error
 
 
-def as_recipe(arguments: Arguments) -> str:
-    """The arguments that differ from their defaults, a flag a line. No tokens."""
-    lines = []
+def as_recipe(arguments: Arguments, reasons: Mapping[str, str] | None = None) -> str:
+    """The arguments that differ from their defaults, a flag a line. No tokens.
+
+    Args:
+        reasons: name -> why it is so; a line of comment above its flag, which is written even if it is the default.
+    """
+    lines, reasons = [], reasons or {}
     for option in fields(arguments):
         value = getattr(arguments, option.name)
         default = option.default_factory() if option.default is MISSING else option.default
-        if value == default or option.name in _NOT_WRITTEN:
+        if option.name in reasons:
+            lines.append(f"# {option.name}: {reasons[option.name]}")
+        elif value == default:
+            continue
+        if value is None or value == [] or option.name in _NOT_WRITTEN:
             continue
         values = value if isinstance(value, list) else [value]
         lines.append(shlex.join([f"--{option.name}", *map(str, values)]))

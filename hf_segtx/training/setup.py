@@ -37,6 +37,15 @@ class Steps(NamedTuple):
     total: int
     evaluation: int
     checkpointing: int
+    first_evaluation: int | None = None
+
+    def is_evaluation(self, step: int) -> bool:
+        """Whether the model is evaluated after this step."""
+        return step in (self.total, self.first_evaluation) or step % self.evaluation == 0
+
+    def is_checkpoint(self, step: int) -> bool:
+        """Whether a checkpoint is written after this step, if there is no other reason for it."""
+        return step in (self.total, self.first_evaluation) or step % self.checkpointing == 0
 
 
 # ------------------------------------------------------------------------------------------------ steps and accelerator
@@ -73,7 +82,7 @@ def count_steps(arguments: Arguments, num_images: int, num_processes: int) -> St
     checkpointing = evaluation
     if every := arguments.checkpointing_steps:
         checkpointing = steps_per_epoch if every == "epoch" else int(every)
-    return Steps(images, total, evaluation, checkpointing)
+    return Steps(images, total, evaluation, checkpointing, arguments.first_evaluation_step)
 
 
 def build_accelerator(arguments: Arguments, on_cpu: bool, **settings) -> Accelerator:
@@ -134,6 +143,8 @@ def build_loader(
         (arguments.crop_size[0], arguments.crop_size[-1]),
         scale_range=tuple(arguments.scale_range),
         base_size=base_size(processor),
+        flip_probability=0.5 if arguments.flip else 0.0,
+        photometric_distortion=arguments.color_changes,
         ignore_index=labels.ignore_index,
         flip_permutation=flip_permutation(labels.id2label),
     )
@@ -311,7 +322,16 @@ def build_optimizer(arguments: Arguments, model: nn.Module, total_steps: int):
         optimizer = torch.optim.AdamW(
             groups, lr=arguments.learning_rate, betas=betas, eps=arguments.adam_epsilon, fused=arguments.fused
         )
-    return optimizer, make_schedule(
+    return optimizer, build_schedule(arguments, optimizer, total_steps)
+
+
+def build_schedule(arguments: Arguments, optimizer: torch.optim.Optimizer, total_steps: int):
+    """The schedule of the learning rates.
+
+    Raises:
+        ValueError: if it does not fit into the steps, or its name is unknown.
+    """
+    return make_schedule(
         arguments.lr_scheduler_type,
         optimizer,
         arguments.num_warmup_steps,
