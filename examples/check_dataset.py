@@ -1,6 +1,6 @@
 """The command `segtx check` as a script: `python examples/check_dataset.py --help` says what it does."""
 
-from hf_segtx_command import run_script
+from hf_segtx.cli import run_script
 
 
 if __name__ == "__main__":

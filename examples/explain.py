@@ -1,6 +1,6 @@
 """The command `segtx explain` as a script: `python examples/explain.py --help` says what it does."""
 
-from hf_segtx_command import run_script
+from hf_segtx.cli import run_script
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """The command `segtx plan` as a script: `python examples/plan.py --help` says what it does."""
 
-from hf_segtx_command import run_script
+from hf_segtx.cli import run_script
 
 
 if __name__ == "__main__":

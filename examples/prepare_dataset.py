@@ -1,6 +1,6 @@
 """The command `segtx prepare` as a script: `python examples/prepare_dataset.py --help` says what it does."""
 
-from hf_segtx_command import run_script
+from hf_segtx.cli import run_script
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 import sys
 
-from hf_segtx_command import main
+from .cli import main
 
 
 if __name__ == "__main__":

@@ -119,7 +119,7 @@ def architecture_of(model_or_config: PreTrainedModel | PreTrainedConfig) -> Arch
 
 def _register(row: Architecture) -> None:
     """Makes transformers' Auto classes know the row, and `save_pretrained` put the code beside the weights."""
-    AutoConfig.register(row.config.model_type, row.config)
+    AutoConfig.register(row.config.model_type, row.config, exist_ok=True)  # `registration` may have been here
     AutoImageProcessor.register(
         row.config, image_processor_classes={"torchvision": row.processor, "pil": row.processor_pil}
     )

@@ -19,7 +19,7 @@ from hf_segtx import SegFormerConfig, SegFormerForSemanticSegmentation, SegForme
 from hf_segtx.data.scenes import SceneDataset
 from hf_segtx.error_analysis import BoundaryIoU, ImageScores, SizeIoU, confusion_pairs
 from hf_segtx.inference import evaluate, load_model
-from hf_segtx_command import main
+from hf_segtx.cli import main
 
 
 ROOT = Path(__file__).resolve().parent.parent

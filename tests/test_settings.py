@@ -47,6 +47,6 @@ def test_keywords_are_fields_on_top_of_settings():
 
 def test_settings_are_there_before_torch():
     """The commands make their flags of them and answer before anything slow is imported."""
-    code = "import hf_segtx_command, hf_segtx.data.settings, sys; print(*{'torch', 'numpy', 'PIL'} & set(sys.modules))"
+    code = "import hf_segtx.cli, hf_segtx.data.settings, sys; print(*{'torch', 'numpy', 'PIL'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == []

@@ -1,1 +1,65 @@
-"""The commands, one thin module each: parses, calls the library, reports."""
+"""The command `segtx`: a module per subcommand, which parses, calls the library and reports.
+
+Nothing but Python itself is imported before the arguments are parsed, so that help and misspelt flags are answered at
+once.
+"""
+
+import importlib
+import os
+import sys
+from difflib import get_close_matches
+from pathlib import Path
+
+
+COMMANDS = {  # the name is that of the module, too
+    "train": "train a model on your data, a data set of the Hub, or embedded scenes",
+    "evaluate": "score a model on a data set, with its protocol",
+    "predict": "pictures, folders, videos, cameras -> label maps and overlays",
+    "check": "histogram, overlays and verdict of a data set",
+    "prepare": "any data set -> sharded Parquet for the Hub and for --streaming",
+    "plan": "measure a training step; propose batch, crop, precision and hours",
+    "convert": "checkpoint of another code base -> folder for from_pretrained",
+    "explain": "attention, class embeddings and object regions as pictures",
+    "recipes": "list the settings of published runs, or print one",
+}
+
+
+def usage() -> str:
+    """The list of commands."""
+    lines = [f"  {name:<10}{what}" for name, what in COMMANDS.items()]
+    return "\n".join(["usage: segtx COMMAND [--help] ...", "", *lines, "", "segtx COMMAND --help lists its flags"])
+
+
+def main(command_line: list[str] | None = None) -> int:
+    """Runs a command; returns the exit status: 2 for what the user can cure, said in a line."""
+    words = sys.argv[1:] if command_line is None else command_line
+    name = words[0] if words else ""
+    if name in ("", "-h", "--help"):
+        print(usage(), file=sys.stdout if name else sys.stderr)
+        return 0 if name else 2
+    if name not in COMMANDS:
+        close = get_close_matches(name, COMMANDS, n=1)
+        cure = f"did you mean `segtx {close[0]}`?" if close else f"the commands are {', '.join(COMMANDS)}"
+        print(f"error: {name!r} is not a command of segtx; {cure}", file=sys.stderr)
+        return 2
+    try:
+        return importlib.import_module(f".{name}", __name__).run(words[1:])
+    except BrokenPipeError:  # of `segtx recipes | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes it once more at its end
+        return 141  # as the shell says it: 128 + SIGPIPE
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt as interruption:
+        print(f"interrupted{interruption.args[0] if interruption.args else ''}", file=sys.stderr)
+        return 130
+
+
+def run_script(name: str) -> None:
+    """What a script of `examples/` does: the command `name`, with the script's own command line.
+
+    The folder of the script is not searched for modules: `evaluate.py` in it would hide the library of that name.
+    """
+    folder = Path(sys.argv[0]).resolve().parent
+    sys.path[:] = [path for path in sys.path if Path(path).resolve() != folder]
+    sys.exit(main([name, *sys.argv[1:]]))

@@ -1,0 +1,87 @@
+"""Registers the architectures with transformers' Auto classes, as late as possible: their code takes seconds to import.
+
+Nothing is imported here. The configurations are registered after `AutoConfig` was imported, the image processors after
+`AutoImageProcessor` was. The models, which are found through a configuration, follow with the first of those that is
+made. What was imported before is registered at once. So the Auto classes never lack what they are asked for, and
+whoever asks for nothing waits for nothing.
+"""
+
+import importlib
+import sys
+from collections.abc import Callable
+from importlib.abc import MetaPathFinder
+from importlib.util import find_spec
+from pathlib import Path
+
+
+MODELS = Path(__file__).parent / "models"
+
+
+class AfterImport(MetaPathFinder):
+    """Calls functions after modules were imported.
+
+    Args:
+        functions: by the full names of modules; each is called once.
+    """
+
+    def __init__(self, functions: dict[str, Callable[[], None]]):
+        self.functions = functions
+
+    def find_spec(self, name: str, path=None, target=None):
+        """What the other finders find; run with the function after it."""
+        function = self.functions.pop(name, None)
+        spec = find_spec(name) if function else None
+        if spec is not None:
+            execute = spec.loader.exec_module
+
+            def exec_module(module):
+                try:
+                    execute(module)
+                    function()
+                except BaseException:  # such as Ctrl-C; whoever tries again gets the function, too
+                    self.functions[name] = function
+                    raise
+
+            spec.loader.exec_module = exec_module
+        return spec
+
+
+def register_configurations() -> None:
+    """Makes `AutoConfig` know the configurations."""
+    from transformers import AutoConfig
+
+    for file in MODELS.glob("configuration_*.py"):
+        for configuration in vars(importlib.import_module(f"{__package__}.models.{file.stem}")).values():
+            if getattr(configuration, "model_type", "") == f"segtx_{file.stem.removeprefix('configuration_')}":
+                AutoConfig.register(configuration.model_type, configuration, exist_ok=True)
+
+
+def register_with_first_configuration() -> None:
+    """Lets the first configuration that is made register the models."""
+    from .models.configuration_base import SegmentationConfig
+
+    def __new__(cls, *_, **__):
+        register_all()
+        return super(SegmentationConfig, cls).__new__(cls)
+
+    SegmentationConfig.__new__ = __new__
+
+
+def register_all() -> None:
+    """Registers configurations, models and image processors."""
+    importlib.import_module(f"{__package__}.architectures")
+
+
+def register_when_needed() -> None:
+    """Registers what transformers needs by now, and arranges the rest."""
+    functions = {
+        f"{__package__}.models.configuration_base": register_with_first_configuration,
+        f"{__package__}.models.image_processing_segtx": register_all,  # which lets them be saved with their code
+        "transformers.models.auto.configuration_auto": register_configurations,
+        "transformers.models.auto.image_processing_auto": register_all,
+    }
+    there = [name for name in functions if name in sys.modules]
+    now = [functions.pop(name) for name in there]
+    sys.meta_path.insert(0, AfterImport(functions))
+    for function in now:
+        function()
