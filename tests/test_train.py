@@ -27,7 +27,7 @@ from hf_segtx.cli.training_flags import parse_training
 from hf_segtx.data.labels import Labels
 from hf_segtx.data.scenes import SceneDataset
 from hf_segtx.training import checkpoints, loop, setup
-from hf_segtx.training.output_dir import claim_output_dir
+from hf_segtx.training.output_dir import RunLock, claim_output_dir
 from hf_segtx.training.recipes import as_recipe
 
 
@@ -649,9 +649,12 @@ def test_class_weights_from_the_data():
 
 def test_without_an_output_dir_a_new_numbered_one_is_taken(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    for expected in ("segformer_scenes", "segformer_scenes_2"):
-        folder = claim_output_dir(parse_training([]))
+    locks = [RunLock() for _ in range(3)]
+    for expected, lock in zip(("segformer_scenes", "segformer_scenes_2"), locks, strict=False):
+        folder = claim_output_dir(parse_training([]), lock)
         assert folder == Path("outputs") / expected
+        lock.release()
         (folder / "train.args").write_text("")
-    resumed = claim_output_dir(parse_training(["--resume_from_checkpoint", "latest"]))
+    resumed = claim_output_dir(parse_training(["--resume_from_checkpoint", "latest"]), locks[2])
+    locks[2].release()
     assert resumed == Path("outputs/segformer_scenes_2")

@@ -118,6 +118,9 @@ class OptimizationSettings:
         [], "Weight of all auxiliary heads, or of each; else the configuration's.", "[0, 1000]"
     )
     label_smoothing: float = setting(0.0, "Share of the target that is spread over all classes.", "[0, 1]")
+    num_threads: int | None = setting(
+        None, "Threads of a process on a CPU; else OMP_NUM_THREADS, else an equal share of the cores.", "[1, 4096]"
+    )
     mixed_precision: Literal["no", "fp16", "bf16"] | None = setting(
         None, "Precision of the forward pass; else what accelerate launch says."
     )

@@ -17,7 +17,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import torch
 from accelerate import Accelerator
+from safetensors import SafetensorError
+from torch import nn
+
+from .machine import everywhere
 
 
 def find_checkpoints(output_dir: Path) -> list[Path]:
@@ -52,20 +57,39 @@ def checkpoint_to_resume(resume: str | None, output_dir: Path) -> Path | None:
     return folder.resolve()
 
 
-def read_state(checkpoint: Path, plan: dict) -> dict:
+def read_state(checkpoint: Path, plan: dict, explain: Callable[[str, object, object], str]) -> dict:
     """What `save_checkpoint` was given as the state, if its "plan" agrees with the one of now.
+
+    Args:
+        explain: (name in the plan, its value there, its value here) -> the difference in words.
 
     Raises:
         ValueError: if it does not: going on would neither be that run nor another one from its start.
     """
     state = json.loads((checkpoint / "trainer_state.json").read_text())
-    if different := [name for name in plan if state["plan"].get(name) != plan[name]]:
-        shown = "\n".join(f"  {name}: {state['plan'].get(name)} there, {plan[name]} here" for name in different)
+    there = state["plan"]
+    if different := [name for name in plan if there.get(name) != plan[name]]:
+        shown = "\n".join(f"  {name}: {explain(name, there.get(name), plan[name])}" for name in different)
         raise ValueError(
-            f"{checkpoint} was written by a run that differs:\n{shown}\nresume with its arguments (recipe "
+            f"{checkpoint} was written by a run that differs:\n{shown}\nresume with its data and arguments (recipe "
             f"{checkpoint.parent / 'train.args'}), or start anew from its weights: model_name_or_path {checkpoint}"
         )
     return state
+
+
+class NotFiniteError(ValueError):
+    """The weights are of no use."""
+
+
+def check_finite(model: nn.Module, step: int) -> None:
+    """Raises NotFiniteError if a weight, or a statistic of a batch norm, is infinite or nan."""
+    statistics = ((name, value) for name, value in model.named_buffers() if name.endswith(("_mean", "_var")))
+    for name, value in (*model.named_parameters(), *statistics):
+        if not torch.isfinite(value).all():
+            raise NotFiniteError(
+                f"after step {step} the weights are not finite ({name}), so they are not saved; lower learning_rate, "
+                "lengthen num_warmup_steps, or clip with max_grad_norm 1, and start from an earlier checkpoint or anew"
+            )
 
 
 def delete_run(output_dir: Path) -> None:
@@ -94,6 +118,7 @@ def save_checkpoint(
         limit: checkpoints to keep, besides the best one.
 
     Raises:
+        NotFiniteError: if a weight is not finite.
         OSError: if it cannot be written; the earlier checkpoints are whole then.
     """
     folder = output_dir / f"step_{state['step']}"
@@ -102,6 +127,7 @@ def save_checkpoint(
         accelerator.save_state(partial / "training_state")  # every process its random generators
         accelerator.wait_for_everyone()
         with exported() as model:
+            everywhere(check_finite, model, state["step"], only_main=True)
             if accelerator.is_main_process:
                 model.save_pretrained(partial)
         if accelerator.is_main_process:
@@ -143,7 +169,7 @@ def _cleaned_up(partial: Path, what: str) -> Iterator[None]:
         yield
     except BaseException as error:
         shutil.rmtree(partial, ignore_errors=True)
-        if not isinstance(error, Exception):
+        if not isinstance(error, (OSError, RuntimeError, SafetensorError)):  # of Python, of torch, of safetensors
             raise
         free = shutil.disk_usage(partial.parent).free / 1e6
         cure = f"{free:.1f} MB are free there; make room"

@@ -20,10 +20,11 @@ import math
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 
 import torch
 import transformers
@@ -39,10 +40,11 @@ from ..metrics import class_table
 from ..visualization import training_curves
 from . import setup
 from .arguments import FREE_ARGUMENTS, MEANS, Arguments, check_arguments
-from .checkpoints import checkpoint_to_resume, point, read_state, save_checkpoint, save_final
-from .machine import SaidByMain, everywhere, machine, means, peak_memory
+from .checkpoints import check_finite, checkpoint_to_resume, point, read_state, save_checkpoint, save_final
+from .fingerprint import changed_samples, data_fingerprint
+from .machine import SaidByMain, clear_errors, everywhere, machine, means, peak_memory
 from .optim import EMA
-from .output_dir import claim_output_dir
+from .output_dir import RunLock, claim_output_dir
 from .recipes import as_recipe
 from .report import (
     check_trackers,
@@ -99,6 +101,10 @@ class Interval:
     waited: float = 0.0  # seconds, for data
     start: float = field(default_factory=time.perf_counter)
 
+    def speed(self, images: int) -> float:
+        """Images a second, of steps of so many."""
+        return self.steps * images / (time.perf_counter() - self.start)
+
     @contextmanager
     def paused(self) -> Iterator[None]:
         """What happens inside is no part of the time."""
@@ -133,34 +139,24 @@ class TrainingRun:
         model: as it trains: wrapped, sharded, with adapters.
         bare_model: the same without what accelerate put around it.
         state: see `RunState`.
+        is_checked: whether the data were checked before the run.
+        reasons: name -> why an argument is as it is, for the recipe and the card.
 
     Raises:
         ValueError, OSError: for what is wrong with arguments, folders or data, in all processes alike.
     """
 
+    is_checked = False
+    reasons: Mapping[str, str] = MappingProxyType({})
+
     def __init__(self, arguments: Arguments, build_model: Callable = setup.build_model):
         self.arguments = arguments
-        on_cpu = not torch.accelerator.is_available()  # said aloud, else processes of torchrun do not find each other
-        process = PartialState(cpu=on_cpu)
-        # What needs neither data nor model comes first, then the data, then the model.
-        everywhere(check_arguments, arguments)
-        everywhere(check_trackers, arguments)
-        self.token = arguments.hub_token or arguments.token
-        self.user = everywhere(check_token, self.token, only_main=True) if arguments.push_to_hub else None
-        everywhere(setup.split_batch, arguments, process.num_processes, on_cpu)
-        self.output_dir: Path = everywhere(claim_output_dir, arguments, only_main=True)
-        arguments.output_dir = str(self.output_dir)
-        resume = arguments.resume_from_checkpoint
-        self.checkpoint = everywhere(checkpoint_to_resume, resume, self.output_dir, only_main=True)
-        trackers = arguments.report_to if arguments.with_tracking else None
-        self.accelerator = setup.build_accelerator(arguments, on_cpu, log_with=trackers, project_dir=self.output_dir)
-        data = everywhere(setup.read_data, arguments, process.is_main_process)
-        self.train_dataset, self.validation_dataset, self.labels = data
-        self.steps = setup.count_steps(arguments, len(self.train_dataset), self.accelerator.num_processes)
-        self._set_up_model(build_model)
-        self._set_up_state()
-        if self.is_main:
-            (self.output_dir / "train.args").write_text(as_recipe(arguments))
+        self.lock = RunLock()
+        try:
+            self._set_up(build_model)
+        except BaseException:
+            self.lock.release()
+            raise
 
     @property
     def is_main(self) -> bool:
@@ -169,17 +165,47 @@ class TrainingRun:
 
     # ---- setting up
 
+    def _set_up(self, build_model: Callable) -> None:
+        """What needs neither data nor model comes first, then the data, then the model."""
+        arguments = self.arguments
+        on_cpu = not torch.accelerator.is_available()  # said aloud, else processes of torchrun do not find each other
+        process = PartialState(cpu=on_cpu)
+        everywhere(check_arguments, arguments)
+        everywhere(check_trackers, arguments)
+        self.token = arguments.hub_token or arguments.token
+        self.user = everywhere(check_token, self.token, only_main=True) if arguments.push_to_hub else None
+        everywhere(setup.split_batch, arguments, process.num_processes, on_cpu)
+        self.output_dir: Path = everywhere(claim_output_dir, arguments, self.lock, only_main=True)
+        arguments.output_dir = str(self.output_dir)
+        resume = arguments.resume_from_checkpoint
+        self.checkpoint = everywhere(checkpoint_to_resume, resume, self.output_dir, only_main=True)
+        trackers = arguments.report_to if arguments.with_tracking else None
+        self.accelerator = setup.build_accelerator(arguments, on_cpu, log_with=trackers, project_dir=self.output_dir)
+        data = everywhere(setup.read_data, arguments, process.is_main_process and not self.is_checked)
+        self.train_dataset, self.validation_dataset, self.labels = data
+        self.steps = setup.count_steps(arguments, len(self.train_dataset), self.accelerator.num_processes)
+        self.state = self._starting_state()
+        self._set_up_model(build_model)
+        self._set_up_position()
+        self._write_recipe()
+
+    def _write_recipe(self) -> None:
+        if self.is_main:
+            (self.output_dir / "train.args").write_text(as_recipe(self.arguments, self.reasons))
+
     def _set_up_model(self, build_model: Callable) -> None:
         """Model, loss, optimizer, schedule and average."""
         arguments, accelerator = self.arguments, self.accelerator
         set_seed(arguments.seed)
         model, self.processor = everywhere(build_model, arguments, self.labels)
+        model.to(accelerator.device)
+        everywhere(setup.try_evaluation, model, self.processor, self.validation_dataset)
         transformers.utils.logging.disable_progress_bar()  # of the files that every checkpoint writes
         weights = everywhere(setup.count_class_weights, arguments, self.train_dataset, self.labels, only_main=True)
         self.class_weights, model.loss_function = everywhere(setup.build_loss, arguments, weights, accelerator)
         # Where the weights that train are not the ones to evaluate and save, a copy of the model takes those.
         needs_copy = setup.is_sharded(accelerator) or arguments.tune == "lora"
-        self.copied = copy.deepcopy(model).to(accelerator.device) if needs_copy else None
+        self.copied = copy.deepcopy(model) if needs_copy else None
         saves_weights = self.copied is not None or arguments.ema_decay is not None
         if self.checkpoint is not None and not saves_weights:
             model.load_state_dict(type(model).from_pretrained(self.checkpoint).state_dict())
@@ -194,13 +220,11 @@ class TrainingRun:
             accelerator.register_save_state_pre_hook(lambda models, weights, folder: weights.clear())
             accelerator.register_load_state_pre_hook(lambda models, folder: models.clear())
 
-    def _set_up_state(self) -> None:
-        """Where to start, in the data too; the state of the random generators comes last."""
+    def _set_up_position(self) -> None:
+        """The place in the schedule and in the data; the state of the random generators comes last."""
         arguments, accelerator = self.arguments, self.accelerator
         set_seed(arguments.seed, device_specific=True)  # dropout differs between processes, initial weights do not
-        self.state = RunState(self._plan())
         if self.checkpoint is not None:
-            self.state = RunState(**everywhere(read_state, self.checkpoint, self.state.plan))
             self.schedule.load_state_dict(self.state.schedule)
         self.loader = setup.build_loader(
             arguments, accelerator, self.train_dataset, self.processor, self.labels, self.state.step
@@ -213,15 +237,38 @@ class TrainingRun:
             if self.is_main and best.is_dir():  # a kill may have come before the link
                 point(self.output_dir / "best", best)
 
+    def _starting_state(self) -> RunState:
+        """That of the checkpoint, or of a new run.
+
+        Raises:
+            ValueError: if the checkpoint is one of another run, by its data or arguments.
+        """
+        state = RunState(self._plan())
+        if self.checkpoint is not None:
+            state = RunState(**everywhere(read_state, self.checkpoint, state.plan, self._difference))
+        return state
+
     def _plan(self) -> dict:
         """What a resumed run must have in common with this one."""
+        labels = self.labels
         return {
             "images_per_step": self.steps.images,
             "train_images": len(self.train_dataset),
             "total_steps": self.steps.total,
             "processes": self.accelerator.num_processes,
+            "class_names": list(labels.names),
+            "mask_values": str((labels.raw_to_train, labels.color_to_train, labels.ignore_index)),
+            "training_data": everywhere(data_fingerprint, self.train_dataset, only_main=True),
+            "validation_data": everywhere(data_fingerprint, self.validation_dataset, only_main=True),
             **{name: value for name, value in vars(self.arguments).items() if name not in FREE_ARGUMENTS},
         }
+
+    def _difference(self, name: str, there, here) -> str:
+        """Of an entry of two plans, in words."""
+        datasets = {"training_data": self.train_dataset, "validation_data": self.validation_dataset}
+        if name in datasets:
+            return changed_samples(there, here, datasets[name])
+        return f"{there} there, {here} here"
 
     # ---- the run
 
@@ -245,9 +292,12 @@ class TrainingRun:
             disable=not self.is_main,
             mininterval=0.1 if sys.stderr.isatty() else 10,  # a log file gets a line every ten seconds
         )
-        with closing(self.bar):
-            self._train()
-        return self.finish()
+        try:
+            with clear_errors(), closing(self.bar):
+                self._train()
+                return self.finish()
+        finally:
+            self.lock.release()
 
     def _train(self) -> None:
         """All steps that are left, or up to the one after which the run is to stop."""
@@ -261,8 +311,8 @@ class TrainingRun:
             if is_last or self.state.step % self.arguments.logging_steps == 0:
                 self.log()
             self.bar.update()
-            is_best = self.evaluate() if is_last or self.state.step % self.steps.evaluation == 0 else False
-            if is_last or is_best or stop or self.state.step % self.steps.checkpointing == 0:
+            is_best = self.evaluate() if self.steps.is_evaluation(self.state.step) else False
+            if is_best or stop or self.steps.is_checkpoint(self.state.step):
                 self.save(is_best)
             if stop and not is_last:
                 raise Stopped
@@ -323,6 +373,8 @@ class TrainingRun:
             self.state.sums = [sum(pair) for pair in zip(self.state.sums, (1, loss, norm), strict=True)]
         else:
             self._leave_out(loss, norm, kept_buffers)
+        if not self.state.history:  # until the first means are there
+            self._show(self.state.sums[1] / self.state.sums[0] if self.state.sums[0] else None)
         return bool(stop)
 
     def _leave_out(self, loss: float, norm: float, kept_buffers: list[torch.Tensor]) -> None:
@@ -361,15 +413,23 @@ class TrainingRun:
             "memory_gb": peak_memory(),
             "skipped_steps": state.skipped_steps,
         }
-        shown = {"loss": "loss", "rate": "learning_rate", "images/s": "images_per_second"}
-        shown = {short: values[name] or math.nan for short, name in shown.items()}
-        self.bar.set_postfix({short: f"{value:.3g}" for short, value in shown.items()}, refresh=False)
+        self._show(values["loss"])
         known = {name: value for name, value in values.items() if value is not None}
         self.accelerator.log(known, step=state.step)
         state.history.append({"step": state.step, **values})
         state.seconds += seconds
         state.sums = [0, 0.0, 0.0]
         self.interval = Interval()
+
+    def _show(self, loss: float | None) -> None:
+        """In the progress bar, beside the learning rate and the speed since the last log."""
+        seconds = time.perf_counter() - self.interval.start
+        values = {
+            "loss": math.nan if loss is None else loss,
+            "rate": self.learning_rate,
+            "images/s": self.interval.steps * self.steps.images / seconds,
+        }
+        self.bar.set_postfix({name: f"{value:.3g}" for name, value in values.items()}, refresh=False)
 
     @contextmanager
     def exported(self) -> Iterator[nn.Module]:
@@ -442,8 +502,10 @@ class TrainingRun:
             if final_step != state.step:
                 plain.load_state_dict(type(plain).from_pretrained(self.output_dir / "best").state_dict())
             self.scores = self.scores or self._score(plain)
+            everywhere(check_finite, plain, final_step, only_main=True)
             if self.is_main:
                 save_final(plain, self.processor, self.output_dir)
+            more_results = self.examine(plain)
         datasets = (self.train_dataset, self.validation_dataset)
         skipped = [error for dataset in datasets for error in getattr(dataset, "skipped", [])]
         results = {
@@ -460,11 +522,16 @@ class TrainingRun:
             "training_images_per_second": round(state.step * self.steps.images / state.seconds, 2),
             "machine": machine(self.accelerator),
             **provenance(self.arguments),
+            **more_results,
         }
         if self.is_main:
             self._publish(results, plain.config.model_type)
         self.accelerator.end_training()
         return results
+
+    def examine(self, plain: nn.Module) -> dict:
+        """Looks at the final model, for what a kind of run adds to the results; see `AutomaticRun`."""
+        return {}
 
     def _publish(self, results: dict, model_type: str) -> None:
         """Writes the results and the card, says what there is, and uploads it if that was asked for.
@@ -476,7 +543,7 @@ class TrainingRun:
         name = self.arguments.hub_model_id or self.output_dir.resolve().name
         if self.user and "/" not in name:  # as the Hub will call it
             name = f"{self.user}/{name}"
-        describe(self.arguments, results, model_type, name, self.steps.images)
+        describe(self.arguments, results, model_type, name, self.steps.images, self.reasons)
         print(
             f"mean IoU {100 * results['mean_iou']:.2f} % after step {results['step']} "
             f"({results['training_seconds']:.0f} s of training)\nmodel and scores: {self.output_dir}\n"
@@ -493,6 +560,8 @@ def train(arguments: Arguments, build_model: Callable = setup.build_model) -> di
 
         results = train(Arguments(train_dir="data/train", validation_dir="data/val", size="b0", max_train_steps=1000))
 
+    With `automatic` or a `time_budget`, whatever has its default is decided first; see `automatic.configure`.
+
     Args:
         arguments: what to train, on what and how.
         build_model: (arguments, labels) -> (model, image processor); another one trains another model in this loop.
@@ -501,4 +570,8 @@ def train(arguments: Arguments, build_model: Callable = setup.build_model) -> di
         ValueError, OSError: for what is wrong with arguments, folders or data, before the first step; during training
             if too many steps in a row are not finite, or something cannot be written.
     """
+    if arguments.automatic or arguments.time_budget:
+        from .automatic_run import AutomaticRun, configure_everywhere
+
+        return AutomaticRun(arguments, build_model, automatic=configure_everywhere(arguments)).run()
     return TrainingRun(arguments, build_model).run()

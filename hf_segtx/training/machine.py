@@ -5,6 +5,9 @@ import os
 import platform
 import resource
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 from accelerate import Accelerator, PartialState
@@ -47,15 +50,62 @@ def means(accelerator: Accelerator, *numbers) -> list[float]:
     return accelerator.reduce(torch.stack(tensors), "mean").tolist()
 
 
-def is_launched() -> bool:
-    """Whether `accelerate launch` started this process."""
-    return "ACCELERATE_MIXED_PRECISION" in os.environ
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether torch, of whatever device, or Python had not enough memory."""
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error)
 
 
-def use_all_cores(accelerator: Accelerator) -> None:
-    """On a CPU `accelerate launch` sets OMP_NUM_THREADS to 1 unless told otherwise; share the cores instead."""
-    if accelerator.device.type == "cpu" and is_launched() and os.environ.get("OMP_NUM_THREADS") == "1":
-        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // accelerator.num_processes))
+@contextmanager
+def clear_errors() -> Iterator[None]:
+    """Makes of what torch raises for want of memory, and for processes that are gone, errors that say the cure.
+
+    Raises:
+        OSError: for these.
+        ValueError: what was wrong with a sample that another process read, without its traceback.
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError, ValueError) as error:
+        text = str(error)
+        if is_out_of_memory(error):
+            raise OSError(
+                f"there is not enough memory ({text.splitlines()[0] if text else 'of the machine'}); lower "
+                "per_device_train_batch_size (total_batch_size keeps the step as it is), add gradient_checkpointing, "
+                "or let `segtx plan` look for what fits"
+            ) from error
+        if isinstance(error, RuntimeError) and "DataLoader worker" in text:
+            raise OSError(
+                f"a process that reads images is gone ({text.splitlines()[0]}); if the system ended it for its memory, "
+                "lower dataloader_num_workers or cache_gigabytes; then resume_from_checkpoint latest goes on"
+            ) from error
+        if isinstance(error, ValueError) and text.startswith("Caught ValueError in DataLoader worker"):
+            raise ValueError(text.rpartition("\nValueError: ")[2]) from error
+        raise
+
+
+def use_cores(accelerator: Accelerator, num_threads: int | None) -> None:
+    """On a CPU, `num_threads`, or what OMP_NUM_THREADS says, or an equal share of the cores for each process.
+
+    Launchers set OMP_NUM_THREADS to 1 if nobody has said anything; that is not what is meant here.
+    """
+    if accelerator.device.type == "cpu" and num_threads is None and _is_launchers_choice():
+        processes = int(os.environ.get("LOCAL_WORLD_SIZE", accelerator.num_processes))
+        num_threads = max(1, len(os.sched_getaffinity(0)) // processes)
+    if num_threads is not None:
+        torch.set_num_threads(num_threads)
+
+
+def _is_launchers_choice() -> bool:
+    """Whether OMP_NUM_THREADS is what `accelerate launch` or torchrun sets, and not what the user has set."""
+    is_launched = "ACCELERATE_MIXED_PRECISION" in os.environ or "TORCHELASTIC_RUN_ID" in os.environ
+    if not is_launched or os.environ.get("OMP_NUM_THREADS") != "1":
+        return False
+    launcher = Path(f"/proc/{os.getppid()}")
+    try:  # the environment that it was started with, not the one that it made
+        said = (launcher / "environ").read_text().split("\0") + (launcher / "cmdline").read_text().split("\0")
+    except OSError:  # no Linux
+        return True
+    return not any(word.startswith(("OMP_NUM_THREADS=", "--num_cpu_threads_per_process")) for word in said)
 
 
 def keep_freed_memory(accelerator: Accelerator) -> None:

@@ -22,7 +22,7 @@ from accelerate import Accelerator
 from ..data.labels import Labels
 from . import setup
 from .arguments import Arguments
-from .machine import keep_freed_memory, peak_memory, use_all_cores
+from .machine import is_out_of_memory, keep_freed_memory, peak_memory, use_cores
 from .optim import EMA
 
 
@@ -62,7 +62,7 @@ class Plan:
 def measure(arguments: Arguments, labels: Labels) -> Step | None:
     """Trains three micro-batches of noise, all that a run does with them; None if there is not enough memory."""
     accelerator = Accelerator(cpu=not torch.accelerator.is_available(), mixed_precision=arguments.mixed_precision)
-    use_all_cores(accelerator)
+    use_cores(accelerator, arguments.num_threads)
     keep_freed_memory(accelerator)
     if arguments.tf32:
         torch.set_float32_matmul_precision("high")
@@ -73,7 +73,7 @@ def measure(arguments: Arguments, labels: Labels) -> Step | None:
     try:
         return _measured(arguments, accelerator, model, labels.num_ids)
     except (MemoryError, RuntimeError) as error:
-        if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error):
+        if is_out_of_memory(error):
             return None
         raise
 

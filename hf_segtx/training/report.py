@@ -2,6 +2,7 @@
 
 import importlib
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -91,8 +92,19 @@ def cards_folder() -> Path:
     return next(path for path in (package / "model_cards", package.parent / "model_cards") if path.is_dir())
 
 
-def describe(arguments: Arguments, results: dict, model_type: str, name: str, images_per_step: int) -> None:
-    """Writes the model card, if the architecture is known: those of other libraries have no template."""
+def describe(
+    arguments: Arguments,
+    results: dict,
+    model_type: str,
+    name: str,
+    images_per_step: int,
+    reasons: Mapping[str, str] | None = None,
+) -> None:
+    """Writes the model card, if the architecture is known: those of other libraries have no template.
+
+    Args:
+        reasons: of what was decided about the arguments; see `as_recipe`.
+    """
     row = ARCHITECTURES.get(model_type.removeprefix("segtx_"))
     if row is not None:
         write_card(
@@ -105,5 +117,5 @@ def describe(arguments: Arguments, results: dict, model_type: str, name: str, im
             start=arguments.model_name_or_path or arguments.backbone_weights,
             license=arguments.license,
             training=f"{results['step']} steps of {images_per_step} images on {results['machine']}; the arguments of "
-            f"`segtx train`:\n\n```\n{as_recipe(arguments)}```",
+            f"`segtx train`:\n\n```\n{as_recipe(arguments, reasons)}```",
         )

@@ -23,10 +23,10 @@ from ..data import load_data
 from ..data.augmentation import TrainingTransform
 from ..data.labels import Labels, flip_permutation
 from ..data.loaders import TrainingLoader, training_dataloader
-from ..inference import load_model
+from ..inference import load_model, predict
 from ..losses import class_weights_from_counts, parse_loss
 from .arguments import Arguments, config_overrides, data_settings
-from .machine import keep_freed_memory, use_all_cores
+from .machine import keep_freed_memory, use_cores
 from .optim import make_schedule, parameter_groups
 
 
@@ -98,7 +98,7 @@ def build_accelerator(arguments: Arguments, on_cpu: bool, **settings) -> Acceler
         config = accelerator.deepspeed_plugin.deepspeed_config
         config["gradient_clipping"] = arguments.max_grad_norm or 0.0
         config["train_micro_batch_size_per_gpu"] = arguments.per_device_train_batch_size
-    use_all_cores(accelerator)
+    use_cores(accelerator, arguments.num_threads)
     keep_freed_memory(accelerator)
     if arguments.tf32:
         torch.set_float32_matmul_precision("high")
@@ -249,6 +249,23 @@ def set_protocol(arguments: Arguments, model: nn.Module, processor) -> None:
         processor.window_size, processor.window_stride = [window[0], window[-1]], [stride[0], stride[-1]]
     elif arguments.eval_mode == "whole":
         processor.window_size = processor.window_stride = None
+
+
+def try_evaluation(model: nn.Module, processor, dataset) -> None:
+    """Shows the model one image as an evaluation will, so that what is wrong with sizes or windows is said at once.
+
+    Raises:
+        ValueError: as processor and model.
+    """
+    for index in range(len(dataset)):
+        try:
+            image = dataset[index]["image"]
+        except ValueError:
+            if getattr(dataset, "on_error", "raise") == "raise":
+                raise
+            continue
+        predict(model.eval(), processor, [image])
+        return
 
 
 def choose_parameters(arguments: Arguments, model: nn.Module) -> list[nn.Module]:
