@@ -9,6 +9,9 @@ import logging
 import math
 import mmap
 import multiprocessing
+import os
+import signal
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -288,7 +291,7 @@ class TrainingLoader:
             collate_fn=_as_it_is,
             num_workers=self.num_workers,
             prefetch_factor=prefetch_factor,
-            worker_init_fn=_keep_memory,
+            worker_init_fn=_start_worker,
             generator=torch.Generator(),  # the loader draws a number; not from the global one, which dropout uses
         )
         memory = BatchMemory(prefetch_factor * self.num_workers + 1, self.batch_bytes) if self.num_workers else None
@@ -347,9 +350,22 @@ def _as_it_is(batch):
     return batch
 
 
-def _keep_memory(worker: int) -> None:
-    """Lets PIL decode into memory that it has; to give it back and get it again takes a fifth of the time."""
-    Image.core.set_blocks_max(4)
+def _start_worker(worker: int) -> None:
+    """In a new worker process: it ends when its parent says so, and not by a signal to all processes of the group.
+
+    Schedulers and Ctrl-C send that; the parent goes on for a while, to save what it has.
+    """
+    Image.core.set_blocks_max(4)  # PIL decodes into memory that it has; to get it again takes a fifth of the time
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "sigwaitinfo"):  # not on macOS; there a signal to the group ends the workers
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+        pass
+    os._exit(0)
 
 
 def collate_evaluation(items: list[dict | str]) -> dict[str, list]:
@@ -395,6 +411,7 @@ def evaluation_dataloader(
         sampler=range(process_index, len(dataset), num_processes),
         generator=torch.Generator(),  # the loader draws a number; not from the global generator, which training uses
         num_workers=num_workers,
+        worker_init_fn=_start_worker,
         collate_fn=collate_evaluation,
     )
     return EvaluationLoader(loader, dataset)
