@@ -276,7 +276,8 @@ class WinogradConv2d(nn.Conv2d):
         self.register_buffer("kernels", kernels.contiguous(memory_format=torch.channels_last), persistent=False)
 
     def forward(self, feature_map: torch.Tensor) -> torch.Tensor:
-        if feature_map.device.type != "cpu" or feature_map.dtype != torch.float32:
+        is_cpu = feature_map.device.type == "cpu" and feature_map.dtype == torch.float32
+        if not is_cpu or torch.compiler.is_exporting():
             return super().forward(feature_map)
         (batch, _, height, width), dilation = feature_map.shape, self.dilation[0]
         pairs = -(-height // (2 * dilation))  # of rows that are `dilation` apart, so many for each row below it

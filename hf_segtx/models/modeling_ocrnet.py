@@ -35,7 +35,7 @@ from transformers.utils.generic import can_return_tuple
 
 from .configuration_ocrnet import OCRNetConfig
 from .cpu import fuse_batch_norm, norm_relu_conv
-from .layers import ConvNormAct, map_to_tokens, tokens_to_map
+from .layers import ConvNormAct, map_to_tokens, refuse_tracing, tokens_to_map
 from .segmentation_base import SegmentationOutput, SegmentationPreTrainedModel
 
 
@@ -435,6 +435,7 @@ class OCRNetModel(OCRNetPreTrainedModel):
     ) -> OCRNetModelOutput:
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
+        refuse_tracing()
         feature_maps = self.encoder(pixel_values.contiguous(memory_format=torch.channels_last))
         if self.config.backbone_type == "auto":
             feature_maps = feature_maps.feature_maps

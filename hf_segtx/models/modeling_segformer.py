@@ -36,7 +36,7 @@ from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from .configuration_segformer import SegFormerConfig
 from .cpu import Linear, add_upsampled_by_rows, batch_norm_terms, by_rows, has_plain_weight, is_prediction, linear
-from .layers import DropPath, eager_attention_forward
+from .layers import DropPath, eager_attention_forward, refuse_tracing
 from .segmentation_base import SegmentationOutput, SegmentationPreTrainedModel
 
 
@@ -362,6 +362,7 @@ class SegFormerModel(SegFormerPreTrainedModel):
     @merge_with_config_defaults
     @capture_outputs(tie_last_hidden_states=False)
     def forward(self, pixel_values: torch.Tensor, **kwargs) -> SegFormerModelOutput:
+        refuse_tracing()
         feature_maps = []
         x = pixel_values
         for stage in self.stages:

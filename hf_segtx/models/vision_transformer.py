@@ -18,7 +18,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils.import_utils import is_torchdynamo_exporting
 
 from .cpu import Linear
-from .layers import DropPath, eager_attention_forward, map_to_tokens, tokens_to_map
+from .layers import DropPath, eager_attention_forward, map_to_tokens, refuse_tracing, tokens_to_map
 
 
 # Position tables kept for other image sizes than the native one; an evaluation that keeps aspect ratios meets many.
@@ -26,7 +26,7 @@ CACHED_TABLES = 8
 
 
 def padding_of(side: int, patch_size: int) -> int:
-    """Pixels that a side lacks to whole patches; written so that an export, whose sides are symbols, can reckon with it."""
+    """Pixels that a side lacks to whole patches; written so that an export can reckon with symbols for sides."""
     return (side + patch_size - 1) // patch_size * patch_size - side
 
 
@@ -51,10 +51,8 @@ def crop_padding(logits: torch.Tensor, image_size: tuple[int, int], patch_size: 
     cropped = (bottom + right + 2 * patch_size - 2) // (2 * patch_size - 1)
     size = (rows + cropped * (height + bottom - rows), columns + cropped * (width + right - columns))
     logits = F.interpolate(logits, size=size, mode="bilinear", align_corners=False)
-    for dim, side in ((2, size[0] - cropped * bottom), (3, size[1] - cropped * right)):
-        logits = logits.index_select(
-            dim, torch.arange(side, device=logits.device)
-        )  # a slice's strides would be guarded
+    for dim, side in ((2, size[0] - cropped * bottom), (3, size[1] - cropped * right)):  # of a slice, strides would
+        logits = logits.index_select(dim, torch.arange(side, device=logits.device))  # become a condition on the size
     return logits
 
 
@@ -241,6 +239,7 @@ class VisionTransformer(nn.Module):
     def forward(
         self, pixel_values: torch.Tensor, feature_indices: tuple[int, ...] = (), **kwargs
     ) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        refuse_tracing()
         patches = self.patch_embed(pixel_values)  # (B, C, h, w)
         size = patches.shape[2:]
         tokens = [self.cls_token] if self.dist_token is None else [self.cls_token, self.dist_token]
