@@ -17,7 +17,7 @@ from PIL import Image
 
 from hf_segtx.data import load_data
 from hf_segtx.data.labels import Labels
-from hf_segtx.data.layouts import official_split
+from hf_segtx.data.layouts import find_layout
 
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -63,7 +63,8 @@ def test_train_ids_come_back_as_the_reader_gives_them(tmp_path, prepare, streami
     train, validation, labels = load_data(dataset_name=str(output), streaming=streaming, cache_dir=str(tmp_path / "c"))
     assert (labels.names, labels.palette) == (Labels.named("loveda").names, Labels.named("loveda").palette)
     for dataset, split, count in ((train, "train", 5), (validation, "validation", 2)):
-        records, contract = official_split(source, split)
+        layout = find_layout(source)
+        records, contract = layout.records(split), layout.labels
         assert len(dataset) == len(records) == count
         for index, (image, mask) in enumerate(records):
             expected = contract.map(np.asarray(Image.open(mask)))
@@ -117,7 +118,7 @@ def test_own_folders_and_pairs(tmp_path, prepare):
     (source / "train/pairs.csv").write_text("image,mask\nimages/0.jpg,masks/0.png\n")
     assert prepare(source / "train/pairs.csv", tmp_path / "pairs") == ["train-00000-of-00001.parquet"]
     (source / "val/id2label.json").write_text('{"0": "road", "1": "puddle"}')
-    with pytest.raises(ValueError, match="the classes of .* differ"):
+    with pytest.raises(ValueError, match="class 1 is 'crack' .* but 'puddle' in"):
         prepare(source, tmp_path / "other")
     with pytest.raises(ValueError, match="0 and 255 only"):  # not silently: all of it would be road
         prepare(own_folders(tmp_path / "binary", (0, 255)), tmp_path / "prepared_binary")

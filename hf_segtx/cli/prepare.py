@@ -35,9 +35,10 @@ from tqdm.auto import tqdm
 
 from ..data import SegmentationDataset
 from ..data.checks import check_data
-from ..data.folders import folder_records
-from ..data.labels import Labels, contract_file
-from ..data.layouts import IMAGE_FOLDERS, SPLIT_NAMES, find_layout
+from ..data.files import canonical_split, files_below
+from ..data.labels import Labels
+from ..data.layouts import find_layout
+from ..data.loading import layout_labels
 from ..data.tables import find_tables
 from ..training.arguments import add_data_flags
 
@@ -69,14 +70,13 @@ def find_splits(arguments: argparse.Namespace) -> tuple[dict[str, SegmentationDa
     """The data of each split, and a title.
 
     Raises:
-        ValueError: if there are none, or what `find_layout`, `folder_records` and `Labels` raise.
+        ValueError: if there are none, or what `find_layout` and `Labels` raise.
     """
     source = Path(arguments.source)
     if not source.exists() and not re.fullmatch(r"[\w.-]+(/[\w.-]+)?|.+://.+", arguments.source):
         raise ValueError(f"{source}: there is no such folder or file; a data set of the Hub is called OWNER/NAME")
     explicit = Labels.from_file(arguments.classes_file, arguments.do_reduce_labels) if arguments.classes_file else None
-    layout = find_layout(source) if source.exists() else None
-    if layout is None and is_table(source):
+    if is_table(source):
         names = "image_column_name label_column_name do_reduce_labels cache_dir token revision".split()
         found, labels = find_tables(
             arguments.source,
@@ -85,44 +85,29 @@ def find_splits(arguments: argparse.Namespace) -> tuple[dict[str, SegmentationDa
             streaming="://" in arguments.source,
             **{name: getattr(arguments, name) for name in names},
         )
-        splits = {split: SPLIT_NAMES.get(split, split) for split in found}
+        splits = {split: canonical_split(split) for split in found}
         wanted = arguments.splits or [split for split, name in splits.items() if name in SPLITS] or list(found)
         if missing := [split for split in wanted if split not in found]:
             raise ValueError(f"{source}: there is no split {missing[0]!r}; the splits are {', '.join(found)}")
         records = {splits[split]: found[split]() for split in wanted}
         title = arguments.source.rstrip("/").rpartition("/")[2]
-    elif layout is not None:
-        wanted = arguments.splits or [split for split in ("all", *SPLITS) if split in layout.splits]
-        records = {"train" if split == "all" else split: layout.records(split) for split in wanted}
-        records = {split: pairs for split, pairs in records.items() if pairs}
-        labels, title = layout.labels, layout.title
     else:
-        folders = {SPLIT_NAMES.get(place.name, place.name): place for place in source.iterdir() if place.is_dir()}
-        folders = {split: folders[split] for split in SPLITS if split in folders} or {"train": source}
-        records = {split: folder_records(folder) for split, folder in folders.items()}
-        labels, title = None, source.resolve().name
-    if explicit is not None:
-        labels = explicit
-    elif labels is None:
-        contracts = {folder: folder_labels(folder, arguments.do_reduce_labels) for folder in folders.values()}
-        first, labels = next(iter(contracts.items()))
-        if other := [folder for folder, contract in contracts.items() if contract != labels]:
-            raise ValueError(f"the classes of {first} and {other[0]} differ; make them equal")
+        layout = find_layout(source)
+        labels = explicit or layout_labels({str(source): layout}, arguments.do_reduce_labels)
+        wanted = arguments.splits or [split for split in ("all", *SPLITS) if split in layout.splits]
+        records = {"train" if split == "all" else split: layout.records(split, labels) for split in wanted}
+        records = {split: pairs for split, pairs in records.items() if pairs}
+        title = source.resolve().name if layout.labels is None else layout.title
     options = labels, arguments.num_channels, arguments.on_error
     return {split: SegmentationDataset(pairs, *options) for split, pairs in records.items()}, title
 
 
 def is_table(source: Path) -> bool:
-    """Whether `datasets` has to read it: a file of rows, a folder without images/, or what is not on this disk."""
+    """Whether `datasets` has to read it: what is not on this disk, and files of rows, alone or in a folder."""
+    suffixes = (".parquet", ".arrow", ".tar")
     if not source.is_dir():
-        return True
-    folders = [source, *(place for place in source.iterdir() if place.is_dir())]
-    return not any((place / name).is_dir() for place in folders for name in IMAGE_FOLDERS)
-
-
-def folder_labels(folder: Path, do_reduce_labels: bool) -> Labels:
-    file = contract_file(folder)
-    return Labels.from_file(file, do_reduce_labels) if file else Labels.from_folder(folder)  # raises: what is missing
+        return not source.exists() or source.suffix.lower() in suffixes
+    return any(name.lower().endswith(suffixes) or name.startswith("metadata.") for _, name, _ in files_below(source))
 
 
 class Rows(Dataset):

@@ -4,16 +4,16 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 from difflib import get_close_matches
-from pathlib import Path
 
 import numpy as np
 from torch.utils.data import Dataset
 
 from .checks import check_data, mask_values
+from .class_files import class_file, read_class_file
 from .dataset import SegmentationDataset, evenly, note_errors
-from .folders import folder_records, subfolder
-from .labels import Labels, contract_file
-from .layouts import IMAGE_FOLDERS, find_layout
+from .files import Layout, canonical_split
+from .labels import Labels
+from .layouts import find_layout
 from .settings import DataSettings
 from .tables import find_tables
 
@@ -115,17 +115,52 @@ def _find_in_tables(settings: DataSettings) -> _Found:
 
 
 def _find_in_folders(settings: DataSettings) -> _Found:
-    train_dir, validation_dir = settings.train_dir, settings.validation_dir
-    layouts = {folder: find_layout(folder) for folder in (train_dir, validation_dir) if folder}
-    labels = _explicit_labels(settings) or _folder_labels(layouts, settings.do_reduce_labels)
+    train_dir, validation_dir, train_split = settings.train_dir, settings.validation_dir, settings.train_split
+    layouts = {str(folder): find_layout(folder) for folder in (train_dir, validation_dir) if folder}
+    labels = _explicit_labels(settings) or layout_labels(layouts, settings.do_reduce_labels)
+    for folder, layout in layouts.items():
+        logger.info("%s: %s.", folder, "; ".join([layout.title, *layout.notes]))
+    validation_split = canonical_split(settings.validation_split or "validation")
+    if train_dir and validation_dir is None:
+        splits = layouts[str(train_dir)].splits
+        if validation_split in splits:
+            validation_dir = train_dir
+        elif settings.validation_split is not None:
+            raise ValueError(f"{train_dir}: there is no split {validation_split!r} here; there are {', '.join(splits)}")
     alone = ([], []) if settings.on_error == "skip" else (None, None)
-    train = _records(train_dir, layouts, settings.train_split, alone[0]) if train_dir and settings.train_split else None
-    validation_split = settings.validation_split or "validation"
-    if validation_dir is None and layouts[train_dir] and validation_split in layouts[train_dir].splits:
-        validation_dir = train_dir
-    validation = _records(validation_dir, layouts, validation_split, alone[1])
+    train = validation = None
+    if train_dir and train_split:
+        train = layouts[str(train_dir)].records(train_split, labels, alone[0])
+    if validation_dir:
+        validation = layouts[str(validation_dir)].records(validation_split, labels, alone[1])
     missing = f"{train_dir}: train_split is empty and there are no validation data; set one of them"
     return _Found(labels, train, validation, alone[0] or [], alone[1] or [], missing)
+
+
+def layout_labels(layouts: dict[str, Layout], do_reduce_labels: bool) -> Labels:
+    """The contract of the folders (the keys): that of the files beside the data, else the layout's own.
+
+    Raises:
+        ValueError: if there is none, or folders have different ones.
+    """
+    contracts = {}
+    for folder, layout in layouts.items():
+        files = list(dict.fromkeys(file for place in layout.places if (file := class_file(place))))
+        for file in files:
+            contracts[str(file)] = read_class_file(file, do_reduce_labels)
+            logger.info("%s: the classes are those of %s.", folder, file)
+        if layout.labels is not None and not files:
+            if do_reduce_labels:
+                raise ValueError(f"{folder}: the ids of {layout.title} are known; omit do_reduce_labels")
+            contracts[folder] = layout.labels
+        elif not files:
+            Labels.from_folder((*layout.places, folder)[0])  # raises, naming what is missing
+    (first, labels), *others = contracts.items()
+    for other, theirs in others:
+        labels.check_names(theirs.id2label, other)
+        if labels != theirs:
+            raise ValueError(f"{first} and {other} differ in ids, colours or what is ignored; make them equal")
+    return labels
 
 
 def _datasets(found: _Found, settings: DataSettings) -> tuple[SegmentationDataset | None, SegmentationDataset]:
@@ -162,37 +197,6 @@ def _with_255_as_class(train: Dataset | None, validation: Dataset, labels: Label
             labels = labels.with_255_as_class()
             for dataset in datasets:
                 dataset.labels = labels
-    return labels
-
-
-def _records(folder: str | None, layouts: dict, split: str, alone: list[str] | None) -> list | None:
-    if folder is None:
-        return None
-    return layouts[folder].records(split) if layouts[folder] else folder_records(folder, alone)
-
-
-def _folder_labels(layouts: dict, do_reduce_labels: bool) -> Labels:
-    """The contract of the folders (the keys); different ones are an error."""
-    for folder in (folder for folder, layout in layouts.items() if layout is None):
-        if not Path(folder).exists():
-            raise ValueError(f"{folder}: there is no such folder")
-        subfolder(Path(folder), IMAGE_FOLDERS)
-    contracts = {}
-    for folder, layout in layouts.items():
-        if layout is not None:
-            if do_reduce_labels:
-                raise ValueError(f"{folder}: the ids of {layout.title} are known; omit do_reduce_labels")
-            contracts[folder] = layout.labels
-        elif file := contract_file(folder):
-            if do_reduce_labels and file.name == "classes.json":
-                raise ValueError(f"{file} says itself which id is ignored; omit do_reduce_labels")
-            contracts[file] = Labels.from_file(file, do_reduce_labels)
-    if not contracts:
-        return Labels.from_folder(next(iter(layouts)))  # raises, naming what is missing
-    (first, labels), (last, other) = list(contracts.items())[0], list(contracts.items())[-1]
-    labels.check_names(other.id2label, str(last))
-    if labels != other:
-        raise ValueError(f"{first} and {last} differ in ids, colours or what is ignored; make them equal")
     return labels
 
 

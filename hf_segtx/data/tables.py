@@ -14,8 +14,9 @@ from pathlib import Path
 
 import numpy as np
 
+from .files import IMAGE_SUFFIXES
+from .folders import IMAGE_FOLDERS
 from .labels import CONTRACT_FILES, Labels, contract_file
-from .layouts import IMAGE_FOLDERS, IMAGE_SUFFIXES
 
 
 IMAGE_COLUMNS = ("image", "pixel_values", "img")
