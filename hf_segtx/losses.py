@@ -33,7 +33,7 @@ import torch
 import torch.nn.functional as F
 from transformers import PreTrainedConfig
 
-from .models.upsampling import _Cells, _check_labels, upsampled_cross_entropy
+from .models.upsampling import check_label_maps, pixel_blocks, two_classes, upsampled_cross_entropy
 
 
 def parse_loss(
@@ -281,18 +281,13 @@ def label_log_probability(
         returns: (B, H, W), float32, or float64 for float64 logits
 
     Raises:
-        ValueError: if shapes do not fit, or, on the CPU, a label is neither a class nor `ignore_index`.
+        ValueError: if shapes do not fit, labels are no integers, or, on the CPU, a label is neither a class nor
+            `ignore_index`.
     """
-    logits = _two_classes(logits, labels)
+    logits = two_classes(logits)
+    check_label_maps(labels, logits)
     with torch.autocast(logits.device.type, enabled=False):
         return _pass_over_pixels(logits, labels, None, ignore_index, align_corners, True)
-
-
-def _two_classes(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """The logits, or 0 and the logit if there is one class."""
-    if labels.dim() != 3 or labels.shape[0] != logits.shape[0]:
-        raise ValueError(f"labels {tuple(labels.shape)} do not fit logits {tuple(logits.shape)}; pass labels (B, H, W)")
-    return logits if logits.shape[1] > 1 else torch.cat([torch.zeros_like(logits), logits], dim=1)
 
 
 def _pixel_mean(loss: torch.Tensor, labels: torch.Tensor, classes: int, class_weights, ignore_index: int):
@@ -326,53 +321,29 @@ def _pass_over_pixels(
     Given the gradient of that map, the gradient of the logits instead, (B, K, h, w). Not `of_label`: without the first
     of the two terms.
     """
-    cells = _Cells.of_size(logits, labels.shape[1:], align_corners)
-    axis = 2 if cells.classes_last else 1
-    classes, ignored = logits.shape[1], labels == ignore_index
-    buffers = torch.empty(2, cells.block_numel, dtype=cells.dtype, device=logits.device)
+    dtype, ignored = torch.promote_types(logits.dtype, torch.float32), labels == ignore_index
     if map_gradient is None:
-        result = torch.empty(labels.shape, dtype=cells.dtype, device=logits.device)
+        result, gradient = torch.empty(labels.shape, dtype=dtype, device=logits.device), None
     else:
-        result = torch.empty_like(logits, dtype=cells.dtype)
-        image_gradient = buffers.new_empty(logits.shape[2] + 2, logits.shape[3] + 2, classes)
+        result = gradient = torch.empty_like(logits, dtype=dtype)
         map_gradient = map_gradient.masked_fill(ignored, 0)
-    for index, image in enumerate(logits):
-        if map_gradient is not None:
-            image_gradient.zero_()
-        for start, stop in cells.blocks:
-            rows, position = cells.output(start, stop)
-            weights = cells.weights(start, stop)  # (N, 4, S)
-            label = labels[index, rows].long().masked_fill(ignored[index, rows], 0).flatten()
-            if label.is_cpu and label.numel():
-                _check_labels(label, classes, ignore_index)
-            label = label.new_zeros(len(weights) * cells.pixels).scatter_(0, position, label)
-            label = label.view(-1, cells.pixels).unsqueeze(axis)  # (N, 1, S) or (N, S, 1)
-            corners = cells.corners(cells.inputs(image, start, stop), cells.corner_index[: len(weights)])  # (N, 4, K)
-            upsampled = cells.upsample(corners, weights, buffers[0])
-            out = buffers[1, : upsampled.numel()].view_as(upsampled)
-            if map_gradient is None:
-                if of_label:
-                    pixels = torch.log_softmax(upsampled, axis, out=out).gather(axis, label)
-                else:
-                    pixels = -upsampled.logsumexp(axis)
-                result[index, rows] = pixels.flatten().index_select(0, position).view(-1, labels.shape[2])
-                continue
-            probabilities = torch.softmax(upsampled, axis, out=out)
+    for block in pixel_blocks(logits, labels, ignore_index, align_corners, gradient):
+        upsampled, axis = block.upsampled, block.axis
+        if map_gradient is None:
             if of_label:
-                probabilities.scatter_add_(axis, label, probabilities.new_full((), -1.0).expand_as(label))
-            scale = probabilities.new_zeros(label.numel())  # empty slots: 0
-            scale = scale.scatter_(0, position, -map_gradient[index, rows].flatten()).view(-1, 1, cells.pixels)
-            pixels_last = probabilities.mT if axis == 1 else probabilities
-            torch.bmm(weights * scale, pixels_last, out=corners)  # the corners' gradient, (N, 4, K)
-            for corner in range(4):
-                row, column = start + corner // 2, corner % 2
-                target = image_gradient[row : row + stop - start, column : column + cells.columns]
-                target += corners[:, corner].view_as(target)
-        if map_gradient is not None:  # the repeated border goes back to where it came from
-            for padded in (image_gradient, image_gradient.transpose(0, 1)):
-                padded[1] += padded[0]
-                padded[-2] += padded[-1]
-            result[index] = image_gradient[1:-1, 1:-1].permute(2, 0, 1)
+                log_probabilities = torch.log_softmax(upsampled, axis, out=block.buffer)
+                pixels = log_probabilities.gather(axis, block.index_of_label())
+            else:
+                pixels = -upsampled.logsumexp(axis)
+            result[block.index, block.rows] = pixels.flatten().index_select(0, block.position).view(-1, labels.shape[2])
+            continue
+        probabilities = torch.softmax(upsampled, axis, out=block.buffer)
+        if of_label:
+            label = block.index_of_label()
+            probabilities.scatter_add_(axis, label, probabilities.new_full((), -1.0).expand_as(label))
+        scale = probabilities.new_zeros(block.label.numel())  # slots without pixel: 0
+        scale.scatter_(0, block.position, -map_gradient[block.index, block.rows].flatten())
+        block.set_gradient(scale.view_as(block.label), probabilities)
     return result if map_gradient is not None else result.masked_fill_(ignored, 0)
 
 
@@ -398,7 +369,8 @@ _pass_over_pixels.register_autograd(_pixels_backward, setup_context=_save_inputs
 
 
 def _mean_over_classes(logits, labels, kind: str, ignore_index: int, align_corners: bool) -> torch.Tensor:
-    logits = _two_classes(logits, labels)
+    logits = two_classes(logits)
+    check_label_maps(labels, logits)
     with_gradient = torch.is_grad_enabled() and logits.requires_grad
     with torch.autocast(logits.device.type, enabled=False):
         return _region_loss(logits, labels, kind, ignore_index, align_corners, with_gradient)[0]
@@ -416,9 +388,9 @@ def _region_loss(
     size, align = labels.shape[1:], align_corners
     dtype = torch.promote_types(logits.dtype, torch.float32)
     ignored = labels == ignore_index
+    normalizer = _pass_over_pixels(logits, labels, None, ignore_index, align, False).masked_fill_(ignored, -torch.inf)
     counts = labels.long().masked_fill(ignored, logits.shape[1]).flatten().bincount(minlength=logits.shape[1] + 1)
     present = counts[:-1].nonzero().flatten().tolist()
-    normalizer = _pass_over_pixels(logits, labels, None, ignore_index, align, False).masked_fill_(ignored, -torch.inf)
 
     def upsample(k: int) -> torch.Tensor:  # (B, H, W)
         return F.interpolate(logits[:, k : k + 1].to(dtype), size, mode="bilinear", align_corners=align).squeeze(1)

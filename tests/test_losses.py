@@ -284,8 +284,12 @@ def test_bad_labels_get_a_clear_error():
     for name in losses.LOSSES:
         with pytest.raises(ValueError, match="label 7 is neither in"):
             parse_loss(name)(logits, labels.masked_fill(labels == 1, 7), config())
+        with pytest.raises(ValueError, match="label -3 is neither in"):
+            parse_loss(name)(logits, labels.masked_fill(labels == 1, -3), config())
         with pytest.raises(ValueError, match="do not fit logits"):
             parse_loss(name)(logits, labels[:1], config())
+        with pytest.raises(ValueError, match="labels are torch.float32; give class ids as integers"):
+            parse_loss(name)(logits, labels / 255, config())
 
 
 @pytest.mark.parametrize("name", losses.LOSSES)

@@ -198,6 +198,9 @@ def test_bad_input_gets_a_clear_error():
             upsampled_cross_entropy(logits, labels)
     with pytest.raises(ValueError, match="do not fit logits"):
         upsampled_cross_entropy(logits, labels[:1])
+    for fractions in (labels / 255, labels.double()):  # the second would be right, but how would anyone know
+        with pytest.raises(ValueError, match=r"labels are torch.float(32|64); give class ids as integers"):
+            upsampled_cross_entropy(logits, fractions)
     with pytest.raises(ValueError, match="class_weights"):
         upsampled_cross_entropy(logits, labels, class_weights=torch.ones(4))
 

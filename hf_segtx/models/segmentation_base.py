@@ -52,17 +52,9 @@ def segmentation_loss(
         returns: scalar
 
     Raises:
-        ValueError: if `labels` are not one map an image.
+        ValueError: if `labels` are not one map of integers per image.
     """
-    if labels.ndim != 3 or labels.shape[0] != logits.shape[0]:
-        raise ValueError(
-            f"labels have shape {tuple(labels.shape)} for {logits.shape[0]} images; give one map of class ids an "
-            f"image: ({logits.shape[0]}, height, width)"
-        )
-
-    resize = dict(
-        ignore_index=config.semantic_loss_ignore_index, align_corners=getattr(config, "align_corners", False)
-    )
+    resize = dict(ignore_index=config.semantic_loss_ignore_index, align_corners=getattr(config, "align_corners", False))
     loss = upsampled_cross_entropy(logits, labels, **resize)
     for head_logits in auxiliary_logits:
         loss = loss + config.auxiliary_loss_weight * upsampled_cross_entropy(head_logits, labels, **resize)

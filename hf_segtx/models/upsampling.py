@@ -17,6 +17,8 @@ Letters: B images, K classes, (h, w) size of the logits, (H, W) of the labels, N
 """
 
 import re
+from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -53,13 +55,12 @@ def upsampled_cross_entropy(
         returns: (), float32, or float64 for float64 logits
 
     Raises:
-        ValueError: if shapes do not fit, or, on the CPU, a label is neither a class nor `ignore_index`.
+        ValueError: if shapes do not fit, labels are no integers, or, on the CPU, a label is neither a class nor
+            `ignore_index`.
     """
-    if logits.shape[1] == 1:
-        logits = torch.cat([torch.zeros_like(logits), logits], dim=1)
+    logits = two_classes(logits)
+    check_label_maps(labels, logits)
     classes = logits.shape[1]
-    if labels.dim() != 3 or labels.shape[0] != logits.shape[0]:
-        raise ValueError(f"labels {tuple(labels.shape)} do not fit logits {tuple(logits.shape)}; pass labels (B, H, W)")
     if class_weights is None:
         class_weights = torch.ones(classes, device=logits.device)
     elif class_weights.shape != (classes,):
@@ -70,6 +71,29 @@ def upsampled_cross_entropy(
             logits, labels, class_weights.detach(), ignore_index, label_smoothing, align_corners, with_gradient
         )
     return loss / total.detach().clamp(min=torch.finfo(total.dtype).tiny)  # 0 / tiny if every pixel is ignored
+
+
+def check_label_maps(labels: torch.Tensor, logits: torch.Tensor) -> None:
+    """Raises what is wrong with label maps whatever their values.
+
+    Raises:
+        ValueError: if they are not one map per image, or no integers.
+    """
+    if labels.dim() != 3 or labels.shape[0] != logits.shape[0]:
+        raise ValueError(
+            f"labels of shape {tuple(labels.shape)} do not fit logits of shape {tuple(logits.shape)}; give one map of "
+            f"class ids per image: ({logits.shape[0]}, height, width)"
+        )
+    if labels.is_floating_point() or labels.is_complex():
+        raise ValueError(
+            f"labels are {labels.dtype}; give class ids as integers, such as torch.long. Label maps that went through "
+            "torchvision's ToTensor or ToDtype(scale=True) are divided by 255: read them with PILToTensor"
+        )
+
+
+def two_classes(logits: torch.Tensor) -> torch.Tensor:
+    """The logits, or 0 and the logit if there is one class: a sigmoid."""
+    return logits if logits.shape[1] > 1 else torch.cat([torch.zeros_like(logits), logits], dim=1)
 
 
 def upsampled_argmax(logits: torch.Tensor, size: tuple[int, int], *, align_corners: bool = False) -> torch.Tensor:
@@ -83,16 +107,12 @@ def upsampled_argmax(logits: torch.Tensor, size: tuple[int, int], *, align_corne
         size: (H, W), pixels
         returns: (B, H, W), int64
     """
-    logits = logits.detach()
-    if logits.shape[1] == 1:
-        logits = torch.cat([torch.zeros_like(logits), logits], dim=1)
+    logits = two_classes(logits.detach())
     with torch.autocast(logits.device.type, enabled=False):
         return _label_map(logits, size[0], size[1], align_corners)
 
 
-def positions(
-    size_in: float, size_out: int, align_corners: bool, dtype: torch.dtype = torch.float64
-) -> torch.Tensor:
+def positions(size_in: float, size_out: int, align_corners: bool, dtype: torch.dtype = torch.float64) -> torch.Tensor:
     """Where bilinear upsampling of `size_in` values (not always whole) reads each of `size_out`: (size_out,).
 
     Position 1.25 is three quarters of value 1 and one of value 2; below 0 and beyond the last value the border counts.
@@ -111,11 +131,9 @@ def argmax_at(logits: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor) -
         rows: (H,), columns: (W,), ascending positions as those of `positions`
         returns: (B, H, W), int64
     """
-    logits = logits.detach()
-    if logits.shape[1] == 1:
-        logits = torch.cat([torch.zeros_like(logits), logits], dim=1)
+    logits = two_classes(logits.detach())
     with torch.autocast(logits.device.type, enabled=False):
-        return _best_class(logits, _Cells(logits, rows, columns))
+        return _best_class(logits, Cells(logits, rows, columns))
 
 
 def logits_at(logits: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
@@ -153,8 +171,13 @@ def _axis(size_in: int, position: torch.Tensor, dtype: torch.dtype):
     return slots, cell, slot, first.tolist(), weights
 
 
-class _Cells:
-    """The cells of an upsampling, in `blocks` of cell rows [start, stop)."""
+class Cells:
+    """The cells of an upsampling, in `blocks` of cell rows [start, stop).
+
+    Args:
+        logits: (B, K, h, w), whose shape, type and device count.
+        row_positions, column_positions: (H,) and (W,), ascending, in the sense of `positions`.
+    """
 
     def __init__(self, logits: torch.Tensor, row_positions: torch.Tensor, column_positions: torch.Tensor):
         _, classes, rows, columns = logits.shape
@@ -184,7 +207,7 @@ class _Cells:
         self.input_column = torch.arange(-1, columns + 1, device=device).clamp_(0, columns - 1)
 
     @classmethod
-    def of_size(cls, logits: torch.Tensor, size: tuple[int, int], align_corners: bool) -> "_Cells":
+    def of_size(cls, logits: torch.Tensor, size: tuple[int, int], align_corners: bool) -> "Cells":
         """The cells of the upsampling to `size` pixels, with positions rounded as F.interpolate does."""
         dtype = torch.promote_types(logits.dtype, torch.float32)
         return cls(
@@ -223,6 +246,108 @@ class _Cells:
         return rows, (self.row_position[rows, None] + (self.column_position - offset)).flatten()
 
 
+class PixelBlock(NamedTuple):
+    """Upsampled logits and labels of a block of an image's pixels; valid until the next block.
+
+    Args:
+        index: number of the image.
+        rows: its output rows that the block covers.
+        position: (rows * W,), where they are among the N * S pixels of the block.
+        weights: (N, 4, S), share of the corners in each pixel.
+        corners: (N, 4, K), logits; to be replaced by their gradient if there is one.
+        upsampled: (N, K, S), or (N, S, K).
+        axis: which of these the classes are.
+        buffer: of the shape of `upsampled`, to be written.
+        label: (N, S), in [0, K); K at ignored pixels and in slots without pixel.
+    """
+
+    index: int
+    rows: slice
+    position: torch.Tensor
+    weights: torch.Tensor
+    corners: torch.Tensor
+    upsampled: torch.Tensor
+    axis: int
+    buffer: torch.Tensor
+    label: torch.Tensor
+
+    def index_of_label(self) -> torch.Tensor:
+        """(N, 1, S) or (N, S, 1), what gathers the label's values from those of all classes. From now on K is K - 1."""
+        return self.label.clamp_(max=self.upsampled.shape[self.axis] - 1).unsqueeze(self.axis)
+
+    def set_gradient(self, scale: torch.Tensor, pixels: torch.Tensor) -> None:
+        """Puts the gradient of the corners in their place.
+
+        Shape:
+            scale: (N, S); pixels: as `upsampled`; their product is the gradient of the upsampled logits
+        """
+        pixels_last = pixels.mT if self.axis == 1 else pixels
+        torch.bmm(self.weights * scale.unsqueeze(1), pixels_last, out=self.corners)
+
+
+def pixel_blocks(
+    logits: torch.Tensor,
+    labels: torch.Tensor,
+    ignore_index: int,
+    align_corners: bool,
+    gradient: torch.Tensor | None = None,
+) -> Iterator[PixelBlock]:
+    """A pass over the pixels of upsampled logits and their labels, block by block.
+
+    Args:
+        gradient: like the logits, of `Cells.dtype`: what whoever takes the blocks leaves in their `corners` is the
+            gradient of these; the sum over all cells, the gradient of the logits, is put here.
+
+    Raises:
+        ValueError: if, on the CPU, a label is neither a class nor `ignore_index`.
+    """
+    cells = Cells.of_size(logits, labels.shape[1:], align_corners)
+    classes, axis = logits.shape[1], 2 if cells.classes_last else 1
+    buffers = torch.empty(2, cells.block_numel, dtype=cells.dtype, device=logits.device)
+    if gradient is not None:
+        image_gradient = buffers.new_empty(logits.shape[2] + 2, logits.shape[3] + 2, classes)  # with a border
+    for index, image in enumerate(logits):
+        if gradient is not None:
+            image_gradient.zero_()
+        for start, stop in cells.blocks:
+            rows, position = cells.output(start, stop)
+            weights = cells.weights(start, stop)
+            label = labels[index, rows].long().flatten()
+            ignored = label == ignore_index
+            label = label.masked_fill(ignored, 0)
+            if label.is_cpu and label.numel():
+                check_labels(label, classes, ignore_index)
+            slots = label.new_full((len(weights) * cells.pixels,), classes)
+            label = slots.scatter_(0, position, label.masked_fill_(ignored, classes)).view(-1, cells.pixels)
+            corners = cells.corners(cells.inputs(image, start, stop), cells.corner_index[: len(weights)])
+            upsampled = cells.upsample(corners, weights, buffers[0])
+            buffer = buffers[1, : upsampled.numel()].view_as(upsampled)
+            yield PixelBlock(index, rows, position, weights, corners, upsampled, axis, buffer, label)
+            for corner in range(4) if gradient is not None else ():
+                row, column = start + corner // 2, corner % 2
+                target = image_gradient[row : row + stop - start, column : column + cells.columns]
+                target += corners[:, corner].view_as(target)
+        if gradient is not None:  # the repeated border goes back to where it came from
+            for padded in (image_gradient, image_gradient.transpose(0, 1)):
+                padded[1] += padded[0]
+                padded[-2] += padded[-1]
+            gradient[index] = image_gradient[1:-1, 1:-1].permute(2, 0, 1)
+
+
+def check_labels(labels: torch.Tensor, classes: int, ignore_index: int) -> None:
+    """Raises if a label is no class.
+
+    Raises:
+        ValueError: if it is not in [0, classes).
+    """
+    for label in labels.aminmax():
+        if not 0 <= label < classes:
+            raise ValueError(
+                f"label {label} is neither in [0, {classes}) nor the ignore index {ignore_index}; "
+                "map the labels to classes, or set the number of classes or the ignore index"
+            )
+
+
 @torch.library.custom_op(f"{OPERATORS}::upsampled_cross_entropy", mutates_args=())
 def _summed_loss(
     logits: torch.Tensor,
@@ -237,77 +362,40 @@ def _summed_loss(
 
     An operator, so that compilers see one step, whose labels can be checked.
     """
-    classes = logits.shape[1]
-    cells = _Cells.of_size(logits, labels.shape[1:], align_corners)
-    axis = 2 if cells.classes_last else 1
-    loss, total = (torch.zeros((), dtype=cells.dtype, device=logits.device) for _ in range(2))
-    gradient = torch.empty_like(logits, dtype=cells.dtype) if with_gradient else loss.new_empty(0)
-    image_gradient = loss.new_empty((logits.shape[2] + 2, logits.shape[3] + 2, classes) if with_gradient else 0)
-    buffers = loss.new_empty(2, cells.block_numel)
-    class_weights = class_weights.to(cells.dtype)
-    weight_of_label = F.pad(class_weights, (0, 1))  # ignored pixels and empty slots get label K, of weight 0
-    for index, image in enumerate(logits):
-        image_gradient.zero_()
-        for start, stop in cells.blocks:
-            rows, position = cells.output(start, stop)
-            weights = cells.weights(start, stop)  # (N, 4, S)
-            label = labels[index, rows].long().flatten()
-            ignored = label == ignore_index
-            if label.is_cpu and label.numel():
-                _check_labels(label.masked_fill(ignored, 0), classes, ignore_index)
-            slots = label.new_full((len(weights) * cells.pixels,), classes)
-            label = slots.scatter_(0, position, label.masked_fill(ignored, classes))
-            weight = weight_of_label.index_select(0, label).view(-1, cells.pixels)  # (N, S)
-            label = label.view_as(weight)
-            total += weight.sum()
-            counted = label < classes
-            label = label.clamp_(max=classes - 1).unsqueeze(axis)
+    classes, dtype = logits.shape[1], torch.promote_types(logits.dtype, torch.float32)
+    loss, total = (torch.zeros((), dtype=dtype, device=logits.device) for _ in range(2))
+    gradient = torch.empty_like(logits, dtype=dtype) if with_gradient else None
+    class_weights = class_weights.to(dtype)
+    weight_of_label = F.pad(class_weights, (0, 1))  # label K has no weight
+    for block in pixel_blocks(logits, labels, ignore_index, align_corners, gradient):
+        upsampled, axis = block.upsampled, block.axis
+        weight = weight_of_label.index_select(0, block.label.flatten()).view_as(block.label)  # (N, S)
+        total += weight.sum()
+        counted, label = block.label < classes, block.index_of_label()
 
-            corners = cells.corners(cells.inputs(image, start, stop), cells.corner_index[: len(weights)])  # (N, 4, K)
-            upsampled = cells.upsample(corners, weights, buffers[0])
-            probabilities = torch.softmax(upsampled, axis, out=buffers[1, : upsampled.numel()].view_as(upsampled))
-            picked = probabilities.gather(axis, label).squeeze(axis).masked_fill_(~counted, 1)
-            if picked.is_cpu and picked.amin() > 1e-30:  # it does not underflow; a GPU would wait longer for the answer
-                loss_of_label = -picked.log()
-            else:
-                logsumexp = upsampled.amax(axis) - probabilities.amax(axis).log()
-                loss_of_label = (logsumexp - upsampled.gather(axis, label).squeeze(axis)).masked_fill_(~counted, 0)
-            scale, share = weight, 1.0  # of softmax, and of the one-hot label relative to it, in the gradient
+        probabilities = torch.softmax(upsampled, axis, out=block.buffer)
+        picked = probabilities.gather(axis, label).squeeze(axis).masked_fill_(~counted, 1)
+        if picked.is_cpu and picked.amin() > 1e-30:  # it does not underflow; a GPU would wait longer for the answer
+            loss_of_label = -picked.log()
+        else:
+            logsumexp = upsampled.amax(axis) - probabilities.amax(axis).log()
+            loss_of_label = (logsumexp - upsampled.gather(axis, label).squeeze(axis)).masked_fill_(~counted, 0)
+        scale, share = weight, 1.0  # of softmax, and of the one-hot label relative to it, in the gradient
+        if label_smoothing:
+            uniform = counted * class_weights.new_tensor(label_smoothing / classes)  # weight of all classes' terms
+            weight *= 1 - label_smoothing
+            logsumexp = loss_of_label + upsampled.gather(axis, label).squeeze(axis)
+            weighted_logits = torch.bmm((block.corners @ class_weights).unsqueeze(1), block.weights).squeeze(1)
+            loss += (uniform * (class_weights.sum() * logsumexp - weighted_logits)).sum()
+            scale = weight + uniform * class_weights.sum()
+            share = weight / scale.clamp(min=torch.finfo(dtype).tiny)
+        loss += (weight * loss_of_label).sum()
+
+        if with_gradient:
+            block.set_gradient(scale, probabilities.scatter_(axis, label, (picked - share).unsqueeze(axis)))
             if label_smoothing:
-                uniform = counted * class_weights.new_tensor(label_smoothing / classes)  # weight of all classes' terms
-                weight *= 1 - label_smoothing
-                logsumexp = loss_of_label + upsampled.gather(axis, label).squeeze(axis)
-                weighted_logits = torch.bmm((corners @ class_weights).unsqueeze(1), weights).squeeze(1)
-                loss += (uniform * (class_weights.sum() * logsumexp - weighted_logits)).sum()
-                scale = weight + uniform * class_weights.sum()
-                share = weight / scale.clamp(min=torch.finfo(cells.dtype).tiny)
-            loss += (weight * loss_of_label).sum()
-
-            if with_gradient:
-                probabilities.scatter_(axis, label, (picked - share).unsqueeze(axis))
-                pixels_last = probabilities.mT if axis == 1 else probabilities
-                torch.bmm(weights * scale.unsqueeze(1), pixels_last, out=corners)  # the corners' gradient, (N, 4, K)
-                if label_smoothing:
-                    corners -= torch.bmm(weights, uniform.unsqueeze(2)) * class_weights
-                for corner in range(4):
-                    row, column = start + corner // 2, corner % 2
-                    target = image_gradient[row : row + stop - start, column : column + cells.columns]
-                    target += corners[:, corner].view_as(target)
-        if with_gradient:  # the repeated border goes back to where it came from
-            for padded in (image_gradient, image_gradient.transpose(0, 1)):
-                padded[1] += padded[0]
-                padded[-2] += padded[-1]
-            gradient[index] = image_gradient[1:-1, 1:-1].permute(2, 0, 1)
-    return loss, total, gradient
-
-
-def _check_labels(labels: torch.Tensor, classes: int, ignore_index: int):
-    for label in labels.aminmax():
-        if not 0 <= label < classes:
-            raise ValueError(
-                f"label {label} is neither in [0, {classes}) nor the ignore index {ignore_index}; "
-                "map the labels to classes, or set the number of classes or the ignore index"
-            )
+                block.corners.sub_(torch.bmm(block.weights, uniform.unsqueeze(2)) * class_weights)
+    return loss, total, loss.new_empty(0) if gradient is None else gradient
 
 
 @_summed_loss.register_fake
@@ -335,7 +423,7 @@ _summed_loss.register_autograd(_backward, setup_context=_save_gradient)
 @torch.library.custom_op(f"{OPERATORS}::upsampled_argmax", mutates_args=())
 def _label_map(logits: torch.Tensor, height: int, width: int, align_corners: bool) -> torch.Tensor:
     """Label map (B, H, W)."""
-    return _best_class(logits, _Cells.of_size(logits, (height, width), align_corners))
+    return _best_class(logits, Cells.of_size(logits, (height, width), align_corners))
 
 
 @_label_map.register_fake
@@ -343,7 +431,7 @@ def _(logits, height, width, align_corners):
     return logits.new_empty((logits.shape[0], height, width), dtype=torch.long)
 
 
-def _best_class(logits: torch.Tensor, cells: _Cells) -> torch.Tensor:
+def _best_class(logits: torch.Tensor, cells: Cells) -> torch.Tensor:
     """Label map (B, H, W)."""
     classes, (height, width) = logits.shape[1], cells.size
     label_map = torch.empty(len(logits), height, width, dtype=torch.long, device=logits.device)
