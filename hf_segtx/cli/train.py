@@ -34,7 +34,8 @@ import time
 from pathlib import Path
 
 from ..training.arguments import Arguments
-from .training_flags import named_flags, parse_training
+from ..training.recipes import read_recipe
+from .training_flags import given_names, named_flags, parse_training, recipes_of
 
 
 class StopSignals:
@@ -77,15 +78,18 @@ class StopSignals:
 
 def run(command_line: list[str]) -> int:
     """The command; returns its exit status."""
+    started = time.perf_counter()
     arguments = parse_training(command_line, "train", __doc__)
     command = _starting_command(command_line)
-    from ..training.loop import Stopped, TrainingRun
+    from ..training.loop import Stopped
     from ..training.machine import SaidByMain
 
     with StopSignals() as signals:
         try:
             with named_flags():
-                training = TrainingRun(arguments)
+                training = _prepare(arguments, command_line, started)
+                if training is None:
+                    return 0
                 signals.is_training = True
                 training.run(signals.stop_requested)
         except SaidByMain:
@@ -95,6 +99,25 @@ def run(command_line: list[str]) -> int:
                 print(f"\n{_advice(arguments, command)}", file=sys.stderr)
             return 128 + signals.number
     return 0
+
+
+def _prepare(arguments: Arguments, command_line: list[str], started: float):
+    """The run, ready for its first step; None if its decisions were only to be shown."""
+    from ..training.automatic import LENGTH_ARGUMENTS, configure_everywhere, frozen_decisions
+    from ..training.automatic_run import AutomaticRun
+    from ..training.loop import TrainingRun
+
+    given = given_names(command_line)
+    if arguments.automatic:
+        for recipe in recipes_of(command_line):  # a time budget changes the length that it says
+            given |= given_names(read_recipe(str(recipe))) - LENGTH_ARGUMENTS
+        automatic = configure_everywhere(arguments, given, started=started, show=lambda text: print(f"--{text}"))
+        return None if arguments.dry_run else AutomaticRun(arguments, automatic=automatic)
+    if arguments.dry_run:
+        raise ValueError("dry_run shows decisions, and nothing is to be decided here; add `automatic`")
+    frozen = [frozen_decisions(recipe, arguments, given) for recipe in recipes_of(command_line)]
+    automatic = next(filter(None, frozen), None)
+    return AutomaticRun(arguments, automatic=automatic) if automatic else TrainingRun(arguments)
 
 
 def _is_main() -> bool:

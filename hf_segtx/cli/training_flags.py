@@ -4,10 +4,27 @@ import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import fields
+from pathlib import Path
 
 from ..training.arguments import Arguments, check_arguments
-from ..training.recipes import SCENES_RECIPE, read_recipe
+from ..training.recipes import SCENES_RECIPE, find_recipe, read_recipe
 from .flags import FlagParser, as_flags
+
+
+NAMES = tuple(option.name for option in fields(Arguments))
+
+
+def given_names(command_line: list[str]) -> set[str]:
+    """The arguments that the words of a command line set, apart from those in recipes."""
+    flags = {word[2:].split("=")[0].replace("-", "_") for word in command_line if word.startswith("--")}
+    return {name for name in NAMES if name in flags or f"no_{name}" in flags}
+
+
+def recipes_of(command_line: list[str]) -> list[Path]:
+    """The files of its recipes."""
+    parser = FlagParser("train", "")
+    parser.add_argument("--recipe", action="append", default=[])
+    return [find_recipe(name) for name in parser.parse_known_args(command_line)[0].recipe]
 
 
 @contextmanager
@@ -41,6 +58,10 @@ def parse_training(command_line: list[str], command: str = "train", description:
     if any(word.split("=")[0] == "--recipe" for word in words):
         raise ValueError(f"{said.recipe[0]}: a recipe cannot name another; give both on the command line")
     arguments = parser.values_of(Arguments, parser.parse_args([*words, *command_line]))
+    if arguments.automatic is None:
+        is_told = said.recipe or said.resume_from_checkpoint or said.max_train_steps or said.num_train_epochs != 1
+        has_data = said.train_dir or said.dataset_name
+        arguments.automatic = bool(arguments.time_budget or (has_data and not is_told))
     with named_flags():
         check_arguments(arguments)
     return arguments

@@ -16,18 +16,21 @@ import math
 import re
 import time
 from collections.abc import Callable, Collection
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from accelerate.state import PartialState
 from huggingface_hub import HfApi, constants, try_to_load_from_cache
-from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 from transformers import PreTrainedConfig
 
 from ..data.labels import Labels, flip_permutation
+from ..hub import HUB_ERRORS
 from . import plan, setup
 from .arguments import Arguments, config_overrides
 from .data_facts import DataFacts, file_channels, measure_facts
+from .machine import everywhere
 
 
 USED_SHARE = 0.97  # of the budget: it is kept within 10 %, and a machine is rarely faster than measured
@@ -38,10 +41,15 @@ REPORT_EVALUATIONS = 3.0  # what the last evaluation, the best model's and the r
 START_SECONDS = 5.0  # to build the model, and to write it at the end
 FORWARD_SHARE = 0.45  # of a step's time, which an image of as many pixels takes in evaluation
 CPU_CROP_MEGAPIXELS = 0.16  # of a crop, where nothing else is known
+SMALLEST_SHORT_EDGE = 224  # pixels that an image is shown at, at least: 7 x 7 cells of the last stage
 HUB_SECONDS = 3.0  # to ask the Hub once
 
 # Pre-trained backbones, and whose they are, by architecture and size.
 BACKBONES = {("segformer", size): f"nvidia/mit-{size}" for size in ("b0", "b1", "b2", "b3", "b4", "b5")}
+
+
+BATCH_ARGUMENTS = frozenset(("total_batch_size", "per_device_train_batch_size", "gradient_accumulation_steps"))
+LENGTH_ARGUMENTS = frozenset(("max_train_steps", "num_train_epochs"))
 
 
 class Decision(NamedTuple):
@@ -90,6 +98,7 @@ class Automatic:
         given: names of arguments that were not to be decided.
         started: `time.perf_counter()` when the command began.
         seconds: from then to the end of the run; None without a budget.
+        num_processes: that train together.
         facts: of the data.
         evaluation_seconds: estimated, of one evaluation.
     """
@@ -98,6 +107,7 @@ class Automatic:
     given: frozenset[str] = frozenset()
     started: float = field(default_factory=time.perf_counter)
     seconds: float | None = None
+    num_processes: int = 1
     facts: DataFacts | None = None
     evaluation_seconds: float = 0.0
 
@@ -108,6 +118,12 @@ class Automatic:
             setattr(arguments, decision.name, decision.value)
             self.decisions = [other for other in self.decisions if other.name != decision.name] + [decision]
         return taken
+
+    def is_adjustable(self, arguments: Arguments, step: int, total: int) -> bool:
+        """Whether the number of steps may change after so many of them, with the rates so far being as they were."""
+        is_constant = arguments.lr_scheduler_type == "constant"
+        is_level = arguments.lr_scheduler_type == "wsd" and step <= (1 - arguments.lr_decay_share) * total
+        return self.seconds is not None and not self.given & LENGTH_ARGUMENTS and (is_constant or is_level)
 
     @property
     def reasons(self) -> dict[str, str]:
@@ -157,7 +173,7 @@ def weights_in_reach(architecture: str, size: str) -> tuple[str | None, str]:
         return None, f"{name} is not in the cache, and HF_HUB_OFFLINE is set"
     try:
         HfApi().model_info(name, timeout=HUB_SECONDS)
-    except (HfHubHTTPError, OfflineModeIsEnabled, OSError, RuntimeError) as error:
+    except HUB_ERRORS as error:
         return None, f"{name} is not in the cache, and the Hub did not answer ({type(error).__name__})"
     return name, f"{name} is on the Hub (ImageNet; mind its licence)"
 
@@ -234,8 +250,9 @@ def working_scale(facts: DataFacts, megapixels: float, views: int = 1500, object
         object_side: pixels that the objects of the class with the smallest ones should keep; half of it at least.
     """
     wanted = math.sqrt(megapixels / views / facts.megapixels)
-    floor = object_side / facts.smallest_object()[1]
-    return min(1.0, max(wanted, min(floor, 2 * wanted)))
+    for_objects = object_side / facts.smallest_object()[1]
+    for_context = SMALLEST_SHORT_EDGE / min(facts.height, facts.width)
+    return min(1.0, max(wanted, min(for_objects, 2 * wanted), for_context))
 
 
 def decide_normalization(facts: DataFacts, has_weights: bool) -> list[Decision]:
@@ -252,7 +269,7 @@ def decide_loss(facts: DataFacts) -> list[Decision]:
     """The loss, from how unevenly the pixels are spread over the classes."""
     shares = [share for share in facts.class_shares if share > 0]
     rare = min(shares, default=1.0) * len(shares)  # 1 if all classes are equally frequent
-    if rare > 0.5:
+    if rare > 0.25:
         return [Decision("loss", "ce", "the classes are about equally frequent")]
     name = facts.class_names[facts.class_shares.index(min(shares))]
     reason = f"{name} has {min(shares):.2%} of the pixels: lovasz counts each class alike, as mean IoU does"
@@ -283,13 +300,14 @@ def decide_augmentation(facts: DataFacts) -> list[Decision]:
 # ----------------------------------------------------------------------------------------------- optimizer and machine
 
 
-def decide_batch(crop: list[int], num_images: int) -> list[Decision]:
-    """Images of a step."""
+def decide_batch(crop: list[int], num_images: int, num_processes: int) -> list[Decision]:
+    """Images of a step: as many in each process."""
     area = crop[0] * crop[-1]
     batch = 2 ** round(math.log2(max(1.0, 0.3e6 / area)))
     batch = max(4, min(16, batch, 2 ** int(math.log2(max(4, num_images)))))
     reason = f"{batch * area / 1e6:.2f} megapixels: smaller steps waste processor time, larger ones are too few"
-    return [Decision("total_batch_size", batch, reason), Decision("per_device_train_batch_size", batch, reason)]
+    decisions = [Decision("per_device_train_batch_size", batch, reason)]
+    return [Decision("total_batch_size", batch * num_processes, reason), *decisions]
 
 
 def decide_optimizer(arguments: Arguments, architecture: str, steps: int) -> list[Decision]:
@@ -423,15 +441,12 @@ def decide_precision(speeds: list[Speed]) -> list[Decision]:
 # ----------------------------------------------------------------------------------------------------------- the whole
 
 
-BATCH_ARGUMENTS = frozenset(("total_batch_size", "per_device_train_batch_size", "gradient_accumulation_steps"))
-LENGTH_ARGUMENTS = frozenset(("max_train_steps", "num_train_epochs"))
-
-
 def configure(
     arguments: Arguments,
     given: Collection[str] = (),
     *,
     started: float | None = None,
+    num_processes: int = 1,
     show: Callable[[str], None] = print,
 ) -> Automatic:
     """Completes the arguments, in place, and says each decision in a line.
@@ -439,12 +454,13 @@ def configure(
     Args:
         given: names of arguments that stay as they are.
         started: `time.perf_counter()` when the clock of the budget began; None is now.
+        num_processes: that train together, with a device like this one each.
         show: gets the lines.
 
     Raises:
         ValueError, OSError: as `load_data`, and for a time budget that is no time.
     """
-    automatic = Automatic(given=frozenset(given))
+    automatic = Automatic(given=frozenset(given), num_processes=num_processes)
     automatic.started = time.perf_counter() if started is None else started
     automatic.seconds = seconds_of(arguments.time_budget) if arguments.time_budget else None
     arguments.time_budget = None  # from here on the number of steps says it
@@ -461,18 +477,22 @@ def configure(
     settle(decide_normalization(facts, is_pretrained))
     settle(decide_loss(facts))
     settle(decide_augmentation(facts))
-    speed = _settle_precision(arguments, automatic, labels, settle)
+    speed = _settle_precision(arguments, automatic, labels, settle)  # of one process
     views = deserved_views(facts, is_pretrained)
     megapixels = views * CPU_CROP_MEGAPIXELS
     if automatic.seconds:
-        megapixels = max(1.0, (1 - EVALUATION_SHARE) * automatic.seconds - automatic.elapsed()) * speed.megapixels
+        megapixels = (
+            max(1.0, (1 - EVALUATION_SHARE) * automatic.seconds - automatic.elapsed())
+            * speed.megapixels
+            * num_processes
+        )
     architecture = architecture_name(arguments)
     if not arguments.image_size:
         settle(decide_images(facts, megapixels, architecture))
     if architecture in ("setr", "segmenter") and not arguments.model_name_or_path:
         settle(decide_positions(arguments))
     if not automatic.given & BATCH_ARGUMENTS:
-        settle(decide_batch(arguments.crop_size, facts.num_images))
+        settle(decide_batch(arguments.crop_size, facts.num_images, num_processes))
         settle(fit_memory(arguments, speed, labels, show))
     settle(decide_evaluation(facts, arguments))
     steps = _settle_length(arguments, automatic, speed, views, settle)
@@ -503,9 +523,10 @@ def fit_memory(arguments: Arguments, speed: Speed, labels: Labels, show: Callabl
     """Micro-batch, accumulation and checkpointing, where the images of a step do not fit into the memory together."""
     free = plan.free_memory()
     area = arguments.crop_size[0] * arguments.crop_size[-1] / 1e6
-    if speed.memory * max(1.0, arguments.total_batch_size * area / (speed.megapixels * speed.seconds)) < 0.8 * free:
+    images = arguments.per_device_train_batch_size
+    if speed.memory * max(1.0, images * area / (speed.megapixels * speed.seconds)) < 0.8 * free:
         return []
-    chosen, step = plan.propose(arguments, arguments.total_batch_size, plan.Measurements(labels, 0.9 * free, show))
+    chosen, step = plan.propose(arguments, images, plan.Measurements(labels, 0.9 * free, show))
     reason = f"measured: so many images take {step.memory:.1f} of {free:.1f} GB"
     decisions = [Decision("per_device_train_batch_size", chosen.per_device_train_batch_size, reason)]
     for name in ("gradient_checkpointing", "crop_size", "mixed_precision"):
@@ -536,7 +557,7 @@ def _settle_precision(arguments: Arguments, automatic: Automatic, labels: Labels
     if "crop_size" not in automatic.given:
         trial.crop_size = [min(256, _multiple(side, 32)) for side in (facts.height, facts.width)]
     if not automatic.given & BATCH_ARGUMENTS:
-        trial.per_device_train_batch_size = decide_batch(trial.crop_size, facts.num_images)[0].value
+        trial.per_device_train_batch_size = decide_batch(trial.crop_size, facts.num_images, 1)[0].value
     speeds = measure_speeds(trial, labels)
     if not speeds:
         raise ValueError(
@@ -550,12 +571,13 @@ def _settle_precision(arguments: Arguments, automatic: Automatic, labels: Labels
 def _settle_length(arguments: Arguments, automatic: Automatic, speed: Speed, views: int, settle: Callable) -> int:
     """Steps and evaluations; returns the number of steps."""
     facts, batch = automatic.facts, arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps
-    batch = arguments.total_batch_size or batch
+    batch = arguments.total_batch_size or batch * automatic.num_processes
     crop = arguments.crop_size[0] * arguments.crop_size[-1] / 1e6
-    step_seconds = batch * crop / speed.megapixels
+    megapixels = speed.megapixels * automatic.num_processes  # a second
+    step_seconds = batch * crop / megapixels
     scale = min(1.0, min(arguments.image_size) / min(facts.height, facts.width)) if arguments.image_size else 1.0
     shown = facts.num_validation_images * facts.megapixels
-    automatic.evaluation_seconds = 1.0 + FORWARD_SHARE * shown * scale**2 / speed.megapixels + 0.02 * shown
+    automatic.evaluation_seconds = 1.0 + FORWARD_SHARE * shown * scale**2 / megapixels + 0.02 * shown
     if automatic.given & LENGTH_ARGUMENTS:
         return arguments.max_train_steps or math.ceil(arguments.num_train_epochs * facts.num_images / batch)
     if automatic.seconds is None:
@@ -581,10 +603,12 @@ def _settle_length(arguments: Arguments, automatic: Automatic, speed: Speed, vie
     return length.total
 
 
-def settle_steps(automatic: Automatic, arguments: Arguments, step: int, step_seconds: float, evaluation_seconds: float):
-    """Sets the number of steps anew, once, from what was measured up to the first evaluation; in place.
+def settled_steps(
+    automatic: Automatic, arguments: Arguments, step: int, step_seconds: float, evaluation_seconds: float
+) -> list[Decision]:
+    """The number of steps anew, from what was measured up to the evaluation at `step`.
 
-    The rate of the steps so far stays what it was: the fall of the rate begins later than `step`.
+    The rate of the steps so far stays what it was: it does not begin to fall before `step`.
     """
     left = USED_SHARE * automatic.seconds - automatic.elapsed()
     total = steps_that_fit(step, left, step_seconds, evaluation_seconds, arguments.evaluation_steps)
@@ -592,8 +616,48 @@ def settle_steps(automatic: Automatic, arguments: Arguments, step: int, step_sec
         f"{step_seconds:.2f} s each and {evaluation_seconds:.1f} s an evaluation, measured up to step {step}, fill "
         f"{in_words(automatic.seconds)}"
     )
-    share = min(arguments.lr_decay_share, math.floor(1000 * (1 - step / total)) / 1000)
     decisions = [Decision("max_train_steps", total, reason)]
+    share = min(arguments.lr_decay_share, math.floor(1000 * (1 - step / total)) / 1000)
     if share != arguments.lr_decay_share:
         decisions.append(Decision("lr_decay_share", share, "the rate falls from the first evaluation on"))
-    automatic.take(arguments, decisions)
+    return decisions
+
+
+def configure_everywhere(
+    arguments: Arguments,
+    given: Collection[str] | None = None,
+    *,
+    started: float | None = None,
+    show: Callable[[str], None] = print,
+) -> Automatic:
+    """`configure` in the main process; all processes get what it decided.
+
+    Args:
+        given: None takes whatever differs from its default.
+        started, show: as in `configure`.
+    """
+    if given is None:
+        default, said = vars(Arguments()), vars(arguments)
+        given = {option.name for option in fields(Arguments) if said[option.name] != default[option.name]}
+
+    def decide() -> tuple[dict, Automatic]:
+        automatic = configure(arguments, given, started=started, num_processes=process.num_processes, show=show)
+        return vars(arguments), automatic
+
+    process = PartialState(cpu=not torch.accelerator.is_available())
+    values, automatic = everywhere(decide, only_main=True)
+    for name, value in values.items():
+        setattr(arguments, name, value)
+    return automatic
+
+
+def frozen_decisions(recipe: Path, arguments: Arguments, given: Collection[str] = ()) -> Automatic | None:
+    """What was decided about a run, from the comments in its recipe; None if nothing was.
+
+    Args:
+        given: names of arguments that are not from this recipe.
+    """
+    names = {option.name for option in fields(Arguments)} - set(given)
+    found = re.findall(r"^# (\w+): (.+)$", recipe.read_text(encoding="utf-8"), re.M)
+    decisions = [Decision(name, vars(arguments)[name], reason) for name, reason in found if name in names]
+    return Automatic(decisions) if decisions else None

@@ -250,6 +250,28 @@ text-align:left;border-bottom:1px solid #e1e4e8;vertical-align:top}td.n{text-ali
 code{background:#f3f4f6;padding:.1rem .3rem}li{margin:.5rem 0}.bar{background:#4c8bf5;height:.7rem;display:block}"""
 
 
+def write_run_page(folder: Path, results: dict, facts: DataFacts, findings: Findings) -> None:
+    """Writes report.html of a run into its folder.
+
+    Args:
+        results: what all_results.json holds.
+    """
+    rows = zip(facts.class_names, findings.class_iou, facts.class_shares, facts.class_images, strict=True)
+    curves = folder / "curves.png"
+    write_page(
+        folder / "report.html",
+        title=f"Training report: {folder.resolve().name}",
+        summary=f"Mean IoU {results['mean_iou']:.2%} on {results['images']} validation images, {results['protocol']}. "
+        f"{results['step']} steps, {results['training_seconds']:.0f} s of training on {results['machine']}.",
+        decisions=results["decisions"],
+        advice=results["advice"],
+        warnings=results["warnings"],
+        classes=[(name, *map(float, numbers)) for name, *numbers in rows],
+        curves=Image.open(curves) if curves.is_file() else None,
+        findings=findings,
+    )
+
+
 def write_page(
     path: Path,
     *,
@@ -265,7 +287,7 @@ def write_page(
     """Writes the page, one HTML file without anything outside of it.
 
     Args:
-        decisions: with `name`, `value` and `reason` each.
+        decisions: {"name", "value", "reason"} each.
         classes: (name, IoU, share of the pixels, share of the images) of each, [0, 1]; nan where undefined.
     """
     parts = [f"<h1>{html.escape(title)}</h1><p>{html.escape(summary)}</p>"]
@@ -284,8 +306,8 @@ def write_page(
         parts.append(_picture(findings.picture, "image, truth and prediction of the worst images"))
     if decisions:
         rows = "".join(
-            f"<tr><td><code>{html.escape(decision.name)}</code></td><td>{html.escape(_shown(decision.value))}</td>"
-            f"<td>{html.escape(decision.reason)}</td></tr>"
+            f"<tr><td><code>{html.escape(decision['name'])}</code></td><td>{html.escape(_shown(decision['value']))}</td>"
+            f"<td>{html.escape(decision['reason'])}</td></tr>"
             for decision in decisions
         )
         parts.append(f"<h2>What was decided</h2><table><tr><th>what</th><th>value</th><th>why</th></tr>{rows}</table>")
