@@ -25,6 +25,9 @@ from torch import nn
 from .machine import everywhere
 
 
+PLAN_FILE = ".plan.json"  # what a resumed run must have in common with this one, for before the first checkpoint
+
+
 def find_checkpoints(output_dir: Path) -> list[Path]:
     """The `step_N` folders, oldest first."""
     return sorted(
@@ -57,24 +60,32 @@ def checkpoint_to_resume(resume: str | None, output_dir: Path) -> Path | None:
     return folder.resolve()
 
 
-def read_state(checkpoint: Path, plan: dict, explain: Callable[[str, object, object], str]) -> dict:
-    """What `save_checkpoint` was given as the state, if its "plan" agrees with the one of now.
+def read_state(checkpoint: Path | None, output_dir: Path) -> dict | None:
+    """What `save_checkpoint` was given as the state; of a run without a checkpoint its "plan" alone, if it left one."""
+    if checkpoint is not None:
+        return json.loads((checkpoint / "trainer_state.json").read_text())
+    plan = output_dir / PLAN_FILE
+    return {"plan": json.loads(plan.read_text())} if plan.is_file() else None
+
+
+def check_plan(there: dict, here: dict, place: Path, explain: Callable[[str, object, object], str]) -> None:
+    """Compares the plan of an earlier run with the one of now.
 
     Args:
+        place: the checkpoint or the output folder of that run.
         explain: (name in the plan, its value there, its value here) -> the difference in words.
 
     Raises:
-        ValueError: if it does not: going on would neither be that run nor another one from its start.
+        ValueError: if they differ: going on would neither be that run nor another one from its start.
     """
-    state = json.loads((checkpoint / "trainer_state.json").read_text())
-    there = state["plan"]
-    if different := [name for name in plan if there.get(name) != plan[name]]:
-        shown = "\n".join(f"  {name}: {explain(name, there.get(name), plan[name])}" for name in different)
+    if different := [name for name in here if there.get(name) != here[name]]:
+        shown = "\n".join(f"  {name}: {explain(name, there.get(name), here[name])}" for name in different)
+        folder = place.parent if place.name.startswith("step_") else place
         raise ValueError(
-            f"{checkpoint} was written by a run that differs:\n{shown}\nresume with its data and arguments (recipe "
-            f"{checkpoint.parent / 'train.args'}), or start anew from its weights: model_name_or_path {checkpoint}"
+            f"{place} was written by a run that differs:\n{shown}\nresume with its data and arguments (recipe "
+            f"{folder / 'train.args'}), or start anew: in another output_dir, maybe from its weights "
+            f"(model_name_or_path {place})"
         )
-    return state
 
 
 class NotFiniteError(ValueError):
@@ -97,7 +108,9 @@ def delete_run(output_dir: Path) -> None:
     delete_partial(output_dir)
     for folder in find_checkpoints(output_dir):
         shutil.rmtree(folder)
-    for name in "last best train.args all_results.json model.safetensors predictions.png curves.png".split():
+    for (
+        name
+    ) in f"last best {PLAN_FILE} train.args all_results.json model.safetensors predictions.png curves.png".split():
         (output_dir / name).unlink(missing_ok=True)
 
 

@@ -40,7 +40,16 @@ from ..metrics import class_table
 from ..visualization import training_curves
 from . import setup
 from .arguments import FREE_ARGUMENTS, MEANS, Arguments, check_arguments
-from .checkpoints import check_finite, checkpoint_to_resume, point, read_state, save_checkpoint, save_final
+from .checkpoints import (
+    PLAN_FILE,
+    check_finite,
+    check_plan,
+    checkpoint_to_resume,
+    point,
+    read_state,
+    save_checkpoint,
+    save_final,
+)
 from .fingerprint import changed_samples, data_fingerprint
 from .machine import SaidByMain, clear_errors, everywhere, machine, means, peak_memory
 from .optim import EMA
@@ -191,6 +200,7 @@ class TrainingRun:
 
     def _write_recipe(self) -> None:
         if self.is_main:
+            (self.output_dir / PLAN_FILE).write_text(json.dumps(self.state.plan) + "\n")
             (self.output_dir / "train.args").write_text(as_recipe(self.arguments, self.reasons))
 
     def _set_up_model(self, build_model: Callable) -> None:
@@ -243,10 +253,13 @@ class TrainingRun:
         Raises:
             ValueError: if the checkpoint is one of another run, by its data or arguments.
         """
-        state = RunState(self._plan())
-        if self.checkpoint is not None:
-            state = RunState(**everywhere(read_state, self.checkpoint, state.plan, self._difference))
-        return state
+        plan = self._plan()
+        if self.arguments.resume_from_checkpoint is None:
+            return RunState(plan)
+        place = self.checkpoint or self.output_dir
+        there = everywhere(read_state, self.checkpoint, self.output_dir) or {"plan": plan}
+        everywhere(check_plan, there["plan"], plan, place, self._difference)
+        return RunState(**there)
 
     def _plan(self) -> dict:
         """What a resumed run must have in common with this one."""
