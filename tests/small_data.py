@@ -43,9 +43,19 @@ def chunk(kind, data):
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
 
-def png_16_bits(values):
-    """PIL writes no such files, so this one is put together by hand (PNG specification, section 11.2)."""
-    height, width, _ = values.shape
-    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
-    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 16, 2, 0, 0, 0))
-    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+def png(values, bits=16, interlaced=False):
+    """A PNG file of (H, W), or (H, W, C) for grey, grey and alpha, RGB, RGBA; Pillow writes few of these.
+
+    W3C PNG, section 11.2; rows unfiltered, values of less than 8 bits packed from the left.
+    """
+    values = values[..., None] if values.ndim == 2 else values
+    height, width, channels = values.shape
+    if bits < 8:
+        bit = values[..., 0, None].astype(np.uint8) >> np.arange(bits - 1, -1, -1) & 1
+        rows = np.packbits(bit.reshape(height, -1), axis=1)
+    else:
+        rows = values.reshape(height, -1).astype(f">u{bits // 8}")
+    data = b"".join(b"\0" + row.tobytes() for row in rows)
+    header = struct.pack(">IIBBBBB", width, height, bits, {1: 0, 2: 4, 3: 2, 4: 6}[channels], 0, 0, int(interlaced))
+    chunks = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(data)) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + chunks

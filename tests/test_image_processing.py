@@ -8,9 +8,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from small_data import png
 from transformers import SegformerImageProcessor, SegformerImageProcessorPil
 from transformers.image_utils import SizeDict
 
+from hf_segtx.data import read_image
 from hf_segtx.models import image_processing_segtx as processing
 
 
@@ -178,12 +180,127 @@ def test_input_kinds_agree(backend):
     assert all(torch.equal(first, other) for other in others)
 
 
+def deep_kinds(values):
+    """Integers (H, W) of 0 .. 65535 in the forms that people give."""
+    wide = Image.fromarray(values.astype(np.int32))
+    wide.format = "PNG"  # what Pillow before 11 makes of a PNG of 16 bits
+    big_endian = Image.frombytes("I;16B", values.shape[::-1], values.astype(">u2").tobytes())
+    yield from (Image.fromarray(values), big_endian, wide, values[..., None], values[None], values.astype(">u2")[None])
+    yield from (
+        values[::-1, ::-1][None, ::-1, ::-1],
+        torch.from_numpy(values)[None],
+        torch.from_numpy(values)[..., None],
+    )
+
+
+def test_16_bits_are_what_the_training_reader_makes_of_them(backend, tmp_path):
+    """Grey: 65535 is 255, in every form; 100 is not white, as Pillow's conversion to RGB would have it."""
+    values = np.random.randint(0, 65536, (40, 56)).astype(np.uint16)
+    Image.fromarray(values).save(tmp_path / "grey.png")
+    settings = {"size": {"height": 20, "width": 28}, "return_tensors": "pt"}
+    expected = backend()(read_image(tmp_path / "grey.png"), **settings)["pixel_values"]
+    assert expected.std() > 0.2
+    for given in (Image.open(tmp_path / "grey.png"), *deep_kinds(values)):
+        assert torch.equal(backend()(given, **settings)["pixel_values"], expected)
+    (tmp_path / "rgb.png").write_bytes(png(np.stack([values, values // 2, values // 3], -1)))
+    colors = read_image(tmp_path / "rgb.png")
+    for given in (
+        colors,
+        np.stack([values, values // 2, values // 3], -1),
+        torch.from_numpy(values)[None].repeat(3, 1, 1),
+    ):
+        result = backend()(given, **settings)["pixel_values"]
+        assert (result[0, 0] - expected[0, 0]).abs().max() < 1e-6  # the red channel, normalised alike
+
+
+@pytest.mark.parametrize("size", [(1, 40), (3, 40), (4, 40), (40, 1), (40, 3), (3, 3), (1, 1)])
+def test_images_of_few_rows_or_columns_are_not_taken_for_channels(backend, size):
+    image = picture(*size)
+    processor = backend(do_resize=False, do_pad=False, do_normalize=False, do_rescale=False)
+    for given in (Image.fromarray(image), image, torch.from_numpy(image.transpose(2, 0, 1))):
+        (seen,) = processor(given)["pixel_values"]
+        assert np.array_equal(seen, image.transpose(2, 0, 1))
+
+
+def test_transparency_is_dropped_as_by_the_training_reader(backend, tmp_path):
+    """Pillow's RGB of the same picture; a pipeline of transformers does so, too."""
+    image = np.dstack([picture(20, 30), np.random.randint(0, 256, (20, 30))]).astype(np.uint8)
+    Image.fromarray(image).save(tmp_path / "a.png")
+    processor = backend(do_resize=False, do_pad=False)
+    expected = processor(Image.fromarray(image[..., :3]), return_tensors="pt")["pixel_values"]
+    kinds = (Image.fromarray(image), image, torch.from_numpy(image.transpose(2, 0, 1)), read_image(tmp_path / "a.png"))
+    assert all(torch.equal(processor(kind, return_tensors="pt")["pixel_values"], expected) for kind in kinds)
+
+
+def test_pictures_in_colour_for_a_grey_model(backend):
+    image = Image.fromarray(picture(20, 30))
+    processor = backend(image_mean=[0.5], image_std=[0.5], do_resize=False, do_pad=False)
+    expected = processor(image.convert("L"), return_tensors="pt")["pixel_values"]
+    assert torch.equal(processor(image, return_tensors="pt")["pixel_values"], expected)
+
+
+def test_label_maps_of_all_kinds_are_the_ids(backend):
+    ids = label_map(16, 24)
+    two = (ids > 3).astype(np.uint8)
+    grey = Image.fromarray(ids.astype(np.uint16))
+    kinds = [
+        grey,
+        Image.frombytes("I;16B", ids.shape[::-1], ids.astype(">u2").tobytes()),
+        Image.fromarray(ids.astype(np.int32)),
+        Image.fromarray(ids.astype(np.float32)),
+    ]
+    kinds += [ids.astype(kind) for kind in (">u2", ">i4", "u4", "u8", "i8", "f2", ">f8")]
+    kinds += [
+        ids[..., None],
+        ids[None],
+        torch.from_numpy(ids),
+        torch.from_numpy(ids.astype(np.uint16))[None],
+        ids[:, ::-1][:, ::-1],
+    ]
+    processor = backend(do_resize=False, do_pad=False)
+    for given in kinds:
+        labels = processor(picture(16, 24), given, return_tensors="pt")["labels"]
+        assert labels.dtype == torch.int64 and np.array_equal(labels[0], ids)
+    for given in (Image.fromarray(two > 0), two > 0, torch.from_numpy(two > 0)):
+        assert np.array_equal(processor(picture(16, 24), given, return_tensors="pt")["labels"][0], two)
+    batch = np.stack([ids, two])
+    for given in (batch, list(batch), torch.from_numpy(batch), [batch[0], Image.fromarray(two)], batch[:, None]):
+        labels = processor([picture(16, 24)] * 2, given, return_tensors="pt")["labels"]
+        assert np.array_equal(labels, batch)
+    assert (processor(picture(16, 24), np.full((16, 24), -100), return_tensors="pt")["labels"] == -100).all()
+
+
+@pytest.mark.parametrize(
+    "given, words",
+    [
+        (Image.new("RGB", (30, 20)), ["mode RGB", "label ids", "map its colours"]),
+        (Image.new("LA", (30, 20)), ["mode LA"]),
+        (np.zeros((20, 30, 3), np.uint8), ["(20, 30, 3)", "RGB picture"]),
+        (np.zeros((3, 20, 30), np.uint8), ["(3, 20, 30)", "RGB picture"]),
+        (np.zeros((20, 30, 7), np.uint8), ["(20, 30, 7)", "(20, 30) (height, width)"]),
+        (np.zeros((30, 20), np.uint8), ["(30, 20)", "its image (20, 30)"]),
+        (np.full((20, 30), 2 / 255), ["fractions (first 0.00784314)", "ToTensor"]),
+        (torch.full((20, 30), 0.99), ["fractions (first 0.99)"]),
+        (np.full((20, 30), np.nan), ["fractions (first nan)"]),
+        (np.full((20, 30), -1), ["holds -1", "255 (or -100)"]),
+        (np.full((20, 30), "a"), ["<U1"]),
+        ([[0] * 30] * 20, ["20 segmentation maps for 1 images"]),
+    ],
+    ids=lambda value: None if isinstance(value, list) else "",
+)
+def test_what_is_no_label_map_is_refused_with_the_cure(backend, given, words):
+    with pytest.raises(ValueError) as raised:
+        backend()(picture(20, 30), given, return_tensors="pt")
+    assert all(word in str(raised.value) for word in words), str(raised.value)
+    assert len(str(raised.value)) < 400
+
+
 @pytest.mark.parametrize(
     "images, maps, cure",
     [
         (picture(20, 30), label_map(20, 31), "one map of label ids"),
         ([picture(20, 30)] * 2, [label_map(20, 30)], "one map of label ids"),
-        (picture(20, 30), Image.fromarray(picture(20, 30)), "an RGB picture, of 3 channels"),
+        (picture(20, 30), Image.fromarray(picture(20, 30)), "a picture of mode RGB, with 3 channels"),
         (picture(20, 30, 6), None, "set image_mean"),
     ],
     ids=["other size", "other number", "RGB mask", "channels"],

@@ -14,12 +14,12 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from ..models.image_processing_segtx import scaled_to_255
+from ..models.image_processing_segtx import pil_numbers, scaled_to_255
 from .partial_decoding import first_rows
 
 
 IMAGE_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
-BITS, ORIENTATION, SAMPLE_FORMAT = 258, 274, 339  # tags of TIFF, the second of EXIF, too
+BITS, ORIENTATION = 258, 274  # tags of TIFF, the second of EXIF, too
 
 
 # --- Files ----------------------------------------------------------------------------------------------------------
@@ -67,7 +67,10 @@ def open_picture(file) -> np.ndarray | Image.Image | None:
         array = np.load(source, allow_pickle=False)
         return array.astype(array.dtype.newbyteorder("="), copy=False)
     try:
-        return Image.open(source)
+        picture = Image.open(source)
+        if picture.format == "TIFF" and picture.tag_v2.get(ORIENTATION, 1) > 4:
+            picture.filename = ""  # Pillow 13 maps files into memory with height and width exchanged
+        return picture
     except UnidentifiedImageError:
         begin = content_of(file)[:8]
         if begin[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
@@ -154,13 +157,7 @@ def tiff_numbers(file) -> tuple[np.ndarray, tuple[int, ...]]:
 def grey_numbers(image: Image.Image) -> np.ndarray:
     """(H, W) of a picture of one channel of more than 8 bits, upright; the type says what the numbers are."""
     orientation = orientation_of(image)
-    array = np.asarray(image)
-    if image.mode == "I":  # for which Pillow has signed numbers of 32 bits only
-        if image.format in ("PNG", "PPM"):
-            array = array.astype(np.uint16)
-        elif image.format == "TIFF" and image.tag_v2.get(SAMPLE_FORMAT, (1,)) == (1,):
-            array = array.view(np.uint32)
-    return upright(array.astype(array.dtype.newbyteorder("="), copy=False), orientation)
+    return upright(pil_numbers(image), orientation)
 
 
 def orientation_of(image: Image.Image) -> int:

@@ -16,7 +16,6 @@ from PIL import Image, ImageOps
 from ..models.image_processing_segtx import pil_numbers
 from .decoding import (
     BITS,
-    SAMPLE_FORMAT,
     content_of,
     grey_numbers,
     is_deep,
@@ -30,7 +29,7 @@ from .decoding import (
 )
 
 
-COMPRESSION, WHITE_IS_ZERO, SAMPLES, SOFTWARE = 259, 262, 277, 305  # tags of TIFF; the second: 0 if so
+COMPRESSION, WHITE_IS_ZERO, SAMPLES, SOFTWARE, SAMPLE_FORMAT = 259, 262, 277, 305, 339  # tags of TIFF; 2nd: 0 if so
 LOSSY_FORMATS = {"AVIF", "DDS", "HEIF", "JPEG", "JPEG2000", "JXL", "MPO"}
 LOSSY_COMPRESSIONS = {6, 7, 33003, 33005, 34712, 34887, 34892, 50001, 50002}  # JPEG, JPEG 2000, LERC, WebP, JPEG XL
 
@@ -83,7 +82,8 @@ def _values_of_file(file, allow_lossy_masks: bool) -> np.ndarray:
         if is_deep(picture, raw):
             return _tiff_values(file)
     if is_deep(picture, raw):
-        return _without_alpha(png_numbers(picture, raw, file))
+        values = png_numbers(picture, raw, file)
+        return _without_alpha(values) if values.shape[2] in (2, 4) else values
     spread = _spread(picture, raw)  # before it is decoded
     if picture.mode[0] in "IF":
         values = grey_numbers(picture)
@@ -217,12 +217,13 @@ def checked_mask(values: np.ndarray, name: str) -> np.ndarray:
 
 def _whole(values: np.ndarray, name: str) -> np.ndarray:
     """Floats as integers."""
+    values = values.astype(np.float64)
     is_whole = (np.abs(values) < 2**53) & (values == np.round(values))
     if not is_whole.all():
         bad = values[~is_whole]
         scaled = bad * 255
         what = f"the mask holds fractions (first {bad[0]:.6g})"
-        if (np.abs(scaled - np.round(scaled)) < 1e-3).all() and (0 <= scaled).all() and (scaled <= 255).all():
+        if ((0 <= scaled) & (scaled <= 255)).all() and (np.abs(scaled - np.round(scaled)) < 1e-3).all():
             what += f", which seem to be ids divided by 255 (first {scaled[0]:.0f}), as ToTensor makes them"
         raise ValueError(f"{name}: {what}; save it with integer ids")
     return values.astype(np.int64)

@@ -129,11 +129,13 @@ def scaled_to_255(pixels: torch.Tensor) -> torch.Tensor:
 def pil_numbers(image: Image.Image) -> np.ndarray:
     """(H, W) or (H, W, C) of a PIL image, in the byte order of the machine; 1-bit pixels become 0 and 1.
 
-    A 16-bit file may come as integers of 32 bits with a sign, the only ones that older versions of Pillow have.
+    Pillow has integers of 32 bits with a sign only; whether they are what was in the file, its format says.
     """
     array = np.array(image.convert("L")) // 255 if image.mode == "1" else np.array(image)
     if image.mode == "I" and image.format in ("PNG", "PPM"):
         return array.astype(np.uint16)
+    if image.mode == "I" and image.format == "TIFF" and image.tag_v2.get(339, (1,)) == (1,):  # SampleFormat: no sign
+        return array.view(np.uint32)
     return array.astype(array.dtype.newbyteorder("="), copy=False)
 
 
@@ -159,14 +161,16 @@ def label_map(given, size: tuple[int, int]) -> torch.Tensor:
     if isinstance(given, Image.Image):
         if len(given.getbands()) > 1:
             raise ValueError(
-                f"a segmentation map is an {given.mode} picture, of {len(given.getbands())} channels; give label ids, "
-                "one for each pixel, as a PIL image of mode L, P or I;16, or an array (height, width): map its colours"
+                f"a segmentation map is a picture of mode {given.mode}, with {len(given.getbands())} channels; map its "
+                "colours, and give label ids, one for each pixel, as a PIL image of mode L, P or I;16 or an array"
             )
         given = pil_numbers(given)
-    if isinstance(given, np.ndarray):
+    if not isinstance(given, torch.Tensor):
+        given = np.asarray(given)
+        if given.dtype.kind not in "biuf":
+            raise ValueError(f"a segmentation map of the type {given.dtype}; label ids are whole numbers")
         given = given.view(np.uint8) != 0 if given.dtype == bool else given  # a true byte may be any but 0
-        given = given.astype(given.dtype.newbyteorder("="), copy=False)
-    given = torch.as_tensor(given)
+        given = torch.from_numpy(np.require(given, given.dtype.newbyteorder("="), ["C", "W"]))
     ids = given
     if ids.ndim == 3 and 1 in (ids.shape[0], ids.shape[2]):  # an axis of one channel
         ids = ids[..., 0] if tuple(ids.shape) == (*size, 1) else ids[0]
