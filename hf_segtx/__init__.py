@@ -16,7 +16,10 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-_ROOMS = set("data error_analysis hub inference large_images losses metrics training visualization weights".split())
+_ROOMS = set(
+    "data error_analysis evaluation hub inference large_images losses metrics prediction training visualization "
+    "weights".split()
+)
 
 register_when_needed()
 

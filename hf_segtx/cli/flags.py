@@ -22,6 +22,9 @@ from typing import Literal, Union, get_args, get_origin, get_type_hints
 from ..settings import check_settings
 
 
+TRUTH = {**dict.fromkeys("true t yes y 1".split(), True), **dict.fromkeys("false f no n 0".split(), False)}
+
+
 class FlagParser(argparse.ArgumentParser):
     """`argparse` for a command of `segtx`: flags of dataclasses, no abbreviations, `--learning-rate` for `_` as well.
 
@@ -69,7 +72,17 @@ class FlagParser(argparse.ArgumentParser):
         return values
 
     def parse_known_args(self, args=None, namespace=None):  # `parse_args` goes through it
-        return super().parse_known_args(None if args is None else [_underscored(word) for word in args], namespace)
+        return super().parse_known_args(None if args is None else self._as_written_here(args), namespace)
+
+    def _as_written_here(self, words: list[str]) -> list[str]:
+        """Flags with _ for -; a switch that no truth value follows gets one, as it would take the model for one."""
+        words = [_underscored(word) for word in words]
+        switches = {name for name, action in self._option_string_actions.items() if action.type is _truth}
+        following = [*words[1:], ""]
+        return [
+            f"{word}=True" if word in switches and next_word.lower() not in TRUTH else word
+            for word, next_word in zip(words, following)
+        ]
 
     def parse_args(self, args=None, namespace=None) -> argparse.Namespace:
         """As argparse's.
@@ -77,7 +90,10 @@ class FlagParser(argparse.ArgumentParser):
         Raises:
             ValueError: for what cannot be parsed; for an unknown flag with the one that is written most like it.
         """
-        arguments, unknown = self.parse_known_args(args, namespace)
+        names = [_underscored(word).partition("=")[0] for word in args or ()]
+        unknown = [name for name in names if re.match("--[a-z]", name) and name not in self._option_string_actions]
+        if not unknown:  # that is said before a missing model
+            arguments, unknown = self.parse_known_args(args, namespace)
         if unknown:
             close = get_close_matches(unknown[0].split("=")[0], list(self._option_string_actions), n=1)
             cure = f"did you mean {close[0]}?" if close else f"`{self.prog} --help` lists the flags"
@@ -130,7 +146,6 @@ def _add_flag(group, option: Field, kind, help: str) -> None:
 
 def _truth(word: str) -> bool:
     """Of a word after a switch."""
-    for value, words in ((True, "true t yes y 1"), (False, "false f no n 0")):
-        if word.lower() in words.split():
-            return value
-    raise argparse.ArgumentTypeError(f"{word!r} is neither True nor False")
+    if word.lower() not in TRUTH:
+        raise argparse.ArgumentTypeError(f"{word!r} is neither True nor False")
+    return TRUTH[word.lower()]

@@ -19,7 +19,7 @@ import sys
 from dataclasses import dataclass
 
 from ..settings import setting
-from .flags import FlagParser
+from .flags import FlagParser, as_flags
 from .model_flags import ModelSettings, load
 from .training_flags import named_flags
 
@@ -50,7 +50,7 @@ def run(command_line: list[str]) -> int:
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"; results that were written are in {settings.output_dir}") from None
     for message in failures.values():
-        print(f"error: {message}", file=sys.stderr)
+        print(f"error: {as_flags(message, vars(settings))}", file=sys.stderr)
     return 1 if failures else 0
 
 

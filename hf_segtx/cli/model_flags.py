@@ -1,0 +1,37 @@
+"""The flags of all commands that load a model, and the model on its device."""
+
+from dataclasses import dataclass
+
+from ..settings import setting
+
+
+@dataclass
+class ModelSettings:
+    """Model and device."""
+
+    revision: str | None = setting(None, "Branch, tag or commit of a model on the Hub.")
+    device: str | None = setting(None, "Such as cuda:1 or cpu; else an accelerator, if there is one.")
+    cache_dir: str | None = setting(None, "Folder where downloads are kept.")
+    token: str | None = setting(None, "Hub token for downloads; else that of `hf auth login`.")
+    trust_remote_code: bool = setting(False, "Run the code that comes with a model on the Hub.")
+
+
+def load(name: str, settings: ModelSettings):
+    """The model, on its device and in evaluation mode, and its image processor.
+
+    Raises:
+        ValueError, OSError: if there is no such model or device.
+    """
+    import torch
+
+    from ..inference import load_model
+
+    found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
+    try:
+        device = torch.device(settings.device or found)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # torch raises either, for words and numbers that it does not know
+        raise ValueError(f"device {settings.device} cannot be used ({str(error).splitlines()[0]})") from error
+    options = {name: getattr(settings, name) for name in ("cache_dir", "token", "trust_remote_code")}
+    model, processor = load_model(name, revision=settings.revision or "main", **options)
+    return model.to(device).eval(), processor
