@@ -1,4 +1,4 @@
-"""segtx predict, beside the function `predict`: videos, georeferenced and many-channel images; whose files are whose."""
+"""segtx predict, beside the function `predict`: videos, georeferenced and many-channel images; whose file is whose."""
 
 import json
 import os
@@ -322,20 +322,14 @@ def test_film_of_the_user_is_not_replaced(run, model, video, tmp_path):
         assert not run(model, video)[0] and list(contents(output)) == ["drive_overlay.mp4"]
 
 
-@pytest.mark.parametrize("place", ["out", "out/sub"])
-def test_file_in_the_place_of_a_folder_is_left(run, model, tmp_path, place):
+def test_file_in_the_place_of_a_folder_is_left(run, model, tmp_path, capsys):
     write_photo(tmp_path / "in/sub/x.jpg")
-    (tmp_path / place).parent.mkdir(exist_ok=True)
-    (tmp_path / place).write_text("mine")
-    (error,), _ = (
-        run(model, tmp_path / "in") if place != "out" else ([main(["predict", model, "in", "--output_dir"])], 0)
-    )
-    assert (tmp_path / place).read_text() == "mine"
-    if place == "out":
-        with pytest.raises(ValueError, match="out is not a folder"):
-            Results(tmp_path / "out")
-    else:
-        assert "is not a folder" in error
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/sub").write_text("mine")
+    (error,), output = run(model, tmp_path / "in")
+    assert "out/sub is not a folder" in error and contents(output) == {"sub": b"mine"}
+    assert main(["predict", model, str(tmp_path / "in"), "--output_dir", str(tmp_path / "out/sub")]) == 2
+    assert "error: --output_dir " in capsys.readouterr().err and contents(output) == {"sub": b"mine"}
 
 
 def test_link_of_the_user_is_not_written_through(run, model, tmp_path):
