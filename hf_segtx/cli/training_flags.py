@@ -12,6 +12,7 @@ from .flags import FlagParser, as_flags
 
 
 NAMES = tuple(option.name for option in fields(Arguments))
+EXPLICIT = {"max_train_steps", "num_train_epochs", "resume_from_checkpoint"}  # of a run that decides nothing itself
 
 
 def given_names(command_line: list[str]) -> set[str]:
@@ -59,7 +60,7 @@ def parse_training(command_line: list[str], command: str = "train", description:
         raise ValueError(f"{said.recipe[0]}: a recipe cannot name another; give both on the command line")
     arguments = parser.values_of(Arguments, parser.parse_args([*words, *command_line]))
     if arguments.automatic is None:
-        is_told = said.recipe or said.resume_from_checkpoint or said.max_train_steps or said.num_train_epochs != 1
+        is_told = said.recipe or given_names(command_line) & EXPLICIT
         has_data = said.train_dir or said.dataset_name
         arguments.automatic = bool(arguments.time_budget or (has_data and not is_told))
     with named_flags():

@@ -38,9 +38,11 @@ FIRST_EVALUATION_SECONDS = 110  # after the start of the command, so that a hope
 FIRST_EVALUATION_SHARE = 0.2  # of the budget, if that is earlier
 EVALUATION_SHARE = 0.12  # of the budget, for all evaluations together
 REPORT_EVALUATIONS = 3.0  # what the last evaluation, the best model's and the report take, in evaluations
+WANTED_STEPS = 1000  # from random weights, fewer hardly leave the most frequent classes
 START_SECONDS = 5.0  # to build the model, and to write it at the end
 FORWARD_SHARE = 0.45  # of a step's time, which an image of as many pixels takes in evaluation
 CPU_CROP_MEGAPIXELS = 0.16  # of a crop, where nothing else is known
+TRIAL_MEGAPIXELS = 400.0  # of crops that the steps whose speed is measured are meant for
 SMALLEST_SHORT_EDGE = 224  # pixels that an image is shown at, at least: 7 x 7 cells of the last stage
 HUB_SECONDS = 3.0  # to ask the Hub once
 
@@ -300,12 +302,18 @@ def decide_augmentation(facts: DataFacts) -> list[Decision]:
 # ----------------------------------------------------------------------------------------------- optimizer and machine
 
 
-def decide_batch(crop: list[int], num_images: int, num_processes: int) -> list[Decision]:
-    """Images of a step: as many in each process."""
-    area = crop[0] * crop[-1]
-    batch = 2 ** round(math.log2(max(1.0, 0.3e6 / area)))
-    batch = max(4, min(16, batch, 2 ** int(math.log2(max(4, num_images)))))
-    reason = f"{batch * area / 1e6:.2f} megapixels: smaller steps waste processor time, larger ones are too few"
+def decide_batch(
+    crop: list[int], num_images: int, megapixels: float = math.inf, num_processes: int = 1
+) -> list[Decision]:
+    """Images of a step: as many in each process.
+
+    Args:
+        megapixels: of crops that each process has time for.
+    """
+    area = crop[0] * crop[-1] / 1e6
+    affordable = megapixels / WANTED_STEPS / area
+    batch = 2 ** int(math.log2(max(4.0, min(16.0, affordable, num_images))))
+    reason = f"between 4 and 16, so many that there is time for {WANTED_STEPS} steps"
     decisions = [Decision("per_device_train_batch_size", batch, reason)]
     return [Decision("total_batch_size", batch * num_processes, reason), *decisions]
 
@@ -492,7 +500,7 @@ def configure(
     if architecture in ("setr", "segmenter") and not arguments.model_name_or_path:
         settle(decide_positions(arguments))
     if not automatic.given & BATCH_ARGUMENTS:
-        settle(decide_batch(arguments.crop_size, facts.num_images, num_processes))
+        settle(decide_batch(arguments.crop_size, facts.num_images, megapixels / num_processes, num_processes))
         settle(fit_memory(arguments, speed, labels, show))
     settle(decide_evaluation(facts, arguments))
     steps = _settle_length(arguments, automatic, speed, views, settle)
@@ -557,7 +565,7 @@ def _settle_precision(arguments: Arguments, automatic: Automatic, labels: Labels
     if "crop_size" not in automatic.given:
         trial.crop_size = [min(256, _multiple(side, 32)) for side in (facts.height, facts.width)]
     if not automatic.given & BATCH_ARGUMENTS:
-        trial.per_device_train_batch_size = decide_batch(trial.crop_size, facts.num_images, 1)[0].value
+        trial.per_device_train_batch_size = decide_batch(trial.crop_size, facts.num_images, TRIAL_MEGAPIXELS)[0].value
     speeds = measure_speeds(trial, labels)
     if not speeds:
         raise ValueError(
