@@ -37,6 +37,9 @@ class DataSettings:
         "Share of the training images that validate if there is no validation split; the same in every run.",
         "(0, 1)",
     )
+    keep_near_duplicates_together: bool = setting(
+        False, "Keep images that look almost alike, such as frames of a video, in one part if some are held out."
+    )
     image_column_name: str | None = setting(None, "Column of the images, if it cannot be guessed.")
     label_column_name: str | None = setting(None, "Column of the masks, if it cannot be guessed.")
     classes_file: str | None = setting(

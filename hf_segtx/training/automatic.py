@@ -399,11 +399,12 @@ def decide_evaluation(facts: DataFacts, arguments: Arguments) -> list[Decision]:
     return decisions
 
 
-def decide_held_out(facts_count: int) -> list[Decision]:
+def decide_held_out(num_images: int) -> list[Decision]:
     """The share of the images that validates, if there is no validation split."""
-    share = round(min(0.15, 300 / facts_count), 4) if facts_count >= 40 else 0.25
-    reason = f"of {facts_count} images: enough to tell models apart, the others to learn from"
-    return [Decision("train_val_split", share, reason)]
+    share = round(min(0.15, 300 / num_images), 4) if num_images >= 40 else 0.25
+    reason = f"of {num_images} images: enough to tell models apart, the others to learn from"
+    alike = "frames of a video and copies in both parts would make scores that are too good"
+    return [Decision("train_val_split", share, reason), Decision("keep_near_duplicates_together", True, alike)]
 
 
 # --------------------------------------------------------------------------------------------------------- the machine
