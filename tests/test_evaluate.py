@@ -1,4 +1,4 @@
-"""examples/evaluate.py against the library's own functions, called by hand; what it writes, repeats and refuses."""
+"""segtx evaluate against the library's own functions, called by hand; what it writes, repeats and refuses."""
 
 import importlib
 import json
@@ -16,10 +16,11 @@ from PIL import Image
 from transformers.image_utils import SizeDict
 
 from hf_segtx import SegFormerConfig, SegFormerForSemanticSegmentation, SegFormerImageProcessor
+from hf_segtx.cli import main
 from hf_segtx.data.scenes import SceneDataset
 from hf_segtx.error_analysis import BoundaryIoU, ImageScores, SizeIoU, confusion_pairs
+from hf_segtx.evaluation import ranked_picture
 from hf_segtx.inference import evaluate, load_model
-from hf_segtx.cli import main
 
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -46,7 +47,8 @@ def checkpoint(tmp_path_factory):
 
 
 def run(script, *words):
-    return script.main(script.parse_arguments([*map(str, words), "--max_eval_samples", str(IMAGES)]))
+    """What the command measures of the first scenes."""
+    return script.evaluate(*script.parse_arguments([*map(str, words), "--max_eval_samples", str(IMAGES)]))
 
 
 def scenes():
@@ -54,9 +56,9 @@ def scenes():
 
 
 def test_scores_match_the_library(script, checkpoint, tmp_path, capsys):
-    files = tmp_path / "new" / "scores.json", tmp_path / "worst.png"
-    run(script, checkpoint, "--json", files[0], "--worst_picture", files[1], "--worst", 3)
-    results, shown = json.loads(files[0].read_text()), capsys.readouterr().out
+    output = tmp_path / "new" / "scores"
+    run(script, checkpoint, "--output_dir", output, "--worst", 3)
+    results, shown = json.loads((output / "evaluation.json").read_text()), capsys.readouterr().out
     model, processor = load_model(checkpoint)
     metrics = [metric(8) for metric in (BoundaryIoU, SizeIoU, ImageScores)]
     scores = evaluate(model, processor, scenes(), progress=False, extra_metrics=metrics)
@@ -74,7 +76,7 @@ def test_scores_match_the_library(script, checkpoint, tmp_path, capsys):
     order = np.argsort(iou)[:3]
     worst = [{"name": f"scene_{i:06d}", "mean_iou": iou[i]} for i in order]
     assert results["worst_images"] == worst
-    assert Image.open(files[1]).height > 3 * 300  # three rows of square images and the legend
+    assert Image.open(output / "worst_images.png").height > 3 * 300  # three rows of square images and the legend
     for text in ("boundary IoU %", "95 % interval", " taken for ", worst[0]["name"], fingerprint, results["protocol"]):
         assert text in shown
     assert results["protocol"].startswith("single scale, whole images, no flip") and results["precision"] == "fp32"
@@ -115,11 +117,10 @@ def test_flags_overrule_the_saved_windows(script, checkpoint, tmp_path):
 
 
 def test_what_was_written_can_be_repeated(script, checkpoint, tmp_path):
-    file = tmp_path / "scores.json"
     flags = "--scales 0.5 1 --flip --mode slide --window_size 64 --window_stride 32".split()
-    first = run(script, checkpoint, *flags, "--json", file)
-    arguments = script.parse_arguments([str(checkpoint), "--from_card", str(file), "--classes_only"])
-    again = script.main(arguments)
+    first = run(script, checkpoint, *flags, "--output_dir", tmp_path)
+    words = [str(checkpoint), "--from_card", str(tmp_path / "evaluation.json"), "--classes_only"]
+    again = script.evaluate(*script.parse_arguments(words))
     assert again["is_as_on_card"] and again["mean_iou"] == first["mean_iou"]
     assert again["protocol"] == first["protocol"] and again["images"] == IMAGES
 
@@ -142,7 +143,7 @@ def test_card_is_compared(script, checkpoint, tmp_path, capsys):
         ({"mean_iou": true - 0.01}, 1, "NOT the same (difference +1.000"),
         ({"images": 5}, 2, "images is 4 here and 5 on the card"),
         ({"data_fingerprint": "0123456789abcdef"}, 2, "and 0123456789abcdef on the card; give the same data"),
-        ({"arguments": ["--validation_dir 'my data/val'"]}, 2, "no such folder (data of the card"),
+        ({"arguments": ["--validation_dir 'my data/val'"]}, 2, "no such folder or file (data of the card"),
     ):
         (tmp_path / "all_results.json").write_text(json.dumps({**card, **changes}))
         assert main(["evaluate", *command]) == status
@@ -160,13 +161,15 @@ def test_card_is_compared(script, checkpoint, tmp_path, capsys):
 def test_flags_of_the_card_come_before_those_given(script, checkpoint, tmp_path):
     lines = ["--validation_dir 'a b/val'", "--do_reduce_labels True", "--learning_rate 1", "--window_size 64"]
     file = tmp_path / "scores.json"
-    for key, window_size in (("flags", [64]), ("arguments", None)):  # train.py's windows are in the saved processor
+    for key, window_size in (("flags", [64]), ("arguments", [])):  # train.py's windows are in the saved processor
         file.write_text(json.dumps({"mean_iou": 0.5, key: lines}))
-        arguments = script.parse_arguments(["model", "--from_card", str(file), "--validation_dir", "c"])
+        _, arguments = script.parse_arguments(["model", "--from_card", str(file), "--validation_dir", "c"])
         assert arguments.validation_dir == "c" and arguments.do_reduce_labels
         assert arguments.window_size == window_size
+        _, arguments = script.parse_arguments(["model", "--from_card", str(file), "--dataset_name", "c"])
+        assert arguments.validation_dir is None  # other data instead
     file.write_text(json.dumps({"mean_iou": 0.5, "arguments": ["--dataset_name me/data"]}))
-    arguments = script.parse_arguments(["model", "--from_card", str(file)])
+    _, arguments = script.parse_arguments(["model", "--from_card", str(file)])
     assert arguments.train_split == "train"  # of which train.py holds a part out if there is no validation split
 
 
@@ -184,7 +187,7 @@ def write_scenes(folder: Path, count: int) -> SceneDataset:
 def test_held_out_part_of_training_data_is_scored(script, checkpoint, tmp_path):
     write_scenes(tmp_path / "data", 8)
     words = [str(checkpoint), "--train_dir", str(tmp_path / "data"), "--train_val_split", "0.25"]
-    assert script.main(script.parse_arguments(words))["images"] == 2
+    assert script.evaluate(*script.parse_arguments(words))["images"] == 2
 
 
 @pytest.mark.parametrize("batch_size", [1, 2])
@@ -196,12 +199,12 @@ def test_images_that_cannot_be_read(script, checkpoint, tmp_path, capsys, batch_
     words = [str(checkpoint), "--validation_dir", str(tmp_path / "data"), "--batch_size", str(batch_size)]
     assert main(["evaluate", *words]) == 2
     assert str(torn) in capsys.readouterr().err
-    results = script.main(script.parse_arguments([*words, "--on_error", "skip"]))
+    results = script.evaluate(*script.parse_arguments([*words, "--on_error", "skip"]))
     shown = capsys.readouterr().out
     assert "left out, 1 in all" in shown and str(torn) in shown
     (tmp_path / "data" / "masks" / "1.png").unlink()
     torn.unlink()
-    expected = script.main(script.parse_arguments(words))
+    expected = script.evaluate(*script.parse_arguments(words))
     assert results["images"] == 3 and len(results["skipped"]) == 1 and not expected["skipped"]
     for key in ("mean_iou", "mean_boundary_iou", "sizes", "data_fingerprint", "worst_images"):
         assert results[key] == expected[key], key
@@ -211,11 +214,17 @@ def test_wrong_flags_are_named(script, checkpoint, tmp_path, capsys):
     for words, said in (
         ("--mode slide", "no window size"),
         ("--window_stride 8", "no window size"),
-        ("--mode whole --window_size 64", "leave --window_size away"),
-        ("--window_size 64 64 64", "has 3 numbers"),
-        ("--image_size 1 2 3", "has too many numbers"),
-        ("--scales 1 0", "--scales has 0; factors are above 0"),
-        (f"--worst_picture {tmp_path}/worst", "end it in .png"),
+        ("--mode whole --window_size 64", "omit --window_size"),
+        ("--window_size 64 64 64", "--window_size has 3 values"),
+        ("--image_size 1 2 3", "--image_size has 3 values"),
+        ("--scales 1 0", "--scales is 0.0; it must lie in (0, 100]"),
+        ("--scales nan", "--scales is nan"),
+        ("--batch_size 0", "--batch_size is 0; it must be at least 1"),
+        ("--device cuda:99", "--device cuda:99 cannot be used"),
+        ("--device nothing", "--device nothing cannot be used"),
+        ("--model_revision x --from_card nowhere.json", "nowhere.json"),
+        ("--validation_dir x --dataset_name y", "give either --dataset_name or --train_dir and --validation_dir"),
+        ("--flop", "did you mean --flip?"),
         ("--train_dir nowhere", "no such folder"),
     ):
         assert main(["evaluate", str(checkpoint), *words.split()]) == 2
@@ -225,12 +234,11 @@ def test_wrong_flags_are_named(script, checkpoint, tmp_path, capsys):
 @pytest.mark.slow
 def test_two_processes_match_one(script, checkpoint, tmp_path):
     expected = run(script, checkpoint, "--flip")
-    file = tmp_path / "scores.json"
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29517"]
-    command += [str(ROOT / "examples/evaluate.py"), str(checkpoint), "--flip", "--max_eval_samples", str(IMAGES)]
+    command += ["-m", "hf_segtx", "evaluate", str(checkpoint), "--flip", "--max_eval_samples", str(IMAGES)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    subprocess.run([*command, "--json", str(file)], check=True, env=environment)
-    results = json.loads(file.read_text())
+    subprocess.run([*command, "--output_dir", str(tmp_path)], check=True, env=environment)
+    results = json.loads((tmp_path / "evaluation.json").read_text())
     for key in expected.keys() - {"seconds", "images_per_second"}:
         assert results[key] == expected[key], key
 
@@ -246,18 +254,24 @@ def test_card_on_the_hub_is_repeated(script, checkpoint, tmp_path):
     (folder / "all_results.json").write_text(json.dumps(card))
     with FakeHub() as hub:
         environment = {**os.environ, **hub.env(tmp_path / "home"), "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "0"}
-        subprocess.run(
-            [sys.executable, "-m", "hf_segtx.hub", str(folder), "me/scenes"], check=True, env=environment
-        )
+        subprocess.run([sys.executable, "-m", "hf_segtx.hub", str(folder), "me/scenes"], check=True, env=environment)
         command = [sys.executable, str(ROOT / "examples/evaluate.py"), "me/scenes", "--from_card", "--classes_only"]
         done = subprocess.run(command, check=True, env=environment, capture_output=True, text=True)
     assert "the same (difference +0.000" in done.stdout
 
 
-def test_worst_picture_of_two_classes(script):
+def test_card_that_is_no_measurement_is_refused(script, checkpoint, tmp_path, capsys):
+    file = tmp_path / "card.json"
+    for text, said in (("{", "is not JSON"), ("[]", "has no mean_iou"), ('{"mean_iou": "high"}', "has no mean_iou")):
+        file.write_text(text)
+        assert main(["evaluate", str(checkpoint), "--from_card", str(file)]) == 2
+        assert f"{file} {said}" in capsys.readouterr().err
+
+
+def test_worst_picture_of_two_classes():
     """A single class is drawn beside its background."""
     image, label = Image.new("RGB", (32, 24)), np.eye(24, 32, dtype=np.uint8)
     labels = type(scenes().labels)(names=("crack",))
     item = {"image": image, "label": label, "name": "a"}
-    picture = script.worst_picture([item], [label], [{"name": "a", "mean_iou": 0.25}], labels)
+    picture = ranked_picture([item], [label], [0.25], labels)
     assert picture.width > 3 * 300

@@ -9,7 +9,7 @@ from ..settings import setting
 class ModelSettings:
     """Model and device."""
 
-    revision: str | None = setting(None, "Branch, tag or commit of a model on the Hub.")
+    model_revision: str = setting("main", "Branch, tag or commit of a model on the Hub.")
     device: str | None = setting(None, "Such as cuda:1 or cpu; else an accelerator, if there is one.")
     cache_dir: str | None = setting(None, "Folder where downloads are kept.")
     token: str | None = setting(None, "Hub token for downloads; else that of `hf auth login`.")
@@ -33,5 +33,5 @@ def load(name: str, settings: ModelSettings):
     except (RuntimeError, AssertionError) as error:  # torch raises either, for words and numbers that it does not know
         raise ValueError(f"device {settings.device} cannot be used ({str(error).splitlines()[0]})") from error
     options = {name: getattr(settings, name) for name in ("cache_dir", "token", "trust_remote_code")}
-    model, processor = load_model(name, revision=settings.revision or "main", **options)
+    model, processor = load_model(name, revision=settings.model_revision, **options)
     return model.to(device).eval(), processor
