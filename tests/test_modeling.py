@@ -11,6 +11,7 @@ from transformers import pipeline
 import hf_segtx
 from hf_segtx.architectures import ARCHITECTURES
 from hf_segtx.losses import parse_loss
+from hf_segtx.models import cpu
 from hf_segtx.models.cpu import Linear
 from hf_segtx.models.segmentation_base import segmentation_loss
 
@@ -265,8 +266,10 @@ def test_compiles_without_graph_breaks(name, training):
         assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
 
 
-def test_linear_matches_torch():
+@pytest.mark.parametrize("as_convolution", [False, True])
+def test_linear_matches_torch(as_convolution, monkeypatch):
     """Forward and backward, with any leading dimensions, contiguous or not."""
+    monkeypatch.setattr(cpu, "is_faster_as_convolution", lambda x, weight: as_convolution)
     torch.manual_seed(0)
     for shape in [(5,), (2, 7, 5), (2, 3, 4, 5)]:
         ours, theirs = Linear(5, 6), torch.nn.Linear(5, 6)
@@ -280,3 +283,29 @@ def test_linear_matches_torch():
             torch.testing.assert_close(inputs[0].grad, inputs[1].grad)
         torch.testing.assert_close(ours.weight.grad, theirs.weight.grad)
         torch.testing.assert_close(ours.bias.grad, theirs.bias.grad)
+
+
+@pytest.mark.parametrize(
+    "instruction_set, tokens, width_in, width_out, training, expected",
+    [  # from a measurement of these shapes; small ones would not reach oneDNN
+        ("AVX512", 16384, 64, 256, False, True),
+        ("AVX512", 256, 64, 64, False, False),
+        ("AVX2", 16384, 32, 128, False, True),
+        ("AVX2", 16384, 64, 256, False, False),
+        ("AVX2", 16384, 256, 64, True, True),
+        ("AVX2", 1024, 160, 640, False, False),
+        ("AVX2", 1024, 768, 3072, False, True),
+        ("AVX2", 1024, 768, 3072, True, False),
+        ("AVX2", 256, 1024, 256, False, False),
+    ],
+)
+def test_linear_is_computed_the_faster_way(
+    instruction_set, tokens, width_in, width_out, training, expected, monkeypatch
+):
+    monkeypatch.setattr(cpu, "INSTRUCTION_SET", instruction_set)
+    layer = Linear(width_in, width_out)
+    x = torch.zeros(1, 1, 1).expand(1, tokens, width_in)
+    with torch.set_grad_enabled(training):
+        assert cpu.is_faster_as_convolution(x, layer.weight) == expected
+    monkeypatch.setattr(cpu, "HAS_ONEDNN", False)
+    assert not cpu.is_faster_as_convolution(x, layer.weight)
