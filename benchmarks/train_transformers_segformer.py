@@ -19,7 +19,8 @@ from hf_segtx.training import setup, train
 def build_model(arguments, labels):
     """transformers' SegFormer of the recipe's size under the image processor that the recipe gives ours."""
     ours, processor = setup.build_model(arguments, labels)
-    config = SegformerConfig(**SIZES[arguments.size], id2label=ours.config.id2label, label2id=ours.config.label2id)
+    names = {"id2label": ours.config.id2label, "label2id": ours.config.label2id}
+    config = SegformerConfig(**SIZES[arguments.size], num_channels=ours.config.num_channels, **names)
     model = SegformerForSemanticSegmentation(config)
     model.config.palette = ours.config.palette
     return model, processor
