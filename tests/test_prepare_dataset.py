@@ -1,4 +1,4 @@
-"""examples/prepare_dataset.py against the folders that it reads, through the loader that training uses."""
+"""segtx prepare against the folders that it reads, through the loader that training uses."""
 
 import json
 import os
@@ -15,23 +15,25 @@ from conformance.fake_hub import FakeHub
 from huggingface_hub import DatasetCard
 from PIL import Image
 
+from hf_segtx.cli import main
+from hf_segtx.cli import prepare as prepare_command
 from hf_segtx.data import load_data
 from hf_segtx.data.labels import Labels
 from hf_segtx.data.layouts import find_layout
 
 
-EXAMPLES = Path(__file__).parents[1] / "examples"
 SIZE = (12, 16)
 
 
 @pytest.fixture
-def prepare(monkeypatch):
-    """Runs the script in this process."""
-    from hf_segtx.cli import prepare as prepare_dataset
+def prepare():
+    """Runs the command in this process; returns the names of its files."""
 
     def run(source, output, *words):
-        words = [str(source), str(output), "--num_workers", "0", *words]
-        prepare_dataset.main(prepare_dataset.parse_arguments(words))
+        where = "--dataset_name" if "://" in str(source) or (Path(source) / "data").is_dir() else "--train_dir"
+        where = "--dataset_name" if str(source).endswith(".tar") else where
+        words = [where, str(source), "--output_dir", str(output), "--num_workers", "0", *words]
+        assert prepare_command.run(words) == 0
         return sorted(path.name for path in (output / "data").iterdir())
 
     return run
@@ -136,11 +138,43 @@ def test_bad_samples_stop_or_are_left_out_and_said(tmp_path, prepare, capsys):
         prepare(tmp_path / "nothing", tmp_path / "x")
 
 
+def test_folders_of_training_and_validation(tmp_path, prepare, capsys):
+    """Each folder is its split, whatever it is called; of a folder alone all splits are written, or those named."""
+    source = own_folders(tmp_path / "own")
+    (source / "val").rename(tmp_path / "measured")
+    words = ["--validation_dir", str(tmp_path / "measured")]
+    files = ["train-00000-of-00001.parquet", "validation-00000-of-00001.parquet"]
+    assert prepare(source / "train", tmp_path / "both", *words) == files
+    train, validation, _ = load_data(dataset_name=str(tmp_path / "both"), cache_dir=str(tmp_path / "cache"))
+    assert np.array_equal(validation[1]["label"], np.asarray(Image.open(tmp_path / "measured/masks/1.png")))
+    assert prepare(source / "train", tmp_path / "one", *words, "--splits", "validation") == files[1:]
+    assert main(["prepare", *words, "--output_dir", str(tmp_path / "alone"), "--num_workers", "0"]) == 0
+    assert [file.name for file in (tmp_path / "alone/data").iterdir()] == files[1:]
+    for wrong, said in (
+        (["--train_dir", str(source / "train"), "--splits", "test"], "there is no split 'test'; the splits are train"),
+        ([], "give --train_dir, --validation_dir or --dataset_name"),
+        (["--train_dir", "a", "--shard_size", "0"], "--shard_size is 0.0; it must lie in (0, 1e9]"),
+        (["--train_dir", "a", "--dataset_name", "b"], "not both"),
+        (["--train_dir", str(source / "train"), "--output_dir", str(source)], "is not empty; name another"),
+    ):
+        assert main(["prepare", *wrong]) == 2
+        assert said in capsys.readouterr().err
+
+
+def test_files_without_a_partner_are_said(tmp_path, prepare, capsys):
+    source = own_folders(tmp_path / "own")
+    (source / "train/masks/1.png").unlink()
+    prepare(source, tmp_path / "prepared", "--on_error", "skip")
+    out = capsys.readouterr().out
+    assert "left out of train: " in out and "1.jpg" in out and "2 samples in train" in out
+
+
 @pytest.mark.slow
 def test_upload_to_a_stand_in_of_the_hub(tmp_path):
     """In a process of its own: huggingface_hub reads its address at import."""
     source, output = loveda(tmp_path / "loveda", 2, 1), tmp_path / "prepared"
-    words = [str(EXAMPLES / "prepare_dataset.py"), str(source), str(output), "--push_to_hub", "me/loveda"]
+    words = ["-m", "hf_segtx", "prepare", "--train_dir", str(source), "--output_dir", str(output)]
+    words += ["--push_to_hub", "me/loveda"]
     with FakeHub() as hub:
         environment = {**os.environ, **hub.env(str(tmp_path / "home")), "HF_HUB_OFFLINE": "0"}
         done = subprocess.run(

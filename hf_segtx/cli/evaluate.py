@@ -39,7 +39,8 @@ from .training_flags import named_flags
 PLACES = ("dataset_name", "train_dir", "validation_dir")
 DATA_ARGUMENTS = f"""
     {" ".join(PLACES)} dataset_config_name revision train_split validation_split train_val_split
-    image_column_name label_column_name classes_file do_reduce_labels max_eval_samples
+    image_column_name label_column_name classes_file do_reduce_labels max_eval_samples allow_lossy_masks
+    keep_near_duplicates_together
 """.split()
 PROTOCOL_ARGUMENTS = "mode window_size window_stride image_size scales flip precision".split()
 
