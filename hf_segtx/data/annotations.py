@@ -8,6 +8,7 @@ Shapes: (H, W) image size.
 """
 
 from collections.abc import Callable, Iterable
+from typing import NamedTuple
 
 import numpy as np
 
@@ -16,6 +17,20 @@ from .labels import VOID_NAMES, Labels, default_ignore_index
 
 BACKGROUND_NAMES = {"background", "_background_"}
 Shape = tuple[int, list]  # raw id, and what `fill` takes
+
+
+class Overlap(NamedTuple):
+    """What is covered more than once in a mask, or in many.
+
+    Args:
+        pixels: under more than one shape.
+        other_class: those of them under shapes of different classes, where the last shape counts.
+        filled: shapes with a polygon inside another one of theirs, which does not make a hole.
+    """
+
+    pixels: int
+    other_class: int
+    filled: int
 
 
 class AnnotatedMask:
@@ -28,57 +43,62 @@ class AnnotatedMask:
         by_size: the shapes are in no order; larger ones are drawn first.
 
     Attributes:
-        covered_twice: pixels under more than one shape, and those of them under different classes, where the last one
-            counts; None until it is drawn.
+        overlap: what lies under more than one shape; None until the mask is drawn.
     """
 
     def __init__(self, path, read: Callable[[], tuple], background: int = 0, by_size: bool = False):
         self.path = str(path)
         self.read, self.background, self.by_size = read, background, by_size
-        self.covered_twice: tuple[int, int] | None = None
+        self.overlap: Overlap | None = None
 
     def __array__(self, dtype=None, copy=None) -> np.ndarray:
         try:
             size, shapes = self.read()
-            mask, *covered_twice = draw(size, shapes, self.background, self.by_size)
+            mask, self.overlap = draw(size, shapes, self.background, self.by_size)
         except (ValueError, OSError, KeyError, TypeError, AttributeError) as error:  # of rows and JSON of any content
             what = f"{error!r} in it" if isinstance(error, KeyError | TypeError | AttributeError) else error
             raise ValueError(f"{self.path}: the mask cannot be drawn: {what}") from error
-        self.covered_twice = tuple(covered_twice)
         return mask if dtype is None else mask.astype(dtype)
 
 
 def draw(size: tuple[int, int], shapes: list[Shape], background: int = 0, by_size: bool = False) -> tuple:
-    """(H, W) ids of shapes, the last one on top; pixels under more than one, and those under different classes."""
-    regions = [(raw, fill(parts, size)) for raw, parts in shapes]
+    """(H, W) ids of shapes, the last one on top, and the `Overlap`."""
+    regions = [(raw, *fill(parts, size)) for raw, parts in shapes]
     if by_size:
-        regions.sort(key=lambda region: -np.count_nonzero(region[1][1]))  # stable
-    largest = max([background, *(raw for raw, _ in regions)])
+        regions.sort(key=lambda region: -np.count_nonzero(region[2]))  # stable
+    largest = max([background, *(raw for raw, *_ in regions)])
     mask = np.full(size, background, np.uint8 if largest < 256 else np.uint16)
     times, differ = np.zeros(size, np.uint8), np.zeros(size, bool)
-    for raw, (place, inside) in regions:
-        covered = inside & (times[place] > 0)
-        differ[place] |= covered & (mask[place] != raw)
+    for raw, place, inside, _ in regions:
+        differ[place] |= inside & (times[place] > 0) & (mask[place] != raw)
         times[place] += inside & (times[place] < 2)
         mask[place][inside] = raw
-    return mask, int(np.count_nonzero(times == 2)), int(np.count_nonzero(differ))
+    filled = sum(has_filled for *_, has_filled in regions)
+    return mask, Overlap(int(np.count_nonzero(times == 2)), int(np.count_nonzero(differ)), filled)
 
 
-def fill(parts: list, size: tuple[int, int]) -> tuple[tuple[slice, slice], np.ndarray]:
-    """Where it lies, and the pixels there (bool), of what polygons [x, y, x, y, ...] or (H, W) booleans cover."""
+def fill(parts: list, size: tuple[int, int]) -> tuple[tuple[slice, slice], np.ndarray, bool]:
+    """What polygons [x, y, x, y, ...], or (H, W) booleans, cover together.
+
+    Returns:
+        where it lies in the image, the pixels there (bool), and whether a polygon lies inside the others.
+    """
     if len(parts) == 1 and isinstance(parts[0], np.ndarray) and parts[0].dtype == bool:
         if parts[0].shape != tuple(size):
             raise ValueError(f"a shape of {parts[0].shape} pixels in an image of {size}; correct the annotation")
-        return (slice(None), slice(None)), parts[0]
+        return (slice(None), slice(None)), parts[0], False
     polygons = [polygon_points(part) for part in parts]
-    ends = np.concatenate(polygons or [np.zeros((1, 2))])
-    (left, top), (right, bottom) = np.floor(ends.min(0)), np.ceil(ends.max(0))
-    left, right = (int(np.clip(value, 0, size[1])) for value in (left, right))
-    top, bottom = (int(np.clip(value, 0, size[0])) for value in (top, bottom))
-    inside = np.zeros((bottom - top, right - left), bool)
-    for points in polygons:
-        inside |= fill_polygon(points, inside.shape, (left, top))
-    return (slice(top, bottom), slice(left, right)), inside
+    if not polygons:
+        raise ValueError("a shape without polygons; add one, or remove the shape")
+    ends = np.concatenate(polygons)
+    left, top = np.clip(np.floor(ends.min(0)), 0, size[::-1]).astype(int).tolist()
+    right, bottom = np.clip(np.ceil(ends.max(0)), 0, size[::-1]).astype(int).tolist()
+    inside, has_filled = np.zeros((bottom - top, right - left), bool), False
+    for number, points in enumerate(polygons):
+        pixels = fill_polygon(points, inside.shape, (left, top))
+        has_filled |= number > 0 and pixels.any() and not ((pixels & ~inside).any() and (inside & ~pixels).any())
+        inside |= pixels
+    return (slice(top, bottom), slice(left, right)), inside, bool(has_filled)
 
 
 def polygon_points(coordinates: Iterable) -> np.ndarray:
@@ -183,17 +203,18 @@ def raw_ids(labels: Labels, names: Iterable[str], where: str) -> tuple[dict[str,
     Raises:
         ValueError: for a name that is no class.
     """
-    by_name: dict[str, int] = {}
+    exact: dict[str, int] = {}
     for raw, train_id in sorted(labels.mapping.items(), reverse=True):  # the smallest id of a class counts
         if train_id != labels.ignore_index:
-            by_name[labels.id2label[train_id].strip().lower()] = raw
+            exact[labels.id2label[train_id]] = raw
+    folded = {_folded(name): raw for name, raw in exact.items() if [*map(_folded, exact)].count(_folded(name)) == 1}
     ignored = next((raw for raw, train_id in labels.mapping.items() if train_id == labels.ignore_index), None)
-    background = next((by_name[name] for name in BACKGROUND_NAMES if name in by_name), ignored)
+    background = next((folded[name] for name in BACKGROUND_NAMES if name in folded), ignored)
     ids = {}
     for name in names:
-        key = name.strip().lower()
-        void = background if key in BACKGROUND_NAMES else ignored if key.strip("_") in VOID_NAMES else None
-        if (raw := by_name.get(key, void)) is None:
+        word = _folded(name)
+        void = background if word in BACKGROUND_NAMES else ignored if word.strip("_") in VOID_NAMES else None
+        if (raw := exact.get(name, folded.get(word, void))) is None:
             raise ValueError(f"{where}: {name!r} is none of the classes {', '.join(labels.names)}; rename or add it")
         ids[name] = raw
     if background is None:
@@ -203,7 +224,25 @@ def raw_ids(labels: Labels, names: Iterable[str], where: str) -> tuple[dict[str,
     return ids, background
 
 
-def covered_twice(masks: Iterable) -> tuple[int, int, int]:
-    """Sums of `AnnotatedMask.covered_twice` over the masks that were drawn, and how many of them have such pixels."""
-    counts = [mask.covered_twice for mask in masks if getattr(mask, "covered_twice", None) and mask.covered_twice[0]]
-    return (*(sum(numbers) for numbers in zip(*counts, strict=True)), len(counts)) if counts else (0, 0, 0)
+def _folded(name: str) -> str:
+    return name.strip().lower()
+
+
+def overlap_of(masks: Iterable) -> tuple[Overlap, int]:
+    """Sums of the overlaps of masks that were drawn, and how many masks have one."""
+    overlaps = [overlap for mask in masks if (overlap := getattr(mask, "overlap", None)) is not None and any(overlap)]
+    return Overlap(*map(sum, zip(*overlaps))) if overlaps else Overlap(0, 0, 0), len(overlaps)
+
+
+def describe_overlap(overlap: Overlap, count: int) -> str:
+    """What overlaps in `count` masks, in words."""
+    text = (
+        f"{count} have {overlap.pixels} pixels under more than one annotation, {overlap.other_class} of them under "
+        "annotations of different classes: the last one counts, the smaller one where annotations are in no order"
+    )
+    if overlap.filled:
+        text += (
+            f"; {overlap.filled} objects have a polygon inside another one of theirs, which makes no hole: write such "
+            "objects as run lengths"
+        )
+    return text

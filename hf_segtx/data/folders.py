@@ -128,10 +128,11 @@ def _kinds_at(folder: Path) -> dict[str | None, tuple[Path, Path]] | None:
 
 
 def _beside(folder: Path) -> dict[None, tuple[Path, Path, Files, Files]] | None:
-    """Images and masks in one folder, if names tell one from the other."""
-    files = [(way, name, path) for way, name, path in pictures_below(folder) if not way]
-    divided = divide(files)
-    return None if divided is None else {None: (folder, folder, *divided)}
+    """Images and masks in one folder, if names tell one from the other for most of them."""
+    divided = divide([found for found in pictures_below(folder) if not found[0]])
+    if divided is None or 2 * len(pair(*divided, folder, folder, alone=[])[0]) < len(divided[0]):
+        return None
+    return {None: (folder, folder, *divided)}
 
 
 def _split_below(images: Files, masks: Files, image_place: Path, mask_place: Path) -> dict[str, tuple[Files, Files]]:

@@ -11,11 +11,14 @@ In this order; what comes first counts:
 
 from pathlib import Path
 
+from .coco import find_coco, read_coco
 from .files import Layout
 from .folders import find_folders, no_layout
+from .labelme import find_labelme
 from .pair_files import TABLE_SUFFIXES, find_run_table, read_table
 from .public_layouts import find_public
 from .voc_folders import find_own_voc
+from .yolo import CONFIGURATIONS, find_yolo, read_yolo
 
 
 def find_layout(place: str | Path) -> Layout:
@@ -30,11 +33,15 @@ def find_layout(place: str | Path) -> Layout:
     if place.is_file():
         if place.suffix.lower() in TABLE_SUFFIXES:
             return read_table(place)
+        if place.suffix.lower() == ".json":
+            return read_coco(place)
+        if place.suffix.lower() in CONFIGURATIONS:
+            return read_yolo(place)
         raise ValueError(
             f"{place} is a file; give a folder that holds images/ and masks/, pairs as .csv or .jsonl, or "
             "annotations as .json (COCO) or .yaml (YOLO)"
         )
-    for find in (find_public, find_own_voc, find_folders, find_run_table):
+    for find in (find_public, find_own_voc, find_folders, find_coco, find_yolo, find_labelme, find_run_table):
         if layout := find(place):
             return layout
     raise no_layout(place)

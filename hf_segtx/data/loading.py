@@ -5,13 +5,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 from difflib import get_close_matches
 
-import numpy as np
 from torch.utils.data import Dataset
 
+from .annotations import describe_overlap, overlap_of
 from .checks import check_data, mask_values
 from .class_files import class_file, read_class_file
 from .dataset import SegmentationDataset, evenly, note_errors
 from .files import Layout, canonical_split
+from .held_out import split_rows
 from .labels import Labels
 from .layouts import find_layout
 from .settings import DataSettings
@@ -19,8 +20,6 @@ from .tables import find_tables
 
 
 logger = logging.getLogger(__name__)
-
-SPLIT_SEED = 0  # of the part held out for validation: the same images whatever the seed of the run
 
 
 def load_data(
@@ -56,9 +55,11 @@ def load_data(
     max_checks = 64 if settings.streaming else 1000  # each may read a shard's whole row group
     labels = _with_255_as_class(train, validation, found.labels, max_checks)
     if check:
-        if train is not None:
-            check_data(train, split="training", max_samples=max_checks)
-        check_data(validation, split="validation", max_samples=max_checks)
+        for split, dataset in (("training", train), ("validation", validation)):
+            if dataset is not None:
+                check_data(dataset, split=split, max_samples=max_checks)
+                if (text := overlap_text(dataset)) is not None:
+                    logger.warning("Of the checked %s masks %s.", split, text)
     return train, validation, labels
 
 
@@ -172,14 +173,8 @@ def _datasets(found: _Found, settings: DataSettings) -> tuple[SegmentationDatase
     elif train is None:
         raise ValueError(found.missing)
     else:
-        order = np.random.default_rng(SPLIT_SEED).permutation(len(train))
-        held_out = max(1, round(settings.train_val_split * len(train)))
-        if held_out >= len(train):
-            raise ValueError(
-                f"{len(train)} samples cannot be split into training and validation with train_val_split "
-                f"{settings.train_val_split}; give more, a smaller share, or validation_dir"
-            )
-        train, validation = train.select(sorted(order[held_out:])), train.select(sorted(order[:held_out]))
+        rows = split_rows(train, settings.train_val_split, settings.keep_near_duplicates_together)
+        train, validation = (train.select(part) for part in rows)
     train = _at_most(train, settings.max_train_samples) if train is not None else None
     validation = _at_most(validation, settings.max_eval_samples)
     for dataset, errors in ((train, found.train_alone), (validation, found.validation_alone)):
@@ -198,6 +193,14 @@ def _with_255_as_class(train: Dataset | None, validation: Dataset, labels: Label
             for dataset in datasets:
                 dataset.labels = labels
     return labels
+
+
+def overlap_text(dataset: SegmentationDataset) -> str | None:
+    """What annotations cover more than once, in the masks that were drawn in this process; None if nothing."""
+    if not isinstance(dataset.records, list):
+        return None
+    overlap, count = overlap_of(dataset.files(index)[1] for index in range(len(dataset)))
+    return describe_overlap(overlap, count) if count else None
 
 
 def _at_most(dataset: SegmentationDataset, count: int | None) -> SegmentationDataset:
