@@ -1,10 +1,9 @@
 """Configuration of OCRNet (Yuan et al., ECCV 2020, arXiv 1909.11065)."""
 
-from huggingface_hub.dataclasses import strict
-from transformers import AutoConfig, PreTrainedConfig
+from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
-from .configuration_base import SegmentationConfig
+from .configuration_base import SegmentationConfig, checked, depth, factor, label, probability, size
 
 
 # HRNetV2 (arXiv 1908.07919, Table 1; the small one is the authors' W18-Small-v2) and dilated ResNet (Section 4.1).
@@ -24,7 +23,7 @@ SIZES = {
 }
 
 
-@strict
+@checked
 class OCRNetConfig(SegmentationConfig):
     """Configuration of [`OCRNetModel`] and [`OCRNetForSemanticSegmentation`]; the defaults are those of HRNetV2-W18.
 
@@ -72,28 +71,34 @@ class OCRNetConfig(SegmentationConfig):
 
     backbone_type: str | None = None
     backbone_config: dict | PreTrainedConfig | None = None
-    num_channels: int = 3
-    stem_hidden_sizes: list[int] | tuple[int, ...] | None = None
-    hidden_sizes: list[int] | tuple[int, ...] = (18, 36, 72, 144)
-    depths: list[int] | tuple[int, ...] = (4, 4, 4, 4)
-    num_modules: list[int] | tuple[int, ...] = (1, 1, 4, 3)
-    layer1_hidden_size: int = 64
+    num_channels: int = size(3)
+    stem_hidden_sizes: list[int] | tuple[int, ...] | None = size(None)
+    hidden_sizes: list[int] | tuple[int, ...] = size((18, 36, 72, 144))
+    depths: list[int] | tuple[int, ...] = depth((4, 4, 4, 4))
+    num_modules: list[int] | tuple[int, ...] = depth((1, 1, 4, 3))
+    layer1_hidden_size: int = size(64)
     output_stride: int = 8
     pool_ceil_mode: bool = False
     align_corners: bool = False
-    decoder_hidden_size: int = 512
-    decoder_key_size: int = 256
+    decoder_hidden_size: int = size(512)
+    decoder_key_size: int = size(256)
     decoder_conv_bias: bool = True
     context_conv_bias: bool = False
     auxiliary_conv_bias: bool = True
     decoder_hidden_act: str = "relu"
-    auxiliary_hidden_size: int | None = None
+    auxiliary_hidden_size: int | None = size(None)
     auxiliary_kernel_size: int | None = None
-    classifier_dropout_prob: float | int = 0.05
-    auxiliary_loss_weight: float | int = 0.4
-    semantic_loss_ignore_index: int = 255
+    classifier_dropout_prob: float | int = probability(0.05)
+    auxiliary_loss_weight: float | int = factor(0.4)
+    semantic_loss_ignore_index: int = label(255)
 
     def __post_init__(self, **kwargs):
+        if isinstance(self.backbone_config, dict):
+            if (kind := self.backbone_config.get("model_type")) not in CONFIG_MAPPING:
+                raise ValueError(
+                    f"backbone_config has the model_type {kind!r}; give that of a backbone of transformers or timm, such "
+                    "as 'convnext' or 'timm_backbone'"
+                )
         if self.backbone_type is None:
             self.backbone_type = "hrnet" if self.backbone_config is None else "auto"
         resnet = self.backbone_type == "resnet"
@@ -132,8 +137,8 @@ class OCRNetConfig(SegmentationConfig):
         else:
             for name in ("hidden_sizes", "depths", "num_modules"):
                 values = list(getattr(self, name))
-                if len(values) != 4 or min(values) < 1:
-                    raise ValueError(f"{name} is {values}; give four numbers, at least 1 each")
+                if len(values) != 4:
+                    raise ValueError(f"{name} is {values}; give four numbers")
         stem = list(self.stem_hidden_sizes)
         if self.backbone_type == "hrnet" and len(stem) != 2:
             raise ValueError(f"stem_hidden_sizes is {stem}; HRNet's stem has two convolutions of stride 2")
@@ -149,6 +154,3 @@ class OCRNetConfig(SegmentationConfig):
             raise ValueError(f"auxiliary_kernel_size is {self.auxiliary_kernel_size}; choose 1 or 3")
         if self.decoder_hidden_act not in ("relu", "leaky_relu"):
             raise ValueError(f"decoder_hidden_act is {self.decoder_hidden_act!r}; choose 'relu' or 'leaky_relu'")
-        for name in ("decoder_hidden_size", "decoder_key_size", "layer1_hidden_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")

@@ -1,8 +1,19 @@
 """Configuration of SegFormer (Xie et al., NeurIPS 2021, arXiv 2105.15203)."""
 
-from huggingface_hub.dataclasses import strict
+from transformers.utils.type_validators import activation_fn_key
 
-from .configuration_base import SegmentationConfig
+from .configuration_base import (
+    SegmentationConfig,
+    check_image_size,
+    checked,
+    depth,
+    kernel,
+    label,
+    probability,
+    side,
+    size,
+    small,
+)
 
 
 # Table 6 of the paper (MiT-B0 to B5) and its decoder widths (Section 4.1; 768 from B2 on in the authors' code).
@@ -16,7 +27,7 @@ SIZES = {
 }
 
 
-@strict
+@checked
 class SegFormerConfig(SegmentationConfig):
     """Configuration of [`SegFormerModel`] and the models built on it; the defaults are those of SegFormer-B0.
 
@@ -50,28 +61,28 @@ class SegFormerConfig(SegmentationConfig):
 
     model_type = "segtx_segformer"
 
-    num_channels: int = 3
-    hidden_sizes: list[int] | tuple[int, ...] = (32, 64, 160, 256)
-    depths: list[int] | tuple[int, ...] = (2, 2, 2, 2)
-    num_attention_heads: list[int] | tuple[int, ...] = (1, 2, 5, 8)
-    sr_ratios: list[int] | tuple[int, ...] = (8, 4, 2, 1)
-    patch_sizes: list[int] | tuple[int, ...] = (7, 3, 3, 3)
-    strides: list[int] | tuple[int, ...] = (4, 2, 2, 2)
-    mlp_ratios: list[int] | tuple[int, ...] = (4, 4, 4, 4)
-    hidden_act: str = "gelu"
+    num_channels: int = size(3)
+    hidden_sizes: list[int] | tuple[int, ...] = size((32, 64, 160, 256))
+    depths: list[int] | tuple[int, ...] = depth((2, 2, 2, 2))
+    num_attention_heads: list[int] | tuple[int, ...] = size((1, 2, 5, 8))
+    sr_ratios: list[int] | tuple[int, ...] = kernel((8, 4, 2, 1))
+    patch_sizes: list[int] | tuple[int, ...] = kernel((7, 3, 3, 3))
+    strides: list[int] | tuple[int, ...] = kernel((4, 2, 2, 2))
+    mlp_ratios: list[int] | tuple[int, ...] = kernel((4, 4, 4, 4))
+    hidden_act: str = activation_fn_key("gelu")
     position_encoding: str = "mix_ffn"
-    image_size: int | list[int] | tuple[int, ...] = 512
-    hidden_dropout_prob: float | int = 0.0
-    attention_probs_dropout_prob: float | int = 0.0
-    classifier_dropout_prob: float | int = 0.1
-    drop_path_rate: float | int = 0.1
-    initializer_range: float | int = 0.02
-    layer_norm_eps: float | int = 1e-6
-    embedding_layer_norm_eps: float | int = 1e-5
-    decoder_hidden_size: int = 256
+    image_size: int | list[int] | tuple[int, ...] = side(512)
+    hidden_dropout_prob: float | int = probability(0.0)
+    attention_probs_dropout_prob: float | int = probability(0.0)
+    classifier_dropout_prob: float | int = probability(0.1)
+    drop_path_rate: float | int = probability(0.1)
+    initializer_range: float | int = small(0.02)
+    layer_norm_eps: float | int = small(1e-6)
+    embedding_layer_norm_eps: float | int = small(1e-5)
+    decoder_hidden_size: int = size(256)
     decoder_stages: list[int] | tuple[int, ...] = (0, 1, 2, 3)
     decoder_projection_norm: bool = False
-    semantic_loss_ignore_index: int = 255
+    semantic_loss_ignore_index: int = label(255)
 
     @classmethod
     def from_size(cls, size: str, **overrides) -> "SegFormerConfig":
@@ -107,11 +118,10 @@ class SegFormerConfig(SegmentationConfig):
             values = getattr(self, name)
             if len(values) != stages:
                 raise ValueError(f"{name} has {len(values)} entries, hidden_sizes {stages}; give one a stage")
-            if min(values) < 1:
-                raise ValueError(f"{name} is {list(values)}; every entry must be at least 1")
         for width, heads in zip(self.hidden_sizes, self.num_attention_heads):
             if width % heads:
                 raise ValueError(f"num_attention_heads {heads} does not divide hidden size {width}; choose a divisor")
+        check_image_size(self.image_size)
         if self.position_encoding not in ("mix_ffn", "learned"):
             raise ValueError(f"position_encoding is {self.position_encoding!r}; choose 'mix_ffn' or 'learned'")
         chosen = list(self.decoder_stages)

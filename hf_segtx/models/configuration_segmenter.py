@@ -1,8 +1,20 @@
 """Configuration of Segmenter (Strudel et al., ICCV 2021, arXiv 2105.05633)."""
 
-from huggingface_hub.dataclasses import strict
+from transformers.utils.type_validators import activation_fn_key
 
-from .configuration_base import SegmentationConfig
+from .configuration_base import (
+    SegmentationConfig,
+    check_vision_transformer,
+    checked,
+    depth,
+    factor,
+    kernel,
+    label,
+    probability,
+    side,
+    size,
+    small,
+)
 
 
 # Table 1 of the paper. DeiT-B has the shape of ViT-B and the distillation token of its pre-training.
@@ -21,7 +33,7 @@ SIZES = {
 DECODE_HEADS = ("linear", "mask")
 
 
-@strict
+@checked
 class SegmenterConfig(SegmentationConfig):
     """Configuration of [`SegmenterModel`] and [`SegmenterForSemanticSegmentation`]; the defaults are Seg-S-Mask/16.
 
@@ -56,29 +68,29 @@ class SegmenterConfig(SegmentationConfig):
 
     model_type = "segtx_segmenter"
 
-    image_size: int | list[int] | tuple[int, ...] = 512
-    patch_size: int = 16
-    num_channels: int = 3
-    hidden_size: int = 384
-    num_hidden_layers: int = 12
-    num_attention_heads: int = 6
-    mlp_ratio: float | int = 4
-    hidden_act: str = "gelu"
-    hidden_dropout_prob: float | int = 0.0
-    attention_probs_dropout_prob: float | int = 0.0
-    drop_path_rate: float | int = 0.1
-    initializer_range: float | int = 0.02
-    layer_norm_eps: float | int = 1e-5
+    image_size: int | list[int] | tuple[int, ...] = side(512)
+    patch_size: int = kernel(16)
+    num_channels: int = size(3)
+    hidden_size: int = size(384)
+    num_hidden_layers: int = depth(12)
+    num_attention_heads: int = size(6)
+    mlp_ratio: float | int = factor(4)
+    hidden_act: str = activation_fn_key("gelu")
+    hidden_dropout_prob: float | int = probability(0.0)
+    attention_probs_dropout_prob: float | int = probability(0.0)
+    drop_path_rate: float | int = probability(0.1)
+    initializer_range: float | int = small(0.02)
+    layer_norm_eps: float | int = small(1e-5)
     position_resize_mode: str = "bilinear"
     use_distillation_token: bool = False
     decode_head: str = "mask"
-    decoder_hidden_size: int | None = None
-    decoder_num_attention_heads: int | None = None
-    decoder_num_hidden_layers: int = 2
-    decoder_dropout_prob: float | int = 0.1
-    decoder_drop_path_rate: float | int = 0.0
-    decoder_layer_norm_eps: float | int = 1e-5
-    semantic_loss_ignore_index: int = 255
+    decoder_hidden_size: int | None = size(None)
+    decoder_num_attention_heads: int | None = size(None)
+    decoder_num_hidden_layers: int = depth(2)
+    decoder_dropout_prob: float | int = probability(0.1)
+    decoder_drop_path_rate: float | int = probability(0.0)
+    decoder_layer_norm_eps: float | int = small(1e-5)
+    semantic_loss_ignore_index: int = label(255)
 
     def __post_init__(self, **kwargs):
         if self.decoder_hidden_size is None:
@@ -100,39 +112,11 @@ class SegmenterConfig(SegmentationConfig):
 
     def validate_architecture(self):
         """Cross-field checks; run at construction and before saving."""
-        for name in (
-            "patch_size",
-            "num_channels",
-            "hidden_size",
-            "num_hidden_layers",
-            "num_attention_heads",
-            "decoder_hidden_size",
-            "decoder_num_attention_heads",
-            "decoder_num_hidden_layers",
-        ):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
-        for heads, width in (
-            ("num_attention_heads", "hidden_size"),
-            ("decoder_num_attention_heads", "decoder_hidden_size"),
-        ):
-            if getattr(self, width) % getattr(self, heads):
-                raise ValueError(
-                    f"{heads} {getattr(self, heads)} does not divide {width} {getattr(self, width)}; choose a divisor"
-                )
-        for name in (
-            "hidden_dropout_prob",
-            "attention_probs_dropout_prob",
-            "drop_path_rate",
-            "decoder_dropout_prob",
-            "decoder_drop_path_rate",
-        ):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 0 and less than 1")
-        sides = [self.image_size] * 2 if isinstance(self.image_size, int) else list(self.image_size)
-        if len(sides) != 2 or min(sides) < 1:
-            raise ValueError(f"image_size is {self.image_size}; give one side or [height, width] in pixels")
-        if self.position_resize_mode not in ("bilinear", "bicubic"):
-            raise ValueError(f"position_resize_mode is {self.position_resize_mode!r}; choose 'bilinear' or 'bicubic'")
+        check_vision_transformer(self)
+        if self.decoder_hidden_size % self.decoder_num_attention_heads:
+            raise ValueError(
+                f"decoder_num_attention_heads {self.decoder_num_attention_heads} does not divide decoder_hidden_size "
+                f"{self.decoder_hidden_size}; choose a divisor"
+            )
         if self.decode_head not in DECODE_HEADS:
             raise ValueError(f"decode_head is {self.decode_head!r}; choose one of {', '.join(DECODE_HEADS)}")

@@ -1,8 +1,22 @@
 """Configuration of SETR (Zheng et al., CVPR 2021, arXiv 2012.15840)."""
 
-from huggingface_hub.dataclasses import strict
+import math
 
-from .configuration_base import SegmentationConfig
+from transformers.utils.type_validators import activation_fn_key
+
+from .configuration_base import (
+    SegmentationConfig,
+    check_vision_transformer,
+    checked,
+    depth,
+    factor,
+    kernel,
+    label,
+    probability,
+    side,
+    size,
+    small,
+)
 
 
 # Table 1 of the paper. DeiT-B has the shape of ViT-B (it differs in its pre-training); hybrid: a ResNet-50 of stride 16
@@ -21,7 +35,7 @@ SIZES = {
 DECODE_HEADS = ("naive", "pup", "mla")
 
 
-@strict
+@checked
 class SETRConfig(SegmentationConfig):
     """Configuration of [`SETRModel`] and [`SETRForSemanticSegmentation`]; the defaults are those of SETR-Naive, ViT-L.
 
@@ -65,36 +79,36 @@ class SETRConfig(SegmentationConfig):
 
     model_type = "segtx_setr"
 
-    image_size: int | list[int] | tuple[int, ...] = 512
-    patch_size: int = 16
-    num_channels: int = 3
-    hidden_size: int = 1024
-    num_hidden_layers: int = 24
-    num_attention_heads: int = 16
-    mlp_ratio: float | int = 4
-    hidden_act: str = "gelu"
-    hidden_dropout_prob: float | int = 0.0
-    attention_probs_dropout_prob: float | int = 0.0
-    drop_path_rate: float | int = 0.0
-    initializer_range: float | int = 0.02
-    layer_norm_eps: float | int = 1e-6
+    image_size: int | list[int] | tuple[int, ...] = side(512)
+    patch_size: int = kernel(16)
+    num_channels: int = size(3)
+    hidden_size: int = size(1024)
+    num_hidden_layers: int = depth(24)
+    num_attention_heads: int = size(16)
+    mlp_ratio: float | int = factor(4)
+    hidden_act: str = activation_fn_key("gelu")
+    hidden_dropout_prob: float | int = probability(0.0)
+    attention_probs_dropout_prob: float | int = probability(0.0)
+    drop_path_rate: float | int = probability(0.0)
+    initializer_range: float | int = small(0.02)
+    layer_norm_eps: float | int = small(1e-6)
     position_resize_mode: str = "bilinear"
     use_distillation_token: bool = False
-    stem_depths: list[int] | tuple[int, ...] | None = None
-    stem_hidden_sizes: list[int] | tuple[int, ...] = (256, 512, 1024)
+    stem_depths: list[int] | tuple[int, ...] | None = depth(None)
+    stem_hidden_sizes: list[int] | tuple[int, ...] = size((256, 512, 1024))
     decode_head: str = "naive"
     feature_indices: list[int] | tuple[int, ...] | None = None
-    decoder_hidden_size: int = 256
-    decoder_upsampling: list[int] | tuple[int, ...] | None = None
+    decoder_hidden_size: int = size(256)
+    decoder_upsampling: list[int] | tuple[int, ...] | None = kernel(None)
     decoder_conv_bias: bool = True
-    mla_hidden_size: int = 128
+    mla_hidden_size: int = size(128)
     mla_align_corners: bool = True
     mla_classifier_kernel_size: int = 3
     auxiliary_levels: list[int] | tuple[int, ...] | None = None
-    auxiliary_upsampling: list[int] | tuple[int, ...] | None = None
+    auxiliary_upsampling: list[int] | tuple[int, ...] | None = kernel(None)
     auxiliary_bias: bool = False
-    auxiliary_loss_weight: float | int = 0.4
-    semantic_loss_ignore_index: int = 255
+    auxiliary_loss_weight: float | int = factor(0.4)
+    semantic_loss_ignore_index: int = label(255)
 
     def __post_init__(self, **kwargs):
         depth, naive = self.num_hidden_layers, self.decode_head == "naive"
@@ -124,18 +138,7 @@ class SETRConfig(SegmentationConfig):
 
     def validate_architecture(self):
         """Cross-field checks; run at construction and before saving."""
-        for name in ("patch_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "decoder_hidden_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
-        if self.hidden_size % self.num_attention_heads:
-            raise ValueError(
-                f"num_attention_heads {self.num_attention_heads} does not divide hidden_size {self.hidden_size}; "
-                "choose a divisor"
-            )
-        if not isinstance(self.image_size, int) and len(self.image_size) != 2:
-            raise ValueError(f"image_size is {list(self.image_size)}; give one side or [height, width] in pixels")
-        if self.position_resize_mode not in ("bilinear", "bicubic"):
-            raise ValueError(f"position_resize_mode is {self.position_resize_mode!r}; choose 'bilinear' or 'bicubic'")
+        check_vision_transformer(self)
         if self.decode_head not in DECODE_HEADS:
             raise ValueError(f"decode_head is {self.decode_head!r}; choose one of {', '.join(DECODE_HEADS)}")
         if self.stem_depths is not None:
@@ -166,7 +169,7 @@ class SETRConfig(SegmentationConfig):
             )
         for name in ("decoder_upsampling", "auxiliary_upsampling"):
             factors = list(getattr(self, name))
-            if not factors or min(factors) < 1:
-                raise ValueError(f"{name} is {factors}; give at least one factor, each at least 1")
+            if not factors or math.prod(factors) > 256:  # published: 16 at most
+                raise ValueError(f"{name} is {factors}; give one each convolution, their product at most 256")
         if self.mla_classifier_kernel_size not in (1, 3):
             raise ValueError(f"mla_classifier_kernel_size is {self.mla_classifier_kernel_size}; choose 1 or 3")

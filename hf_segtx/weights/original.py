@@ -58,8 +58,8 @@ def load_original(path_or_state_dict: str | Path | StateDict, **config_overrides
     beside = {} if file is None else fields_beside(file, row, source)
     if source.is_own and not beside:
         logger.warning(  # shown unless logging is set up otherwise
-            f"{where}: no config.json beside it; what does not show in the weights, such as align_corners and "
-            f"epsilons, is taken to be the default of {row.config.__name__}; override fields that differ"
+            f"{where}: no config.json beside it; what does not show in the weights, such as numbers of heads, "
+            f"align_corners and epsilons, is taken as published or as {row.config.__name__} has it; override what differs"
         )
     try:
         state = {key: tensor for key, tensor in state.items() if not re.search(source.left_out, key)}

@@ -80,7 +80,7 @@ def variant_fields(folder: Path) -> dict:
         for field, name in (("decoder_dropout_prob", "dropout"), ("decoder_drop_path_rate", "drop_path_rate")):
             if name in network["decoder"]:
                 fields[field] = network["decoder"][name]
-    except (KeyError, TypeError, yaml.YAMLError) as error:
+    except (KeyError, TypeError, ValueError, yaml.YAMLError) as error:
         raise ValueError(f"{path} does not describe a Segmenter (`net_kwargs`): {error}") from error
     return fields
 
