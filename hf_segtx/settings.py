@@ -11,8 +11,12 @@ can answer before anything else is imported.
 """
 
 import math
+import os
 import re
-from dataclasses import field, fields
+from dataclasses import MISSING, field, fields
+from numbers import Integral, Real
+from types import NoneType, UnionType
+from typing import Literal, Union, get_args, get_origin, get_type_hints
 
 
 def setting(default, help: str, range: str | None = None, count: str | None = None):
@@ -23,7 +27,7 @@ def setting(default, help: str, range: str | None = None, count: str | None = No
         help: one sentence for the command line.
         range: of a number, or of each number of a list, in the notation of intervals, such as "[0, 1)" or "(0, inf)".
             None (unset) is always allowed, nan and infinity never.
-        count: of the values of a list, such as "2" or "1-2"; an empty list is unset and always allowed.
+        count: of the values of a list, such as "2" or "1-2"; an empty list is unset, allowed if it is the default.
     """
     metadata = {"help": help, "range": range, "count": count}
     if isinstance(default, list):
@@ -46,21 +50,52 @@ def in_words(range: str) -> str:
 
 
 def check_settings(settings) -> None:
-    """Checks every field of a dataclass that has a range or a count.
+    """Checks the type of every field of a dataclass, and its range and count if it has one.
 
     Raises:
-        ValueError: naming the first field that is outside, its value and what it may be.
+        ValueError: naming the first field that is wrong, its value and what it may be.
     """
+    hints = get_type_hints(type(settings))
     for option in fields(settings):
-        value = getattr(settings, option.name)
-        if value is None or value == []:
-            continue
-        values = value if isinstance(value, list) else [value]
-        if count := option.metadata.get("count"):
-            least, _, most = count.partition("-")
-            if not int(least) <= len(values) <= int(most or least):
-                raise ValueError(f"{option.name} has {len(values)} values, {values}; give {count.replace('-', ' or ')}")
-        if range := option.metadata.get("range"):
-            for number in values:
-                if not is_within(number, range):
-                    raise ValueError(f"{option.name} is {number}; it must {in_words(range)}")
+        value, kind = getattr(settings, option.name), hints[option.name]
+        if get_origin(kind) in (Union, UnionType):
+            if value is None:
+                continue
+            (kind,) = (part for part in get_args(kind) if part is not NoneType)
+        values, what = [value], option.name
+        if get_origin(kind) is list:
+            if not isinstance(value, (list, tuple)):
+                raise ValueError(f"{what} is {value!r}; it must be a list")
+            values, (kind,) = value, get_args(kind)
+            if not value and option.default_factory is not MISSING and option.default_factory():
+                raise ValueError(f"{what} is empty; give {option.metadata['count'] or 'at least 1'}")
+            _check_count(what, value, option.metadata.get("count"))
+        for number in values:
+            _check_kind(what, number, kind)
+            if (range := option.metadata.get("range")) and not is_within(number, range):
+                raise ValueError(f"{what} is {number}; it must {in_words(range)}")
+
+
+def _check_count(name: str, values: list, count: str | None) -> None:
+    least, _, most = (count or "0-inf").partition("-")
+    if values and not float(least) <= len(values) <= float(most or least):
+        raise ValueError(f"{name} has {len(values)} values, {values}; give {count.replace('-', ' or ')}")
+
+
+def _check_kind(name: str, value, kind) -> None:
+    """Raises ValueError if one value is not of a type; numpy's numbers are numbers, paths are texts."""
+    if get_origin(kind) is Literal:
+        if value not in get_args(kind):
+            *others, last = map(repr, get_args(kind))
+            raise ValueError(f"{name} is {value!r}; it must be {', '.join(others)} or {last}")
+        return
+    kinds, what = {
+        bool: (bool, "True or False"),
+        int: (Integral, "a whole number"),
+        float: (Real, "a number"),
+        str: ((str, os.PathLike), "a text"),
+    }[kind]
+    if not isinstance(value, kinds) or (isinstance(value, bool) and kind is not bool):
+        raise ValueError(f"{name} is {value!r}; it must be {what}")
+    if value == "":
+        raise ValueError(f"{name} is empty; omit it, or give a text (maybe a variable of the shell is not set)")

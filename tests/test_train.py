@@ -11,7 +11,6 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 
-import hf_segtx_command
 import pytest
 import torch
 from PIL import Image
@@ -23,6 +22,7 @@ from transformers import (
     pipeline,
 )
 
+from hf_segtx.cli import main
 from hf_segtx.cli.training_flags import parse_training
 from hf_segtx.data.labels import Labels
 from hf_segtx.data.scenes import SceneDataset
@@ -53,7 +53,7 @@ def run(*flags, **keywords):
 
 def command(*flags) -> int:
     """Exit status of `segtx train`."""
-    return hf_segtx_command.main(["train", *map(str, flags)])
+    return main(["train", *map(str, flags)])
 
 
 def weights(folder: Path) -> bytes:
@@ -90,11 +90,11 @@ def test_run_leaves_loadable_models_and_results(finished):
     assert not list(folder.glob(".partial*"))
 
 
-def test_results_match_evaluate_script(finished):
+def test_results_match_the_command_evaluate(finished, tmp_path):
     folder, results = finished
-    from hf_segtx.cli import evaluate
-
-    again = evaluate.main(evaluate.parse_arguments([str(folder), "--max_eval_samples", "3", "--batch_size", "2"]))
+    flags = ["--max_eval_samples", "3", "--batch_size", "2", "--output_dir", str(tmp_path / "scores")]
+    assert main(["evaluate", str(folder), *flags]) == 0
+    again = json.loads((tmp_path / "scores" / "evaluation.json").read_text())
     for key in ("mean_iou", "mean_accuracy", "overall_accuracy", "protocol"):
         assert again[key] == results[key]
     for name, scores in results["classes"].items():

@@ -8,6 +8,7 @@ Needs nothing but Python itself: the command line answers before anything else i
 
 import json
 import math
+import os
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Literal
@@ -18,6 +19,9 @@ from ..settings import check_settings, setting
 
 DEFAULT_OUTPUT_DIR = "outputs/segformer_scenes"
 MEANS = ("mean_iou", "mean_accuracy", "overall_accuracy", "mean_dice")  # of an evaluation
+# Of `optim.make_schedule`; the last four are transformers', which have no further settings here.
+SCHEDULES = ("polynomial", "cosine", "constant", "wsd")
+SCHEDULES += ("linear", "cosine_with_restarts", "constant_with_warmup", "inverse_sqrt")
 # The names in `hf_segtx.architectures.ARCHITECTURES`, without importing the models; a test holds them together.
 ARCHITECTURE_NAMES = tuple(
     sorted(file.stem.removeprefix("modeling_") for file in Path(__file__).parents[1].glob("models/modeling_*.py"))
@@ -100,9 +104,7 @@ class OptimizationSettings:
     nesterov: bool = setting(False, "SGD's momentum as Nesterov's.")
     fused: bool = setting(False, "The optimizer's update in one kernel.")
     max_grad_norm: float | None = setting(None, "Clip the gradient to this norm; 0 does not.", "[0, inf)")
-    lr_scheduler_type: str = setting(
-        "polynomial", "polynomial, cosine, constant, wsd, or a name that transformers knows."
-    )
+    lr_scheduler_type: Literal[SCHEDULES] = setting("polynomial", "How the learning rate changes.")
     lr_decay_share: float = setting(
         0.1, "Share of the steps in which the rate of wsd (warm-up, stable, decay) falls.", "(0, 1]"
     )
@@ -198,7 +200,10 @@ class Arguments(ModelSettings, DataSettings, ImageSettings, OptimizationSettings
     """Everything that can be set about a training run; `check_arguments` says what is wrong with it."""
 
     def __post_init__(self):
-        """Nothing: of `DataSettings` alone the values are checked as soon as they are there."""
+        """Paths become texts. `DataSettings` alone checks its values as soon as they are there."""
+        for name, value in vars(self).items():
+            if isinstance(value, os.PathLike):
+                setattr(self, name, os.fspath(value))
 
 
 def data_settings(arguments: Arguments, **others) -> DataSettings:
@@ -220,6 +225,13 @@ FREE_ARGUMENTS = """
 """.split()
 
 
+# Of configurations; what is set here would be replaced, or would not fit.
+DECIDED_FIELDS = """
+    id2label label2id num_labels is_binary semantic_loss_ignore_index model_type architectures auto_map palette dtype
+    torch_dtype
+""".split()
+
+
 def config_overrides(arguments: Arguments) -> dict:
     """The fields of the configuration that `config_overrides` changes.
 
@@ -235,6 +247,8 @@ def config_overrides(arguments: Arguments) -> dict:
             f"config_overrides {arguments.config_overrides} is no JSON object; give names and values, such as "
             "'{\"drop_path_rate\": 0.0}'"
         )
+    if decided := [name for name in overrides if name in DECIDED_FIELDS]:
+        raise ValueError(f"config_overrides has {decided[0]}, which data and architecture decide; omit it")
     return overrides
 
 
@@ -246,6 +260,10 @@ def check_arguments(arguments: Arguments) -> None:
     every = arguments.checkpointing_steps
     if every is not None and every != "epoch" and not (every.isdecimal() and int(every) > 0):
         raise ValueError(f"checkpointing_steps is {every!r}; give a number of steps, or 'epoch'")
+    if arguments.image_size != sorted(arguments.image_size):
+        raise ValueError(f"image_size is {arguments.image_size}; give the shortest edge, then the longest")
+    if (arguments.window_size or arguments.window_stride) and arguments.eval_mode != "slide":
+        raise ValueError("window_size and window_stride are for eval_mode slide; add it, or omit them")
     smallest, largest = arguments.scale_range
     if smallest > largest:
         raise ValueError(f"scale_range is {arguments.scale_range}; give smallest and largest factor, e.g. 0.5 2")

@@ -209,7 +209,7 @@ class TrainingRun:
         set_seed(arguments.seed)
         model, self.processor = everywhere(build_model, arguments, self.labels)
         model.to(accelerator.device)
-        everywhere(setup.try_evaluation, model, self.processor, self.validation_dataset)
+        everywhere(setup.try_sizes, arguments, model, self.processor, self.validation_dataset)
         transformers.utils.logging.disable_progress_bar()  # of the files that every checkpoint writes
         weights = everywhere(setup.count_class_weights, arguments, self.train_dataset, self.labels, only_main=True)
         self.class_weights, model.loss_function = everywhere(setup.build_loss, arguments, weights, accelerator)

@@ -17,6 +17,8 @@ import torch
 from torch import nn
 from transformers import get_scheduler
 
+from .arguments import SCHEDULES
+
 
 # Parameters that are tables of positions or single tokens; decaying them would pull all positions together.
 UNDECAYED_NAMES = ("pos_embed", "position_embedding", "cls_token", "dist_token", "cls_emb")
@@ -136,8 +138,8 @@ def make_schedule(
         constant    1
         wsd         1 until the last `decay_share` of the steps, there from 1 to 0 linearly (warm-up, stable, decay)
 
-    Another name is one that `transformers.get_scheduler` knows, which gets the steps alone. Step it once per optimizer
-    step, and do not pass it through `accelerator.prepare`: that steps it once per process.
+    The other names of `SCHEDULES` are those of `transformers.get_scheduler`, which gets the steps alone. Step it once
+    per optimizer step, and do not pass it through `accelerator.prepare`: that steps it once per process.
 
     Args:
         warmup_steps: optimizer steps of warm-up; 0 for none.
@@ -159,6 +161,8 @@ def make_schedule(
         "constant": lambda t: 1.0,
         "wsd": lambda t: min(1.0, (1 - t) / decay_share),
     }
+    if name not in SCHEDULES:  # transformers has others that need the loss, or settings of their own
+        raise ValueError(f"the schedule {name!r} is not known; choose one of {', '.join(SCHEDULES)}")
     if name not in shapes:
         return get_scheduler(name, optimizer, warmup_steps, total_steps)
     bases = [group.get("initial_lr", group["lr"]) for group in optimizer.param_groups]  # initial_lr: after a resume

@@ -9,6 +9,9 @@ import math
 import os
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import fields, is_dataclass
+from difflib import get_close_matches
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -22,11 +25,11 @@ from ..architectures import ARCHITECTURES
 from ..data import load_data
 from ..data.augmentation import TrainingTransform
 from ..data.labels import Labels, flip_permutation
-from ..data.loaders import TrainingLoader, training_dataloader
+from ..data.loaders import TrainingLoader, collate_evaluation, training_dataloader
 from ..inference import load_model, predict
 from ..losses import class_weights_from_counts, parse_loss
 from .arguments import Arguments, config_overrides, data_settings
-from .machine import keep_freed_memory, use_cores
+from .machine import is_out_of_memory, keep_freed_memory, use_cores
 from .optim import make_schedule, parameter_groups
 
 
@@ -148,18 +151,21 @@ def build_loader(
         ignore_index=labels.ignore_index,
         flip_permutation=flip_permutation(labels.id2label),
     )
-    return training_dataloader(
-        dataset,
-        transform,
-        arguments.per_device_train_batch_size,
-        seed=arguments.seed,
-        start_step=start_step * arguments.gradient_accumulation_steps,
-        num_workers=num_workers(arguments, accelerator),
-        process_index=accelerator.process_index,
-        num_processes=accelerator.num_processes,
-        device=accelerator.device,
-        cache_bytes=int(arguments.cache_gigabytes * 2**30),
-    )
+    try:
+        return training_dataloader(
+            dataset,
+            transform,
+            arguments.per_device_train_batch_size,
+            seed=arguments.seed,
+            start_step=start_step * arguments.gradient_accumulation_steps,
+            num_workers=num_workers(arguments, accelerator),
+            process_index=accelerator.process_index,
+            num_processes=accelerator.num_processes,
+            device=accelerator.device,
+            cache_bytes=int(arguments.cache_gigabytes * 2**30),
+        )
+    except OSError as error:  # of `mmap`
+        raise OSError(f"cache_gigabytes {arguments.cache_gigabytes} cannot be had ({error}); lower it") from error
 
 
 def num_workers(arguments: Arguments, accelerator: Accelerator) -> int:
@@ -210,6 +216,8 @@ def build_model(arguments: Arguments, labels: Labels):
     else:
         row = ARCHITECTURES[arguments.architecture or "segformer"]
         if arguments.config_name:
+            if Path(arguments.config_name).is_dir() and not (Path(arguments.config_name) / "config.json").is_file():
+                raise ValueError(f"config_name {arguments.config_name} is a folder without a config.json")
             config = row.config.from_pretrained(arguments.config_name, **hub, **settings)
         else:
             config = row.config.from_size(arguments.size, **settings) if arguments.size else row.config(**settings)
@@ -218,6 +226,7 @@ def build_model(arguments: Arguments, labels: Labels):
             processor = row.processor.from_pretrained(arguments.image_processor_name, **hub)
         else:
             processor = row.processor(do_resize=False)  # images at their own size, unless told otherwise below
+    _check_fields(arguments, model.config)
     model.config.palette = [list(color) for color in labels.colors]  # for pictures, as in `segtx predict`
     set_protocol(arguments, model, processor)
     if arguments.backbone_weights:
@@ -225,6 +234,19 @@ def build_model(arguments: Arguments, labels: Labels):
 
         load_backbone(model, arguments.backbone_weights)
     return model, processor
+
+
+def _check_fields(arguments: Arguments, config: PreTrainedConfig) -> None:
+    """Raises ValueError for fields that the configuration does not have: set, they would do nothing."""
+    known = {option.name for option in fields(config)} if is_dataclass(config) else set(vars(config))
+    known |= set(config.attribute_map)
+    for name in config_overrides(arguments):
+        if name not in known:
+            close = get_close_matches(name, known, n=1)
+            cure = f"; did you mean {close[0]}?" if close else ""
+            raise ValueError(f"config_overrides has {name}, which {type(config).__name__} does not know{cure}")
+    if arguments.auxiliary_loss_weight and "auxiliary_loss_weight" not in known:
+        raise ValueError(f"auxiliary_loss_weight: {type(config).__name__} has no auxiliary heads; omit it")
 
 
 def set_protocol(arguments: Arguments, model: nn.Module, processor) -> None:
@@ -236,12 +258,12 @@ def set_protocol(arguments: Arguments, model: nn.Module, processor) -> None:
     if arguments.image_size:
         processor.do_resize = True
         processor.size = SizeDict(**dict(zip(("shortest_edge", "longest_edge"), arguments.image_size)))
+    channels = getattr(model.config, "num_channels", 3)
     for name in ("image_mean", "image_std"):
         if values := getattr(arguments, name):
-            channels = getattr(model.config, "num_channels", 3)
-            if len(values) != channels:
-                raise ValueError(f"{name} has {len(values)} values for {channels} channels; give one for each")
             setattr(processor, name, values)
+        if len(values := getattr(processor, name)) != channels:
+            raise ValueError(f"{name} has {len(values)} values, {values}, for {channels} channels; give one for each")
     processor.do_reduce_labels = False  # the data set's label contract has done it
     if arguments.eval_mode == "slide":
         window = arguments.window_size or arguments.crop_size
@@ -251,21 +273,28 @@ def set_protocol(arguments: Arguments, model: nn.Module, processor) -> None:
         processor.window_size = processor.window_stride = None
 
 
-def try_evaluation(model: nn.Module, processor, dataset) -> None:
-    """Shows the model one image as an evaluation will, so that what is wrong with sizes or windows is said at once.
+@torch.no_grad()
+def try_sizes(arguments: Arguments, model: nn.Module, processor, dataset) -> None:
+    """Shows the model one image as an evaluation will, and an empty one of the crop's size.
+
+    So what is wrong with sizes or windows is said before the first step.
 
     Raises:
-        ValueError: as processor and model.
+        ValueError: as processor and model; and if the network cannot take crops of this size.
     """
-    for index in range(len(dataset)):
-        try:
-            image = dataset[index]["image"]
-        except ValueError:
-            if getattr(dataset, "on_error", "raise") == "raise":
-                raise
-            continue
-        predict(model.eval(), processor, [image])
-        return
+    read = getattr(dataset, "__getitems__", lambda indices: [dataset[index] for index in indices])
+    batches = (collate_evaluation(read([index]))["images"] for index in range(len(dataset)))
+    images = next(filter(None, batches), None)  # those that cannot be read are left out
+    if images is None:
+        raise ValueError("not one validation image can be read")
+    predict(model.eval(), processor, images)
+    height, width = arguments.crop_size[0], arguments.crop_size[-1]
+    try:
+        model(pixel_values=torch.zeros(1, images[0].shape[0], height, width, device=model.device))
+    except RuntimeError as error:
+        if is_out_of_memory(error):
+            raise
+        raise ValueError(f"crop_size {arguments.crop_size}: the network cannot take such images ({error})") from error
 
 
 def choose_parameters(arguments: Arguments, model: nn.Module) -> list[nn.Module]:
@@ -287,6 +316,8 @@ def choose_parameters(arguments: Arguments, model: nn.Module) -> list[nn.Module]
         except AttributeError as error:
             known = ", ".join(name for name, _ in model.backbone.named_children())
             raise ValueError(f"`freeze` {name}: there is no such module; the backbone has {known}") from error
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise ValueError(f"`freeze` {' '.join(arguments.freeze)} leaves nothing to train; name less")
     return frozen
 
 
