@@ -114,10 +114,15 @@ def test_crops_fit_into_the_images():
             assert crop % 32 == 0 and 32 <= crop <= 512 and crop < side * scale + 32
 
 
-def test_rare_classes_change_the_loss():
-    assert values(automatic.decide_loss(replace(FACTS, class_shares=[0.4, 0.35, 0.25])))["loss"] == "ce"
-    rare = automatic.decide_loss(FACTS)[0]
-    assert rare.value != "ce" and "pole has 2.00%" in rare.reason
+def test_rare_classes_get_weights():
+    assert not automatic.decide_loss(replace(FACTS, class_shares=[0.4, 0.35, 0.25]))
+    shares = [0.64, 0.32, 0.04, 0.0]
+    decision = automatic.decide_loss(replace(FACTS, class_shares=shares, class_names=["a", "b", "pole", "d"]))[0]
+    weights = [float(weight) for weight in decision.value]
+    # By hand: 1 / sqrt(share) is 1.25, 1.768, 5, and their mean over the pixels 0.8 + 0.566 + 0.2 = 1.566.
+    assert weights == pytest.approx([0.798, 1.129, 3.193, 63.9], rel=0.01) and "pole has 4.00%" in decision.reason
+    assert sum(weight * share for weight, share in zip(weights, shares)) == pytest.approx(1, rel=0.01)
+    parse_training(["--train_dir", "d", "--class_weights", *decision.value])  # is what the flag takes
 
 
 def test_mirrors_and_colours_follow_names_and_channels():
@@ -155,6 +160,8 @@ def test_rates_come_from_the_table():
     assert published["learning_rate"] == 6e-5 and published["head_lr_multiplier"] == 10
     short = values(automatic.decide_optimizer(started, "segformer", 1000))
     assert 6e-5 < short["learning_rate"] <= 8 * 6e-5
+    head = short["learning_rate"] * short["head_lr_multiplier"]  # never above the rate for random weights
+    assert head == pytest.approx(1.5e-3, rel=0.01)
 
 
 def test_precision_is_the_faster_one_by_a_margin():

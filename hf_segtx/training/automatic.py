@@ -13,9 +13,11 @@ up, stays, and decays in the last part of the run ("wsd").
 
 import json
 import math
+import os
 import re
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -42,6 +44,7 @@ WANTED_STEPS = 1000  # from random weights, fewer hardly leave the most frequent
 START_SECONDS = 5.0  # to build the model, and to write it at the end
 FORWARD_SHARE = 0.45  # of a step's time, which an image of as many pixels takes in evaluation
 CPU_CROP_MEGAPIXELS = 0.16  # of a crop, where nothing else is known
+RAREST = 1e-4  # of the pixels, for the weight of a class
 TRIAL_MEGAPIXELS = 400.0  # of crops that the steps whose speed is measured are meant for
 SMALLEST_SHORT_EDGE = 224  # pixels that an image is shown at, at least: 7 x 7 cells of the last stage
 HUB_SECONDS = 3.0  # to ask the Hub once
@@ -268,14 +271,19 @@ def decide_normalization(facts: DataFacts, has_weights: bool) -> list[Decision]:
 
 
 def decide_loss(facts: DataFacts) -> list[Decision]:
-    """The loss, from how unevenly the pixels are spread over the classes."""
-    shares = [share for share in facts.class_shares if share > 0]
-    rare = min(shares, default=1.0) * len(shares)  # 1 if all classes are equally frequent
-    if rare > 0.25:
-        return [Decision("loss", "ce", "the classes are about equally frequent")]
-    name = facts.class_names[facts.class_shares.index(min(shares))]
-    reason = f"{name} has {min(shares):.2%} of the pixels: lovasz counts each class alike, as mean IoU does"
-    return [Decision("loss", "ce + lovasz", reason)]
+    """The weights of the classes in the loss, from how unevenly the pixels are spread over them."""
+    shares = facts.class_shares
+    present = [share for share in shares if share > 0]
+    if min(present, default=1.0) * len(present) > 0.5:
+        return []  # about equally frequent
+    weights = [max(share, RAREST) ** -0.5 for share in shares]
+    mean = sum(weight * share for weight, share in zip(weights, shares, strict=True))
+    rarest = shares.index(min(present))
+    reason = (
+        f"{facts.class_names[rarest]} has {shares[rarest]:.2%} of the pixels: roots of the inverse shares, between no "
+        "weights, with which rare classes are not found in little time, and equal sums, with which they are overdone"
+    )
+    return [Decision("class_weights", [f"{weight / mean:.3g}" for weight in weights], reason)]
 
 
 ONE_SIDED = re.compile(r"\b(left|right|text|letter|digit|number ?plate|liver|heart|stomach|spleen|aorta)\b", re.I)
@@ -328,11 +336,18 @@ def decide_optimizer(arguments: Arguments, architecture: str, steps: int) -> lis
         factor = min(8.0, (PUBLISHED_STEPS / steps) ** 0.4)
         rate = float(f"{rate * factor:.2g}")
         why += f"; {factor:.1f} times as much, because {steps} steps have to do what {PUBLISHED_STEPS} did there"
+    head, head_why = rates.head_lr_multiplier, rates.source
+    highest = RANDOM_RATES.get(architecture, RANDOM_RATES["segformer"])
+    if head * rate > highest.learning_rate > rate and rates.optimizer == highest.optimizer:
+        head, head_why = (
+            round(highest.learning_rate / rate, 2),
+            f"for heads, which begin with random weights: {highest.source}",
+        )
     warmup = max(1, min(1500, round(0.05 * steps)))
     return [
         Decision("optimizer", rates.optimizer, rates.source),
         Decision("learning_rate", rate, why),
-        Decision("head_lr_multiplier", rates.head_lr_multiplier, rates.source),
+        Decision("head_lr_multiplier", head, head_why),
         Decision("weight_decay", rates.weight_decay, rates.source),
         Decision("max_grad_norm", 1.0, "keeps the first steps from random weights, and rare bad batches, harmless"),
         Decision("lr_scheduler_type", "wsd", "the rate does not depend on the number of steps until it falls"),
@@ -425,11 +440,24 @@ def measure_speeds(arguments: Arguments, labels: Labels) -> list[Speed]:
     crop = arguments.crop_size
     pixels = arguments.per_device_train_batch_size * crop[0] * crop[-1] / 1e6
     speeds = []
-    for precision in precisions:
-        if step := plan.measure_apart(replace(arguments, mixed_precision=precision, num_warmup_steps=0), labels):
-            seconds = step.seconds + step.update_seconds
-            speeds.append(Speed(precision, seconds, pixels / seconds, step.memory))
+    with _single_process():
+        for precision in precisions:
+            if step := plan.measure_apart(replace(arguments, mixed_precision=precision, num_warmup_steps=0), labels):
+                seconds = step.seconds + step.update_seconds
+                speeds.append(Speed(precision, seconds, pixels / seconds, step.memory))
     return sorted(speeds, key=lambda speed: speed.seconds)
+
+
+@contextmanager
+def _single_process() -> Iterator[None]:
+    """Processes that begin inside do not look for those that a launcher started with this one."""
+    names = {"RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT"}
+    names |= {name for name in os.environ if name.startswith(("ACCELERATE_", "FSDP_", "TORCHELASTIC_"))}
+    kept = {name: os.environ.pop(name) for name in names if name in os.environ}
+    try:
+        yield
+    finally:
+        os.environ.update(kept)
 
 
 def decide_precision(speeds: list[Speed]) -> list[Decision]:
@@ -535,7 +563,8 @@ def fit_memory(arguments: Arguments, speed: Speed, labels: Labels, show: Callabl
     images = arguments.per_device_train_batch_size
     if speed.memory * max(1.0, images * area / (speed.megapixels * speed.seconds)) < 0.8 * free:
         return []
-    chosen, step = plan.propose(arguments, images, plan.Measurements(labels, 0.9 * free, show))
+    with _single_process():
+        chosen, step = plan.propose(arguments, images, plan.Measurements(labels, 0.9 * free, show))
     reason = f"measured: so many images take {step.memory:.1f} of {free:.1f} GB"
     decisions = [Decision("per_device_train_batch_size", chosen.per_device_train_batch_size, reason)]
     for name in ("gradient_checkpointing", "crop_size", "mixed_precision"):
