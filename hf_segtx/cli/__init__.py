@@ -19,6 +19,7 @@ COMMANDS = {  # the name is that of the module, too
     "prepare": "any data set -> sharded Parquet for the Hub and for --streaming",
     "plan": "measure a training step; propose batch, crop, precision and hours",
     "convert": "checkpoint of another code base -> folder for from_pretrained",
+    "export": "model -> ONNX, OpenVINO or torch.export, verified beside the checkpoint",
     "explain": "attention, class embeddings and object regions as pictures",
     "recipes": "list the settings of published runs, or print one",
 }

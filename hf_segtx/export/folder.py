@@ -1,0 +1,216 @@
+"""An exported folder: graphs in one or several formats, what runners need, a verification, and a page about it.
+
+export_model("outputs/run", "exported", ["onnx", "openvino"])
+
+model.onnx, openvino_model.xml and .bin, model.pt2    the graphs, with metadata (`hf_segtx.export.metadata`)
+config.json, preprocessor_config.json                 for `hf_segtx.inference`, which takes the folder as a model
+segment.py                                            a runner without PyTorch
+export.json, README.md                                options, verification, five lines for each language
+"""
+
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from torch.utils.data import Dataset
+from transformers import PreTrainedModel
+
+from ..data.labels import Labels
+from ..inference import evaluate, load_model, protocol
+from ..runtime import segment as runtime_segment
+from . import verification
+from .graph import GraphOptions, exported_program
+from .metadata import metadata_of
+from .page import write_page
+from .runner import RECORD, load_exported, pixel_statistics
+
+
+FILES = {"onnx": "model.onnx", "openvino": "openvino_model.xml", "torch": "model.pt2"}
+PICTURES = 4  # that files are compared on
+
+
+def export_model(
+    source: str,
+    output_dir: str | Path,
+    formats: Sequence[str] = ("onnx",),
+    *,
+    options: GraphOptions | None = None,
+    normalize: bool = False,
+    opset: int = 20,
+    dataset: Dataset | None = None,
+    labels: Labels | None = None,
+    bound: float | None = None,
+    model_and_processor: tuple | None = None,
+) -> dict:
+    """Writes and verifies an exported folder; returns what its export.json says.
+
+    Args:
+        source: folder or Hub name of a checkpoint.
+        formats: among "onnx", "openvino" and "torch".
+        normalize: the graph takes RGB of 0-255 as uint8, and does the processor's rescaling and normalisation itself.
+        opset: of the ONNX standard.
+        dataset, labels: pictures to verify on, and to score where the classes are those of the model.
+        bound: allowed difference of logits in standard deviations; None for 0.001, or 0.1 with 16 bits.
+        model_and_processor: if they are loaded already.
+
+    Returns:
+        "failures": sentences about files that differ by more than the bound; and "files", "checkpoint", ...
+
+    Raises:
+        ValueError: for options that do not go together, or a folder that holds something else.
+    """
+    if wrong := set(formats) - set(FILES):
+        raise ValueError(f"formats has {sorted(wrong)[0]!r}; choose among {', '.join(FILES)}")
+    output_dir = Path(output_dir)
+    if (output_dir / "config.json").exists() and not (output_dir / RECORD).exists():
+        raise ValueError(f"{output_dir} holds a model that is not an export; choose another folder")
+    model, processor = model_and_processor or load_model(source)
+    model, options = model.cpu().float().eval(), options or GraphOptions()
+    if normalize:
+        fields = "image_mean image_std do_normalize do_rescale rescale_factor".split()
+        options.mean, options.std = pixel_statistics({name: getattr(processor, name) for name in fields})
+    align_corners = bool(processor.align_corners)
+    metadata = metadata_of(model, processor, options, source)
+
+    output_dir.mkdir(parents=True, exist_ok=True)
+    model.config.save_pretrained(output_dir)
+    processor.save_pretrained(output_dir)
+    shutil.copy(runtime_segment.__file__, output_dir / "segment.py")
+    written = dict.fromkeys(formats)
+    for format in written:
+        write_graph(model, options, align_corners, format, output_dir / FILES[format], metadata, opset)
+    record = {
+        "metadata": metadata,
+        "options": {**asdict(options), "opset": opset},
+        "versions": versions(formats),
+        "files": [
+            {"file": FILES[format], "format": format, "precision": "float16" if options.half else "float32"}
+            for format in written
+        ],
+        "failures": [],
+    }
+    write_record(output_dir, record)  # which the runner reads
+    verify(record, model, processor, source, output_dir, options, dataset, labels, bound)
+    write_record(output_dir, record)
+    write_page(output_dir, record)
+    return record
+
+
+def write_graph(
+    model: PreTrainedModel,
+    options: GraphOptions,
+    align_corners: bool,
+    format: str,
+    path: Path,
+    metadata: dict[str, str],
+    opset: int,
+) -> None:
+    """Writes one file; what writes a format is imported where it is needed.
+
+    Raises:
+        ValueError: if the packages of the format are not installed.
+    """
+    try:
+        if format == "onnx":
+            from .to_onnx import write_onnx as write
+        elif format == "openvino":
+            from .to_openvino import write_openvino as write
+    except ImportError as error:
+        raise ValueError(f"format {format}: {error}; `pip install hf_segtx[{format}]`") from error
+    program = exported_program(model, options, align_corners, channels_last=format == "onnx")
+    if format == "onnx":
+        write(program, path, options.outputs, metadata, opset)
+    elif format == "openvino":
+        write(program, path, options.outputs, metadata, options.half)
+    else:
+        torch.export.save(program, path, extra_files={"metadata.json": json.dumps(metadata)})
+
+
+def write_record(output_dir: Path, record: dict) -> None:
+    (output_dir / RECORD).write_text(json.dumps(record, indent=2, allow_nan=False) + "\n")
+
+
+def versions(formats: Sequence[str]) -> dict[str, str]:
+    """Of the packages that wrote the files."""
+    from importlib.metadata import version
+
+    names = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "openvino": ("openvino",), "torch": ()}
+    return {name: version(name) for name in ["torch", "transformers", *sum((names[f] for f in formats), ())]}
+
+
+def verify(
+    record: dict,
+    model: PreTrainedModel,
+    processor,
+    source: str,
+    output_dir: Path,
+    options: GraphOptions,
+    dataset: Dataset | None,
+    labels: Labels | None,
+    bound: float | None,
+) -> None:
+    """Compares, scores and times every file beside the checkpoint; puts all of it into the record."""
+    if dataset is None:
+        from ..data.scenes import SceneDataset
+
+        dataset = SceneDataset(PICTURES, seed=1, size=(360, 480))
+        labels = dataset.labels
+    bound = bound or (verification.HALF_BOUND if options.half else verification.FLOAT_BOUND)
+    images = [dataset[index]["image"] for index in range(min(PICTURES, len(dataset)))]
+    pictures = verification.prepared_pictures(processor, images)
+    size = tuple(options.static_shape[1:]) if options.static_shape else tuple(pictures.shape[2:])
+    shapes = verification.verification_shapes(size, options.static_shape, max(processor.minimum_size or 1, 64))
+    byte_statistics = (options.mean, options.std) if options.mean is not None else None
+    shape = (options.static_shape[0] if options.static_shape else 1, pictures.shape[1], *size)
+    names_fit = labels is not None and list(labels.id2label.values()) == list(model.config.id2label.values())
+    record["verification"] = {
+        "bound": bound,
+        "shapes": [list(shape) for shape in shapes],
+        "pictures": len(images),
+        "timed_shape": list(shape),
+        "scored_images": len(dataset) if names_fit else 0,
+        "protocol": protocol(processor, labels.ignore_index) if names_fit else "classes of data and model differ",
+    }
+    record["checkpoint"] = verification.measured(source, shape) if Path(source).is_dir() else {}
+    if names_fit:
+        record["checkpoint"]["mean_iou"] = score(model, processor, dataset)
+    for entry in record["files"]:
+        file = output_dir / entry["file"]
+        compared = verification.compare(
+            model, file, options.outputs, pictures, shapes, bool(processor.align_corners), bound, byte_statistics
+        )
+        entry |= asdict(compared) | {"bytes": size_of(file)}
+        entry |= verification.measured(file, shape, takes_bytes=byte_statistics is not None)
+        if names_fit and "logits" in options.outputs and options.static_shape is None:
+            entry["mean_iou"] = score(*load_exported(file), dataset)
+        record["failures"] += failures_of(entry, bound)
+
+
+def size_of(file: Path) -> int:
+    """Bytes of a file and of the weights beside it."""
+    weights = file.with_suffix(".bin")
+    return file.stat().st_size + (weights.stat().st_size if weights.is_file() else 0)
+
+
+def score(model, processor, dataset: Dataset) -> float:
+    return round(float(evaluate(model, processor, dataset, progress=False)["mean_iou"]), 6)
+
+
+def failures_of(entry: dict, bound: float) -> list[str]:
+    """What is wrong with a file, a sentence each."""
+    failures, where = [], "x".join(map(str, entry["where"]))
+    difference = entry["largest_difference"]
+    if difference is not None and difference > bound:
+        failures.append(
+            f"{entry['file']}: logits differ by {difference:.2g} standard deviations at an input of {where}; "
+            f"at most {bound:g} is allowed"
+        )
+    if entry["unequal_decided"]:
+        failures.append(
+            f"{entry['file']}: {entry['unequal_decided']} pixels that are no ties have another label, most of them at "
+            f"an input of {where}"
+        )
+    return failures

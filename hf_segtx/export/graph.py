@@ -1,0 +1,200 @@
+"""What is exported: a trained model made ready for inference, between preparation of the pixels and a label map.
+
+    pixel_values -- [uint8: to float, mean and std] -- model -- logits -- [upsampling, argmax] -- label map
+
+The graph serves every batch, height and width (`torch.export` with `Dim.DYNAMIC`, which refuses where `Dim.AUTO` would
+specialise without a word), or one of them.
+
+Letters: B images, K classes; (H, W) size of the input, (h, w) that of the logits.
+"""
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import PreTrainedModel
+
+from ..models.cpu import batch_norm_terms, fuse_batch_norm
+from ..models.modeling_segformer import SegFormerDecodeHead
+
+
+OUTPUTS = ("label_map", "logits", "confidence")
+
+
+@dataclass
+class GraphOptions:
+    """What the graph takes and returns.
+
+    Args:
+        outputs: among "label_map" (B, H, W), uint8 or, for more than 256 classes, int16; "logits" (B, K, h, w) float32,
+            at the resolution of the head; "confidence" (B, H, W) float32, the softmax probability of the label.
+        mean, std: of the normalisation if the graph shall take RGB of 0-255 (B, 3, H, W) uint8; None: the input is
+            float32 as the image processor normalises it.
+        half: compute in 16 bits; input and outputs stay what they are.
+        static_shape: (B, H, W) if the graph shall serve that size only.
+    """
+
+    outputs: Sequence[str] = ("label_map", "logits")
+    mean: Sequence[float] | None = None
+    std: Sequence[float] | None = None
+    half: bool = False
+    static_shape: tuple[int, int, int] | None = None
+
+    def __post_init__(self):
+        if not self.outputs or set(self.outputs) - set(OUTPUTS):
+            raise ValueError(f"outputs are {list(self.outputs)}; choose among {', '.join(OUTPUTS)}")
+        if self.static_shape is not None and min(self.static_shape) < 1:
+            raise ValueError(f"static_shape is {self.static_shape}; batch, height and width are at least 1")
+
+
+# An operator of its own, because ONNX can upsample maps whose channels come last, several times as fast, and PyTorch
+# has no name for that.
+@torch.library.custom_op("hf_segtx_export::resize_channels_last", mutates_args=())
+def resize_channels_last(logits: torch.Tensor, height: int, width: int, align_corners: bool) -> torch.Tensor:
+    """Bilinear upsampling (B, K, h, w) -> (B, H, W, K)."""
+    resized = F.interpolate(logits, size=(height, width), mode="bilinear", align_corners=align_corners)
+    return resized.permute(0, 2, 3, 1).contiguous()
+
+
+@resize_channels_last.register_fake
+def _(logits, height, width, align_corners):
+    return logits.new_empty((logits.shape[0], height, width, logits.shape[1]))
+
+
+class FoldedSegFormerHead(nn.Module):
+    """SegFormer's head with all products of weights computed: one 1x1 convolution a stage, sum, ReLU, classifier.
+
+    BatchNorm's scale goes into the convolutions. Its shift and their biases, which upsampling leaves as they are, are
+    one bias, that of the finest stage.
+    """
+
+    def __init__(self, head: SegFormerDecodeHead):
+        super().__init__()
+        self.stages, self.classifier = head.stages, head.classifier
+        scale, bias = batch_norm_terms(head.norm)
+        fuse_parts = head.fuse.weight.flatten(1).chunk(len(self.stages), dim=1)[::-1]
+        products = []
+        for i, (projection, fuse) in enumerate(zip(head.projections, fuse_parts)):
+            weight, layers = scale[:, None] * fuse, []
+            if head.normalize_projections:
+                norm_scale, norm_shift = batch_norm_terms(head.projection_norms[i])
+                layers = [convolution(norm_scale[:, None] * projection.weight, norm_shift), nn.ReLU()]
+            else:
+                bias = bias + weight @ projection.bias
+                weight = weight @ projection.weight
+            products.append(nn.Sequential(*layers, convolution(weight, None)))
+        products[0][-1].bias = nn.Parameter(bias)
+        self.products = nn.ModuleList(products)
+
+    def forward(self, feature_maps: tuple[torch.Tensor, ...]) -> torch.Tensor:
+        size = feature_maps[0].shape[2:]
+        fused = None
+        for stage, product in zip(self.stages, self.products):
+            x = product(feature_maps[stage])
+            if stage > 0:
+                x = F.interpolate(x, size=size, mode="bilinear", align_corners=False)
+            fused = x if fused is None else fused + x
+        return self.classifier(F.relu(fused))
+
+
+def convolution(weight: torch.Tensor, bias: torch.Tensor | None) -> nn.Conv2d:
+    """The 1x1 convolution with a weight (C_out, C_in)."""
+    conv = nn.Conv2d(weight.shape[1], weight.shape[0], 1, bias=bias is not None)
+    conv.weight = nn.Parameter(weight[:, :, None, None])
+    if bias is not None:
+        conv.bias = nn.Parameter(bias)
+    return conv
+
+
+@torch.no_grad()
+def folded(model: PreTrainedModel) -> PreTrainedModel:
+    """A copy for inference, on the CPU in float32, whose BatchNorms are part of convolutions where that is possible."""
+    model = copy.deepcopy(model).cpu().float().eval()
+    if isinstance(model.decode_head, SegFormerDecodeHead):
+        model.decode_head = FoldedSegFormerHead(model.decode_head)
+        return model.requires_grad_(False)
+    return fuse_batch_norm(model)
+
+
+class Graph(nn.Module):
+    """The module that is exported.
+
+    Args:
+        model: of this package, as [`folded`] returns it.
+        options: see [`GraphOptions`].
+        align_corners: how logits are upsampled.
+        channels_last: upsample with channels last, which is fast in ONNX Runtime, and never ends in OpenVINO.
+
+    Shape:
+        pixel_values: (B, C, H, W), float32 or uint8
+        returns: a tensor for each of the outputs
+    """
+
+    def __init__(self, model: PreTrainedModel, options: GraphOptions, align_corners: bool, channels_last: bool):
+        super().__init__()
+        self.dtype = torch.float16 if options.half else torch.float32
+        self.model = model.to(self.dtype)
+        self.num_labels = model.config.num_labels
+        self.outputs, self.align_corners, self.channels_last = tuple(options.outputs), align_corners, channels_last
+        self.normalize = options.mean is not None
+        if self.normalize:  # (x / 255 - mean) / std as one product and one sum
+            std = torch.tensor(options.std)
+            self.register_buffer("scale", (1 / (255 * std)).view(-1, 1, 1))
+            self.register_buffer("shift", (-torch.tensor(options.mean) / std).view(-1, 1, 1))
+        self.eval()
+
+    def forward(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        size = pixel_values.shape[2:]
+        if self.normalize:
+            pixel_values = pixel_values.float() * self.scale + self.shift
+        logits = self.model(pixel_values.to(self.dtype)).logits.float()
+        results = {"logits": logits}
+        if set(self.outputs) - {"logits"}:
+            results |= self.of_pixels(logits, size)
+        return tuple(results[name] for name in self.outputs)
+
+    def of_pixels(self, logits: torch.Tensor, size: tuple[int, int]) -> dict[str, torch.Tensor]:
+        """Label map and, where it is asked for, confidence, at the size of the input."""
+        if self.channels_last:
+            classes, upsampled = 3, resize_channels_last(logits, size[0], size[1], self.align_corners)
+        else:
+            classes = 1
+            upsampled = F.interpolate(logits, size=size, mode="bilinear", align_corners=self.align_corners)
+        if self.num_labels == 1:
+            logit = upsampled.squeeze(classes)
+            results = {"label_map": (logit > 0).to(torch.uint8)}
+            return results | ({"confidence": logit.abs().sigmoid()} if "confidence" in self.outputs else {})
+        labels = upsampled.argmax(classes).to(torch.uint8 if self.num_labels <= 256 else torch.int16)
+        if "confidence" not in self.outputs:
+            return {"label_map": labels}
+        return {"label_map": labels, "confidence": upsampled.softmax(classes).amax(classes)}
+
+
+def example_shape(model: PreTrainedModel, options: GraphOptions) -> tuple[int, int, int, int]:
+    """Shape (B, C, H, W) of the example that the graph is exported with; of a dynamic graph it means nothing.
+
+    Batch, height and width differ from each other and from 1: equal sizes, or 1, would make a graph for that case.
+    """
+    channels = getattr(model.config, "num_channels", 3)
+    batch, height, width = options.static_shape or (2, 128, 192)
+    return batch, channels, height, width
+
+
+def exported_program(
+    model: PreTrainedModel, options: GraphOptions, align_corners: bool, channels_last: bool = False
+) -> torch.export.ExportedProgram:
+    """The model as a graph with weights.
+
+    Args:
+        model: of this package; stays as it is.
+    """
+    graph = Graph(folded(model), options, align_corners, channels_last)
+    example = torch.zeros(example_shape(model, options), dtype=torch.uint8 if graph.normalize else torch.float32)
+    dynamic = None
+    if options.static_shape is None:
+        dynamic = ({dim: torch.export.Dim.DYNAMIC for dim in (0, 2, 3)},)
+    with torch.no_grad():
+        return torch.export.export(graph, (example,), dynamic_shapes=dynamic)

@@ -1,0 +1,160 @@
+"""Exported files in the place of a model: `segment`, `predict` and `evaluate` take them as they take a checkpoint.
+
+    model, processor = load_exported("exported")                       # or exported/openvino_model.xml
+    segment(model, processor, [image], scales=(0.75, 1, 1.25), flip=True)
+
+ONNX Runtime, OpenVINO or PyTorch computes the logits; windows, scales and upsampling to the image's own size are those
+of `hf_segtx.inference`, so the label maps are those of the checkpoint.
+"""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoImageProcessor
+
+from ..models.segmentation_base import SegmentationOutput
+
+
+RECORD = "export.json"  # of an exported folder
+SUFFIXES = (".onnx", ".xml", ".pt2")
+Session = Callable[[np.ndarray], dict[str, np.ndarray]]
+
+
+def is_exported(path: str | Path) -> bool:
+    """Whether this is an exported folder, or a file in one."""
+    path = Path(path)
+    return (path / RECORD).is_file() or (path.suffix in SUFFIXES and (path.parent / RECORD).is_file())
+
+
+def outputs_of(file: Path) -> list[str]:
+    """Names of the outputs, in their order, of a file in an exported folder."""
+    return json.loads(json.loads((file.parent / RECORD).read_text())["metadata"]["outputs"])
+
+
+def open_onnx(file: Path, outputs: list[str], provider: str | None, threads: int | None) -> Session:
+    """A session of ONNX Runtime, which computes no more than what the outputs need."""
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise ValueError(f"{file} is run by ONNX Runtime; `pip install hf_segtx[onnx]`") from error
+    available = onnxruntime.get_available_providers()
+    provider = provider or "CPUExecutionProvider"
+    if provider not in available:
+        raise ValueError(f"provider {provider!r} is not in this ONNX Runtime; it has {', '.join(available)}")
+    options, run_options = onnxruntime.SessionOptions(), onnxruntime.RunOptions()
+    options.intra_op_num_threads = threads or 0
+    run_options.only_execute_path_to_fetches = True
+    session = onnxruntime.InferenceSession(file, options, providers=[provider])
+
+    def run(pixel_values: np.ndarray) -> dict[str, np.ndarray]:
+        return dict(zip(outputs, session.run(outputs, {"pixel_values": pixel_values}, run_options)))
+
+    return run
+
+
+def open_openvino(file: Path, outputs: list[str], provider: str | None, threads: int | None) -> Session:
+    """A model compiled by OpenVINO for a device, "CPU" by default, without the outputs that nobody wants."""
+    try:
+        import openvino
+    except ImportError as error:
+        raise ValueError(f"{file} is run by OpenVINO; `pip install hf_segtx[openvino]`") from error
+    core = openvino.Core()
+    device = provider or "CPU"
+    if device not in core.available_devices:
+        raise ValueError(f"provider {device!r} is no device here; OpenVINO has {', '.join(core.available_devices)}")
+    model = core.read_model(file)
+    for result in model.get_results():
+        if not result.get_output_tensor(0).get_names() & set(outputs):
+            model.remove_result(result)
+    # Without the hint processors with 16-bit arithmetic would round to it.
+    settings = {"INFERENCE_PRECISION_HINT": "f32", **({"INFERENCE_NUM_THREADS": threads} if threads else {})}
+    compiled = core.compile_model(model, device, settings if device == "CPU" else {})
+
+    def run(pixel_values: np.ndarray) -> dict[str, np.ndarray]:
+        results = compiled(pixel_values)
+        return {name: np.array(results[name]) for name in outputs}
+
+    return run
+
+
+def open_torch(file: Path, outputs: list[str], provider: str | None, threads: int | None) -> Session:
+    """A program of torch.export on the CPU; threads are those of the process."""
+    if provider or threads:
+        raise ValueError(f"{file} is run by PyTorch on the CPU; provider and threads are for .onnx and .xml files")
+    module, names = torch.export.load(file).module(), outputs_of(file)
+
+    def run(pixel_values: np.ndarray) -> dict[str, np.ndarray]:
+        with torch.no_grad():
+            results = module(torch.from_numpy(pixel_values))
+        return {name: result.numpy() for name, result in zip(names, results, strict=True) if name in outputs}
+
+    return run
+
+
+def open_file(file: Path, outputs: list[str], provider: str | None = None, threads: int | None = None) -> Session:
+    """A function from pixel values, as an array, to the named outputs."""
+    openers = dict(zip(SUFFIXES, (open_onnx, open_openvino, open_torch), strict=True))
+    return openers[file.suffix](file, outputs, provider, threads)
+
+
+class ExportedModel(nn.Module):
+    """What `hf_segtx.inference` needs of a model: logits, a configuration, a device (the CPU, where arrays live).
+
+    Args:
+        file: .onnx, .xml or .pt2 of an exported folder.
+        provider: of ONNX Runtime, such as "CUDAExecutionProvider", or device of OpenVINO, such as "GPU".
+        threads: on the CPU; None for the runtime's own choice.
+
+    Shape:
+        pixel_values: (B, C, H, W) as the image processor makes them
+        returns: [`SegmentationOutput`] with logits (B, K, h, w)
+    """
+
+    def __init__(self, file: Path, provider: str | None = None, threads: int | None = None):
+        super().__init__()
+        record = json.loads((file.parent / RECORD).read_text())
+        if "logits" not in outputs_of(file):
+            raise ValueError(
+                f"{file} has no output `logits`, which windows, scales and resizing to the image need; export with "
+                "outputs label_map and logits, or use segment.py beside it"
+            )
+        self.config = AutoConfig.from_pretrained(file.parent)
+        self.device_holder = nn.Parameter(torch.empty(0), requires_grad=False)
+        preprocessing = json.loads(record["metadata"]["preprocessing"])
+        self.takes_bytes = record["metadata"]["input"].startswith("uint8")
+        self.mean, self.std = pixel_statistics(preprocessing)
+        self.run = open_file(file, ["logits"], provider, threads)
+        self.eval()
+
+    def forward(self, pixel_values: torch.Tensor, windows: torch.Tensor | None = None) -> SegmentationOutput:
+        if self.takes_bytes:  # back to what they were before normalisation
+            mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (self.mean, self.std))
+            pixel_values = (pixel_values * std + mean).round().clamp(0, 255).to(torch.uint8)
+        logits = self.run(np.ascontiguousarray(pixel_values.numpy()))["logits"]
+        return SegmentationOutput(logits=torch.from_numpy(logits), windows=windows)
+
+
+def pixel_statistics(preprocessing: dict) -> tuple[list[float], list[float]]:
+    """Mean and standard deviation, in units of 0-255, of an image processor's rescaling and normalisation together."""
+    factor = preprocessing["rescale_factor"] if preprocessing["do_rescale"] else 1.0
+    mean, std = preprocessing["image_mean"], preprocessing["image_std"]
+    if not preprocessing["do_normalize"]:
+        mean, std = [0.0] * len(mean), [1.0] * len(std)
+    return [value / factor for value in mean], [value / factor for value in std]
+
+
+def load_exported(path: str | Path, provider: str | None = None, threads: int | None = None):
+    """Model and image processor of an exported folder (the first of its files), or of one of its files.
+
+    Raises:
+        ValueError: if the runtime, the provider or the logits are missing.
+    """
+    file = Path(path)
+    if file.is_dir():
+        record = json.loads((file / RECORD).read_text())
+        file = file / record["files"][0]["file"]
+    return ExportedModel(file, provider, threads), AutoImageProcessor.from_pretrained(file.parent)

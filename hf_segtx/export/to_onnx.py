@@ -1,0 +1,78 @@
+"""ONNX files: one file with its weights, named dimensions, metadata, and an upsampling that ONNX Runtime does fast."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import onnx
+import torch
+from onnxscript import opset18 as op
+
+from . import graph  # noqa: F401  registers the operator that is translated
+
+
+LEAST_OPSET = 18
+
+
+def _resize_channels_last(logits, height, width, align_corners: bool):
+    """Transpose, then Resize over the two middle dimensions."""
+    one = op.Constant(value_ints=[1])
+    sizes = [op.Reshape(op.Cast(size, to=onnx.TensorProto.INT64), one) for size in (height, width)]
+    shape = op.Shape(logits)
+    batch = op.Slice(shape, op.Constant(value_ints=[0]), op.Constant(value_ints=[1]))
+    classes = op.Slice(shape, op.Constant(value_ints=[1]), op.Constant(value_ints=[2]))
+    return op.Resize(
+        op.Transpose(logits, perm=[0, 2, 3, 1]),
+        None,
+        None,
+        op.Concat(batch, *sizes, classes, axis=0),
+        mode="linear",
+        coordinate_transformation_mode="align_corners" if align_corners else "half_pixel",
+    )
+
+
+def write_onnx(
+    program: torch.export.ExportedProgram, path: Path, outputs: list[str], metadata: Mapping[str, str], opset: int = 20
+) -> None:
+    """Writes the graph of `exported_program(..., channels_last=True)`.
+
+    Args:
+        outputs: their names.
+        metadata: becomes the file's `metadata_props`.
+        opset: of the ONNX standard; from 20 on GELU is one node.
+
+    Raises:
+        ValueError: if the opset is older than the exporter can write.
+    """
+    if opset < LEAST_OPSET:
+        raise ValueError(f"opset is {opset}; the exporter of torch {torch.__version__} writes {LEAST_OPSET} and later")
+    table = {torch.ops.hf_segtx_export.resize_channels_last.default: _resize_channels_last}
+    exported = torch.onnx.export(
+        program,
+        dynamo=True,
+        opset_version=opset,
+        input_names=["pixel_values"],
+        output_names=list(outputs),
+        custom_translation_table=table,
+        external_data=False,
+        verbose=False,
+    )
+    model = exported.model_proto
+    name_dimensions(model)
+    onnx.helper.set_model_props(model, dict(metadata))
+    onnx.checker.check_model(model)
+    onnx.save(model, path)
+
+
+def name_dimensions(model: onnx.ModelProto) -> None:
+    """Readable names for dimensions of inputs and outputs that vary, instead of formulas; none inside the graph."""
+    names = {
+        "pixel_values": ("batch", "channels", "height", "width"),
+        "label_map": ("batch", "height", "width"),
+        "confidence": ("batch", "height", "width"),
+        "logits": ("batch", "classes", "logit_rows", "logit_columns"),
+    }
+    del model.graph.value_info[:]
+    for value in (*model.graph.input, *model.graph.output):
+        for dimension, name in zip(value.type.tensor_type.shape.dim, names[value.name]):
+            if not dimension.HasField("dim_value"):
+                dimension.dim_param = name
