@@ -1,12 +1,12 @@
-"""What a Vision Transformer looks at: sums over loops, plain geometry, and the pictures of the script."""
-
-import importlib
+"""What a Vision Transformer looks at: sums over loops, plain geometry, and the pictures of the command."""
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from hf_segtx import SegFormerConfig, SegFormerForSemanticSegmentation, SegFormerImageProcessor
+from hf_segtx.cli import main
 from hf_segtx.models.configuration_ocrnet import OCRNetConfig
 from hf_segtx.models.configuration_segmenter import SegmenterConfig
 from hf_segtx.models.configuration_setr import SETRConfig
@@ -68,9 +68,7 @@ def test_class_embedding_coordinates_are_the_plane_of_a_flat_cloud():
     flat = np.random.randn(9, 2) * (3, 1)
     rotation = np.linalg.qr(np.random.randn(6, 6))[0][:2]  # two orthonormal rows
     coordinates = class_embedding_coordinates(torch.from_numpy(flat @ rotation + 5))
-    distances, expected = (
-        np.linalg.norm(points[:, None] - points, axis=-1) for points in (coordinates, flat)
-    )
+    distances, expected = (np.linalg.norm(points[:, None] - points, axis=-1) for points in (coordinates, flat))
     np.testing.assert_allclose(distances, expected, atol=1e-9)  # a rotation and a shift: float64 rounding
     assert coordinates[:, 0].std() > coordinates[:, 1].std()
     assert (coordinates.max(0) == np.abs(coordinates).max(0)).all()
@@ -119,8 +117,23 @@ def test_region_picture_shows_regions_beside_relations():
     assert bright == [2 * panel, panel]
 
 
-def explain():
-    return importlib.import_module("hf_segtx.cli.explain")
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    """The command in this process, with this model, into the folder `out`; returns its exit status and that folder."""
+
+    def run(model, processor, *words):
+        monkeypatch.setattr("hf_segtx.cli.explain.load", lambda name, settings: (model.eval(), processor))
+        output = tmp_path / "out"
+        status = main(["explain", "model", *map(str, words), "--output_dir", str(output)])
+        return status, sorted(file.name for file in output.iterdir() if file.name != ".segtx_results")
+
+    return run
+
+
+def write_photos(folder, *names):
+    for name in names:
+        Image.fromarray(np.random.randint(0, 256, (60, 90, 3), dtype=np.uint8)).save(folder / name)
+    return [folder / name for name in names]
 
 
 TINY = dict(hidden_size=32, num_hidden_layers=4, num_attention_heads=2, image_size=64, num_labels=5)
@@ -135,39 +148,47 @@ MODELS = {
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_script_writes_its_pictures(name, tmp_path, monkeypatch):
-    script, model = explain(), MODELS[name]().eval()
-    processor = SegmenterImageProcessor(size={"height": 50, "width": 70})
-    monkeypatch.setattr(script, "load_model", lambda *arguments, **options: (model, processor))
-    for file in ("street.png", "field.png"):
-        Image.fromarray(np.random.randint(0, 256, (60, 90, 3), dtype=np.uint8)).save(tmp_path / file)
-    files = [str(tmp_path / "street.png"), str(tmp_path / "field.png")]
-    output = tmp_path / "out"
-    command = ["model", *files, "--output_dir", str(output), "--patch", "3", "4"]
-    command += ["--layers", "0", "3", "--device", "cpu"]
-    script.main(script.parse_arguments(command))
-    assert {file.name for file in output.iterdir()} == {
-        "street_attention.png", "field_attention.png", "distances.png", "distances.csv",
-        "class_embeddings.png", "class_embeddings.csv",
-    }  # fmt: skip
-    table = np.loadtxt(output / "distances.csv", delimiter=",", skiprows=1)
+def test_command_writes_its_pictures(name, run, tmp_path, capsys):
+    model, processor = MODELS[name](), SegmenterImageProcessor(size={"height": 50, "width": 70})
+    files = write_photos(tmp_path, "street.png", "field.png")
+    words = [*files, "--patch", "3", "4", "--layers", "0", "3"]
+    expected = ["class_embeddings.csv", "class_embeddings.png", "distances.csv", "distances.png"]
+    expected += ["field_attention.png", "street_attention.png"]
+    for _ in range(2):  # what it wrote may be replaced
+        assert run(model, processor, *words) == (0, expected)
+    table = np.loadtxt(tmp_path / "out/distances.csv", delimiter=",", skiprows=1)
     assert table.shape == (4, 3)
     # nearly even attention of a random network on 4x5 patches: about the mean distance of two patches
     assert table[:, 1:] == pytest.approx(32, abs=10)
-    with pytest.raises(ValueError, match=r"layers \[4\]; there are 0 to 3"):
-        script.main(script.parse_arguments([*command[:-4], "4", "--device", "cpu"]))
+    capsys.readouterr()
+    for wrong, said in (
+        (["--layers", "4"], "--layers [4]; there are 0 to 3"),
+        (["--patch", "9", "0"], "--patch (9, 0) is outside the grid"),
+        (["--patch", "1"], "--patch has 1 values"),
+        (["drive.mp4"], "drive.mp4: no pictures or videos"),
+    ):
+        assert run(model, processor, *files, *wrong)[0] == 2
+        assert said in capsys.readouterr().err
 
 
-def test_script_draws_the_regions_of_ocrnet(tmp_path, monkeypatch):
+def test_command_draws_the_regions_of_ocrnet(run, tmp_path):
+    """Two pictures of one name, and a file of the user in the place of a result."""
     config = OCRNetConfig(
         num_labels=5, backbone_type="resnet", hidden_sizes=[8, 8, 8, 8], depths=[1, 1, 1, 1], decoder_hidden_size=8
     )
-    script, processor = explain(), OCRNetImageProcessor(do_resize=False)
-    model = OCRNetForSemanticSegmentation(config).eval()
-    monkeypatch.setattr(script, "load_model", lambda *arguments, **options: (model, processor))
-    Image.fromarray(np.random.randint(0, 256, (60, 90, 3), dtype=np.uint8)).save(tmp_path / "street.png")
-    command = ["model", str(tmp_path / "street.png"), "--output_dir", str(tmp_path / "out"), "--device", "cpu"]
-    script.main(script.parse_arguments(command))
-    assert {file.name for file in (tmp_path / "out").iterdir()} == {
-        "street_regions.png", "class_embeddings.png", "class_embeddings.csv",
-    }  # fmt: skip
+    model, processor = OCRNetForSemanticSegmentation(config), OCRNetImageProcessor(do_resize=False)
+    files = write_photos(tmp_path, "street.png", "street.jpg")
+    results = ["class_embeddings.csv", "class_embeddings.png", "street.jpg_regions.png", "street.png_regions.png"]
+    assert run(model, processor, *files) == (0, results)
+    (tmp_path / "out/street.jpg_regions.png").write_bytes(b"mine")
+    assert run(model, processor, *files)[0] == 2
+    assert (tmp_path / "out/street.jpg_regions.png").read_bytes() == b"mine"
+
+
+def test_model_without_attention_explains_its_classes_only(run, tmp_path, capsys):
+    sizes = {"hidden_sizes": [8] * 4, "depths": [1] * 4, "num_attention_heads": [1] * 4, "decoder_hidden_size": 16}
+    model = SegFormerForSemanticSegmentation(SegFormerConfig(**sizes, num_labels=3))
+    processor = SegFormerImageProcessor(do_resize=False)
+    assert run(model, processor) == (0, ["class_embeddings.csv", "class_embeddings.png"])
+    assert run(model, processor, *write_photos(tmp_path, "street.png"))[0] == 2
+    assert "give no images, for the class embeddings only" in capsys.readouterr().err

@@ -1,58 +1,43 @@
 """Converts a checkpoint of the authors' code, of mmsegmentation or of transformers into a folder for `from_pretrained`.
 
-    python examples/convert.py segformer.b0.512x512.ade.160k.pth converted/segformer_b0 --classes classes.json
-    python examples/convert.py seg_tiny_mask/ converted/segmenter_tiny        # checkpoint.pth and variant.yml
-    python examples/convert.py setr_pup.pth converted/setr_pup --config_overrides '{"num_attention_heads": 12}'
+    segtx convert segformer.b0.512x512.ade.160k.pth --output_dir converted/segformer_b0 --classes_file classes.json
+    segtx convert seg_tiny_mask/ --output_dir converted/segmenter_tiny        # checkpoint.pth and variant.yml
+    segtx convert setr_pup.pth --output_dir converted/setr_pup --config_overrides '{"num_attention_heads": 12}'
 
 Source, architecture and sizes are found from the names and shapes of the tensors, which must all be used. What they
 cannot say stays at the architecture's default: class names, and how images are prepared (`preprocessor_config.json`).
 """
 
-import argparse
-import json
-from pathlib import Path
+from dataclasses import dataclass
 
-from ..architectures import architecture_of
-from ..data.labels import Labels
-from ..weights import load_original
-
-
-def parse_arguments(command_line: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="convert.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("checkpoint", help="safetensors or pickle file; for the authors' Segmenter also its folder")
-    parser.add_argument("output_dir", help="folder to write; must not hold a model yet")
-    parser.add_argument("--classes", help="classes.json or id2label.json with the class names")
-    parser.add_argument("--config_overrides", default="{}", help="fields of the configuration, as JSON")
-    return parser.parse_args(command_line)
+from ..settings import setting
+from ..training.arguments import config_overrides
+from .flags import FlagParser
+from .training_flags import named_flags
 
 
-def convert(arguments: argparse.Namespace) -> None:
-    """Loads, checks and saves.
+@dataclass
+class ConversionSettings:
+    """What to write."""
 
-    Raises:
-        ValueError: if the checkpoint, the overrides or the class names do not fit, or the folder holds a model.
-    """
-    output_dir = Path(arguments.output_dir)
-    if (output_dir / "config.json").exists():
-        raise ValueError(f"{output_dir} holds a model already; choose another folder")
-    model = load_original(arguments.checkpoint, **json.loads(arguments.config_overrides))
-    if arguments.classes:
-        labels = Labels.from_file(arguments.classes)
-        if labels.num_labels != model.config.num_labels:
-            raise ValueError(
-                f"{arguments.classes} names {labels.num_labels} classes, the checkpoint has {model.config.num_labels}"
-            )
-        model.config.id2label, model.config.label2id = labels.id2label, labels.label2id
-    processor_class = architecture_of(model).processor
-    model.save_pretrained(output_dir)
-    processor_class().save_pretrained(output_dir)
-    millions = sum(parameter.numel() for parameter in model.parameters()) / 1e6
-    print(f"{type(model).__name__}, {millions:.2f} M parameters, {model.config.num_labels} classes: {output_dir}")
+    output_dir: str = setting("converted", "Folder for the model; must not hold one yet.")
+    classes_file: str | None = setting(None, "classes.json, id2label.json or name of a table of classes.")
+    config_overrides: str | None = setting(None, "Fields of the configuration, as JSON.")
 
 
 def run(command_line: list[str]) -> int:
     """The command; returns its exit status."""
-    convert(parse_arguments(command_line))
+    parser = FlagParser("convert", __doc__)
+    parser.add_argument("model", help="Safetensors or pickle file; for the authors' Segmenter also its folder.")
+    parser.add_dataclass(ConversionSettings)
+    arguments = parser.parse_args(command_line)
+    settings = parser.values_of(ConversionSettings, arguments)
+    with named_flags(ConversionSettings):
+        overrides = config_overrides(settings)
+        from ..weights.conversion import convert
+
+        model = convert(arguments.model, settings.output_dir, settings.classes_file, **overrides)
+    millions = sum(parameter.numel() for parameter in model.parameters()) / 1e6
+    labels = model.config.num_labels
+    print(f"{type(model).__name__}, {millions:.2f} M parameters, {labels} classes: {settings.output_dir}")
     return 0

@@ -5,10 +5,11 @@ sources = find_sources(["photos/"])
 failures = segment_images(predictor, sources.names, results)
 """
 
+from .explain import explain
 from .pictures import Predictor, segment_images
 from .results import Results
 from .sources import find_sources, is_video
 from .videos import segment_video
 
 
-__all__ = ["Predictor", "Results", "find_sources", "is_video", "segment_images", "segment_video"]
+__all__ = ["Predictor", "Results", "explain", "find_sources", "is_video", "segment_images", "segment_video"]

@@ -4,12 +4,15 @@ find_recipe("segformer_b0_ade20k_512")   # one that comes with the package, by i
 as_recipe(arguments)                     # the text of one
 """
 
+import re
 import shlex
 from collections.abc import Mapping
 from dataclasses import MISSING, fields
 from difflib import get_close_matches
+from itertools import takewhile
 from pathlib import Path
 
+from ..resources import resource_folder
 from .arguments import Arguments
 
 
@@ -24,10 +27,19 @@ _NOT_WRITTEN = (
 )  # fmt: skip
 
 
-def recipes_folder() -> Path:
-    """The folder of recipes: in the installed package, or that of the repository."""
-    package = Path(__file__).parents[1]
-    return next((package / name for name in ("recipes", "../examples/recipes") if (package / name).is_dir()), package)
+def recipe_names() -> list[str]:
+    """Those that come with the package."""
+    return sorted(file.stem for file in resource_folder("recipes").glob("*.args"))
+
+
+def describe(name: str) -> tuple[str, str]:
+    """The data set of a recipe, and its mean IoU with the protocol, as its head says."""
+    lines = find_recipe(name).read_text(encoding="utf-8").splitlines()
+    head = " ".join(line.removeprefix("#").strip() for line in takewhile(lambda line: line.startswith("#"), lines))
+    title, _, rest = head.partition(". ")
+    data = title.rpartition(" on ")[2].partition(", for ")[0].partition(";")[0]
+    published, protocol, score = re.search(r"(Published )?mIoU(?:, [^(]+?)?(?: \((.+?)\))?: ([\d.]+) %", rest).groups()
+    return data, f"{score} % ({protocol})" if published else f"{score} % (measured here)"
 
 
 def find_recipe(name: str) -> Path:
@@ -36,11 +48,11 @@ def find_recipe(name: str) -> Path:
     Raises:
         ValueError: if there is neither.
     """
-    named = recipes_folder() / f"{name.removesuffix('.args')}.args"
+    named = resource_folder("recipes") / f"{name.removesuffix('.args')}.args"
     for file in (Path(name), named):
         if file.is_file():
             return file
-    close = get_close_matches(named.stem, [file.stem for file in named.parent.glob("*.args")], n=1)
+    close = get_close_matches(named.stem, recipe_names(), n=1)
     cure = f"did you mean {close[0]}?" if close else "`segtx recipes` lists those that come with the package"
     raise ValueError(f"there is no recipe {name}; {cure}")
 

@@ -16,6 +16,7 @@ import hf_segtx
 from ..architectures import ARCHITECTURES
 from ..hub import write_card
 from ..inference import predict
+from ..resources import resource_folder
 from ..visualization import comparison
 from .arguments import Arguments
 from .recipes import as_recipe
@@ -86,12 +87,6 @@ def provenance(arguments: Arguments) -> dict:
     }
 
 
-def cards_folder() -> Path:
-    """The folder of the cards' templates: in the installed package, or that of the repository."""
-    package = Path(__file__).parents[1]
-    return next(path for path in (package / "model_cards", package.parent / "model_cards") if path.is_dir())
-
-
 def describe(
     arguments: Arguments,
     results: dict,
@@ -109,7 +104,7 @@ def describe(
     if row is not None:
         write_card(
             Path(arguments.output_dir),
-            cards_folder() / row.card,
+            resource_folder("model_cards") / row.card,
             results,
             name=name,
             data=arguments.dataset_name or arguments.train_dir or "the scenes that hf_segtx draws",

@@ -34,7 +34,6 @@ def convert(
                 f"{classes_file} names {labels.num_labels} classes, the checkpoint has {model.config.num_labels}"
             )
         model.config.id2label, model.config.label2id = labels.id2label, labels.label2id
-    settings = {name: getattr(model.config, name) for name in ("align_corners",) if hasattr(model.config, name)}
     model.save_pretrained(output_dir)
-    architecture_of(model).processor(**settings).save_pretrained(output_dir)
+    architecture_of(model).processor().follow(model.config).save_pretrained(output_dir)
     return model
