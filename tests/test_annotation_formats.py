@@ -212,7 +212,7 @@ def write_labelme(file, *shapes, **more):
 
 
 def test_labelme_shapes_of_all_kinds(tmp_path):
-    """Classes in the order of the alphabet; a circle has the pixels with their middle in the radius, to half a pixel."""
+    """Classes in the order of the alphabet; a circle has the pixels within the radius, to half a pixel."""
     for stem in "abcde":
         picture(tmp_path / f"{stem}.jpg")
     write_labelme(tmp_path / "a.json", ("tree", "polygon", points(TREE)), ("road", "rectangle", [[4, 2], [14, 10]]))

@@ -55,14 +55,23 @@ class AnnotatedMask:
         try:
             size, shapes = self.read()
             mask, self.overlap = draw(size, shapes, self.background, self.by_size)
-        except (ValueError, OSError, KeyError, TypeError, AttributeError) as error:  # of rows and JSON of any content
-            what = f"{error!r} in it" if isinstance(error, KeyError | TypeError | AttributeError) else error
+        except (
+            ValueError,
+            OSError,
+            LookupError,
+            TypeError,
+            AttributeError,
+            ArithmeticError,
+        ) as error:  # JSON of any kind
+            what = error if isinstance(error, ValueError | OSError) else f"{error!r} in it"
             raise ValueError(f"{self.path}: the mask cannot be drawn: {what}") from error
         return mask if dtype is None else mask.astype(dtype)
 
 
 def draw(size: tuple[int, int], shapes: list[Shape], background: int = 0, by_size: bool = False) -> tuple:
     """(H, W) ids of shapes, the last one on top, and the `Overlap`."""
+    if min(size) < 1 or size[0] * size[1] > 2**32:
+        raise ValueError(f"an image of {size[0]} x {size[1]} pixels; correct its height and width")
     regions = [(raw, *fill(parts, size)) for raw, parts in shapes]
     if by_size:
         regions.sort(key=lambda region: -np.count_nonzero(region[2]))  # stable

@@ -59,7 +59,7 @@ def pair(images: Files, masks: Files, image_place, mask_place, alone: list[str] 
                 _by_key(masks, rule.mask_key, rule.fold),
             )
         except ValueError as error:  # two files are the same under this rule
-            first_error = first_error or error
+            first_error = first_error or (error if rule.fold is _as_written else None)
             continue
         count = len(image_files.keys() & mask_files.keys())
         if count == len(images) == len(masks):
