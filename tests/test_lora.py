@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 peft = pytest.importorskip("peft")
 
-from hf_segtx.training.lora import lora_config  # noqa: E402
+from hf_segtx.training.lora import add_adapters, lora_config, merged  # noqa: E402
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
@@ -47,3 +47,28 @@ def test_trains_saves_reloads_and_merges(case, tmp_path):
         merged.save_pretrained(tmp_path / "merged")
         again = type(original).from_pretrained(tmp_path / "merged")
         assert torch.equal(again(pixel_values).logits, merged(pixel_values).logits)
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_model_without_adapters_predicts_as_the_one_with_them(case):
+    """Product of the factors times alpha / rank = 2, in the model as it trains and in what is saved of it."""
+    model = case.get("ForSemanticSegmentation")(case.make_config()).eval()
+    original = copy.deepcopy(model)
+    add_adapters(model, rank=3)
+    factors = [parameter for name, parameter in model.named_parameters() if ".lora_" in name]
+    for factor in factors:
+        torch.nn.init.normal_(factor, std=0.2)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    plain = merged(model)
+    assert all(torch.equal(value, model.state_dict()[name]) for name, value in before.items())
+    assert plain.state_dict().keys() == original.state_dict().keys()
+    pixel_values = torch.randn(2, 3, case.image_size, case.image_size)
+    with torch.no_grad():
+        expected = model(pixel_values=pixel_values).logits
+        assert not torch.allclose(expected, original(pixel_values=pixel_values).logits, atol=1e-3)
+        # W x + B (A x) and (W + B A) x differ in rounding
+        torch.testing.assert_close(plain(pixel_values=pixel_values).logits, expected, rtol=1e-3, atol=1e-4)
+    name, layer = next((name, module) for name, module in model.named_modules() if hasattr(module, "lora_A"))
+    down, up = layer.lora_A["default"].weight, layer.lora_B["default"].weight
+    product = 2 * (up.flatten(1) @ down.flatten(1)).view_as(original.get_submodule(name).weight)
+    torch.testing.assert_close(plain.get_submodule(name).weight, original.get_submodule(name).weight + product)

@@ -215,11 +215,11 @@ class TrainingRun:
         self.class_weights, model.loss_function = everywhere(setup.build_loss, arguments, weights, accelerator)
         # Where the weights that train are not the ones to evaluate and save, a copy of the model takes those.
         needs_copy = setup.is_sharded(accelerator) or arguments.tune == "lora"
-        self.copied = copy.deepcopy(model) if needs_copy else None
-        saves_weights = self.copied is not None or arguments.ema_decay is not None
+        saves_weights = needs_copy or arguments.ema_decay is not None
         if self.checkpoint is not None and not saves_weights:
             model.load_state_dict(type(model).from_pretrained(self.checkpoint).state_dict())
         self.frozen = everywhere(setup.choose_parameters, arguments, model)
+        self.copied = copy.deepcopy(model) if needs_copy else None
         prepared = everywhere(setup.prepare, arguments, accelerator, model, self.steps.total)
         self.model, self.optimizer, self.schedule = prepared
         self.bare_model = accelerator.unwrap_model(self.model)
@@ -452,11 +452,11 @@ class TrainingRun:
             if self.copied is not None:
                 plain, weights = self.copied, self.accelerator.get_state_dict(self.model)
                 if self.is_main:
-                    if self.arguments.tune == "lora":
-                        from . import lora
-
-                        weights = lora.merge_adapters(weights)
                     plain.load_state_dict(weights)
+                if self.arguments.tune == "lora":
+                    from . import lora
+
+                    plain = lora.merged(plain)
             # All parameters of a copy; else each process has batch norm statistics of its own.
             for tensor in plain.buffers() if self.copied is None else plain.state_dict().values():
                 broadcast(tensor)

@@ -7,7 +7,10 @@
 After merging it is the plain model again, for `save_pretrained` and `push_to_hub`.
 """
 
+import copy
+
 from peft import LoraConfig, inject_adapter_in_model
+from peft.tuners.lora import LoraLayer
 from torch import nn
 
 
@@ -33,7 +36,7 @@ def lora_config(model: nn.Module, **settings) -> LoraConfig:
 
 
 def add_adapters(model: nn.Module, rank: int) -> None:
-    """Puts adapters with alpha = 2 rank into the model itself, as `examples/train.py` trains it; freezes the rest."""
+    """Puts adapters with alpha = 2 rank into the model itself, as `segtx train` trains it; freezes the rest."""
     config = lora_config(model, r=rank, lora_alpha=2 * rank)
     whole, config.modules_to_save = tuple(f"{name}." for name in config.modules_to_save), None  # else copied
     inject_adapter_in_model(config, model)
@@ -41,12 +44,12 @@ def add_adapters(model: nn.Module, rank: int) -> None:
         parameter.requires_grad = ".lora_" in name or name.startswith(whole)
 
 
-def merge_adapters(state: dict) -> dict:
-    """A state dict with the adapters of `add_adapters` as one without: their products are added to the weights."""
-    plain = {name.replace(".base_layer.", "."): value for name, value in state.items() if ".lora_" not in name}
-    for name, down in state.items():
-        if name.endswith(".lora_A.default.weight"):
-            layer, up = name.removesuffix(".lora_A.default.weight"), state[name.replace("lora_A", "lora_B")]
-            weight = plain[f"{layer}.weight"]  # of a linear layer or a convolution
-            plain[f"{layer}.weight"] = weight + 2 * (up.flatten(1) @ down.flatten(1)).view_as(weight)  # alpha / rank
+def merged(model: nn.Module) -> nn.Module:
+    """A copy of a model with the adapters of `add_adapters` as one without: peft adds them to the weights."""
+    plain = copy.deepcopy(model)
+    for name, layer in list(plain.named_modules()):
+        if isinstance(layer, LoraLayer):
+            layer.merge()
+            parent, _, child = name.rpartition(".")
+            setattr(plain.get_submodule(parent), child, layer.get_base_layer())
     return plain
