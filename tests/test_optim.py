@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 import hf_segtx
+from hf_segtx.training.arguments import SCHEDULES
 from hf_segtx.training.optim import EMA, make_schedule, parameter_groups
 
 
@@ -209,6 +210,33 @@ def test_average_matches_the_recursion_with_buffers():
         torch.testing.assert_close(model.state_dict(), expected)
         assert not torch.equal(model[1].running_mean, own["1.running_mean"])
     torch.testing.assert_close(model.state_dict(), own, rtol=0, atol=0)
+
+
+def test_average_of_the_first_steps_by_hand():
+    """The weight is 0, then 1: the decays are 2/11, 3/12 and 4/13, as in timm and in TensorFlow, from (1+n)/(10+n)."""
+    model = nn.Linear(1, 1, bias=False)
+    model.weight.data.zero_()
+    ema = EMA(model, 0.999)
+    model.weight.data.fill_(1)
+    expected = 0.0
+    for decay in (2 / 11, 3 / 12, 4 / 13):
+        ema.update()
+        expected = decay * expected + (1 - decay)
+        assert ema.averages[0].item() == pytest.approx(expected, abs=1e-6)  # float32
+
+
+def test_schedules_are_those_that_can_be_chosen():
+    """Each takes steps alone; one that transformers knows and that needs more is refused."""
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
+    for name in SCHEDULES:
+        schedule = make_schedule(name, optimizer, 1, 4)
+        for _ in range(4):
+            optimizer.step()
+            schedule.step()
+        assert 0 <= schedule.get_last_lr()[0] <= 1
+    for name in ("reduce_lr_on_plateau", "greedy", "warmup_stable_decay", "cosine_with_min_lr", "often"):
+        with pytest.raises(ValueError, match=f"schedule '{name}' is not known; choose one of polynomial"):
+            make_schedule(name, optimizer, 1, 4)
 
 
 def test_average_goes_on_after_saving_and_loading(tmp_path):
