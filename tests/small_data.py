@@ -59,3 +59,8 @@ def png(values, bits=16, interlaced=False):
     header = struct.pack(">IIBBBBB", width, height, bits, {1: 0, 2: 4, 3: 2, 4: 6}[channels], 0, 0, int(interlaced))
     chunks = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(data)) + chunk(b"IEND", b"")
     return b"\x89PNG\r\n\x1a\n" + chunks
+
+
+def with_exif(content, exif):
+    """A PNG file with a chunk that holds EXIF before its pixels."""
+    return content[:33] + chunk(b"eXIf", exif.tobytes()[6:]) + content[33:]

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tifffile
 from PIL import Image, ImageOps
-from small_data import CLASSES, png, write_folder
+from small_data import CLASSES, png, with_exif, write_folder
 
 from hf_segtx.data import SegmentationDataset, load_data, read_mask
 from hf_segtx.data.labels import Labels
@@ -94,6 +94,9 @@ WRITTEN = {
     "16 bits.pgm": (pgm(65535), 65535),
     "u2 big.tif": (tif(">u2"), 65535),
     "u2 big zlib.tif": (tif(">u2", compression="zlib"), 65535),
+    "i2 big zlib.tif": (tif(">i2", compression="zlib"), 32767),
+    "i4 big zlib.tif": (tif(">i4", compression="zlib"), 2**31 - 1),
+    "f4 big zlib.tif": (tif(">f4", compression="zlib"), 10**6),
     "u4.tif": (tif("<u4"), 2**32 - 1),
     "u4 big.tif": (tif(">u4"), 2**32 - 1),
     "u8.tif": (tif("<u8"), 2**40),
@@ -171,13 +174,6 @@ def test_masks_are_upright(tmp_path, kind, orientation):
     assert np.array_equal(Labels(("a", "b")).map(read_mask(file)), expected)
 
 
-def with_exif(content, exif):
-    """A PNG file with the chunk that holds EXIF, before its pixels."""
-    from small_data import chunk
-
-    return content[:33] + chunk(b"eXIf", exif.tobytes()[6:]) + content[33:]
-
-
 ONE_HOT = np.eye(4, dtype=np.uint8)[random_ids(3)]
 TRANSPARENT = np.dstack([random_ids(2)] * 3 + [np.where(np.arange(9) < 4, 0, 255)[None].repeat(7, 0)]).astype(np.uint8)
 CUTOUT = np.dstack([np.zeros((*SIZE, 3)), 255 * random_ids(1)]).astype(np.uint8)
@@ -211,6 +207,7 @@ REFUSED = {
         ),
         "it holds 2 pictures",
     ),
+    "deep.ppm": (lambda f: f.write_bytes(b"P6 1 1 1000\n" + bytes(6)), "PPM of more than 8 bits"),
     "bands.tif": (
         lambda f: tifffile.imwrite(f, np.zeros((7, 9, 2), "u1"), photometric="minisblack", planarconfig="contig"),
         "it has 2 bands",

@@ -19,7 +19,7 @@ from .partial_decoding import first_rows
 
 
 IMAGE_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
-BITS, ORIENTATION = 258, 274  # tags of TIFF, the second of EXIF, too
+BITS, COMPRESSION, ORIENTATION, SAMPLES = 258, 259, 274, 277  # tags of TIFF; EXIF's orientation is the same
 
 
 # --- Files ----------------------------------------------------------------------------------------------------------
@@ -57,7 +57,9 @@ def undecodable(name: str, error: Exception) -> ValueError:
         return ValueError(f"{name}: its compression needs a library ({error}): pip install imagecodecs")
     if isinstance(error, ImportError):
         return ValueError(f"{name}: TIFF of many bands, or more than 8 bits for each of several: pip install tifffile")
-    return ValueError(f"{name}: cannot be decoded ({error}); replace it, or remove it and its partner")
+    what = " ".join(str(error).split())
+    what = what if len(what) <= 200 else what[:200] + " ..."
+    return ValueError(f"{name}: cannot be decoded ({what}); replace it, or remove it and its partner")
 
 
 def open_picture(file) -> np.ndarray | Image.Image | None:
@@ -108,9 +110,11 @@ def raw_mode(image: Image.Image) -> str:
 
 
 def is_deep(image: Image.Image, raw: str) -> bool:
-    """Whether a file has several channels of more than 8 bits, of which Pillow would keep the first byte only."""
+    """Whether Pillow reads a file of more than 8 bits wrongly: of several channels it keeps the first byte of each."""
     if image.format == "TIFF":
-        return image.mode[0] not in "IF" and max(image.tag_v2.get(BITS, (1,))) > 8
+        tags = image.tag_v2
+        is_swapped = image.mode in ("I", "F") and tags.prefix == b"MM" and tags.get(COMPRESSION, 1) != 1  # by Pillow
+        return max(tags.get(BITS, (1,))) > 8 and (image.mode[0] not in "IF" or tags.get(SAMPLES, 1) > 1 or is_swapped)
     return raw.endswith(";16B") and raw != "I;16B"
 
 
@@ -133,14 +137,15 @@ def png_numbers(image: Image.Image, raw: str, file) -> np.ndarray:
 def tiff_numbers(file) -> tuple[np.ndarray, tuple[int, ...]]:
     """What tifffile reads, upright, and which axes may be that of the channels, the likeliest first.
 
-    (H, W); (H, W, C) if the file says that these are samples or channels; else pages (C, H, W). The pages may also be
-    rows: so tifffile writes arrays (H, W, C) if it is not told what they are.
+    (H, W); (H, W, C) if the file says that these are samples or channels; else pages (C, H, W). In files by tifffile
+    the pages may also be rows: so it writes arrays (H, W, C) if it is not told what they are.
     """
     import tifffile
 
     with tifffile.TiffFile(source_of(file)) as tiff:
         series = tiff.series[0]
         array, orientation = series.asarray(), tiff.pages[0].tags.valueof(ORIENTATION, default=1)
+        is_by_tifffile = series.kind == "shaped"
     axes = [name for name, length in zip(series.axes, series.shape) if length > 1 or name in "YX"]
     array = array.astype(array.dtype.newbyteorder("="), copy=False)
     array = array.reshape([length for name, length in zip(series.axes, series.shape) if name in axes])
@@ -150,7 +155,7 @@ def tiff_numbers(file) -> tuple[np.ndarray, tuple[int, ...]]:
         )
     array = upright(np.moveaxis(array, [axes.index("Y"), axes.index("X")], [0, 1]), orientation)
     if len(axes) == 3 and not {"S", "C"} & set(axes):
-        return np.moveaxis(array, 2, 0), (0, 2)
+        return np.moveaxis(array, 2, 0), (0, 2) if is_by_tifffile else (0,)
     return array, (2,)
 
 
@@ -176,7 +181,7 @@ def upright(array: np.ndarray, orientation: int) -> np.ndarray:
     """(H, W, ...) of what a file with this EXIF orientation shows: (W, H, ...) for those of 5 and more."""
     array = array.swapaxes(0, 1) if orientation in (5, 6, 7, 8) else array
     rows, columns = (slice(None, None, -1 if orientation in turned else 1) for turned in ((3, 4, 7, 8), (2, 3, 6, 7)))
-    return array[rows, columns]
+    return array if orientation == 1 else array[rows, columns].copy()  # torch knows no negative steps
 
 
 # --- Images -----------------------------------------------------------------------------------------------------------

@@ -16,6 +16,8 @@ from PIL import Image, ImageOps
 from ..models.image_processing_segtx import pil_numbers
 from .decoding import (
     BITS,
+    COMPRESSION,
+    SAMPLES,
     content_of,
     grey_numbers,
     is_deep,
@@ -29,7 +31,7 @@ from .decoding import (
 )
 
 
-COMPRESSION, WHITE_IS_ZERO, SAMPLES, SOFTWARE, SAMPLE_FORMAT = 259, 262, 277, 305, 339  # tags of TIFF; 2nd: 0 if so
+WHITE_IS_ZERO, SOFTWARE, SAMPLE_FORMAT = 262, 305, 339  # tags of TIFF; the first is 0 if so
 LOSSY_FORMATS = {"AVIF", "DDS", "HEIF", "JPEG", "JPEG2000", "JXL", "MPO"}
 LOSSY_COMPRESSIONS = {6, 7, 33003, 33005, 34712, 34887, 34892, 50001, 50002}  # JPEG, JPEG 2000, LERC, WebP, JPEG XL
 
@@ -115,10 +117,15 @@ def _tiff_values(file) -> np.ndarray:
 
 
 def _spread(picture: Image.Image, raw: str) -> float:
-    """By what Pillow multiplies grey values of few bits, so that the largest is 255 (or 65535, of 16 bits)."""
+    """By what Pillow multiplies values of few bits, so that the largest is 255 (or 65535, of 16 bits)."""
     bits = 8
-    if picture.format == "PPM" and isinstance(args := picture.tile[0][3], tuple):
-        return (255 if picture.mode == "L" else 65535) / args[1]
+    if picture.format == "PPM" and picture.tile[0][0].startswith("ppm"):
+        highest = picture.tile[0][3][-1]
+        if highest > 255 and picture.mode != "I":
+            raise _Refused(
+                "PPM of more than 8 bits, which Pillow rounds; save it as a PNG with one channel of class ids"
+            )
+        return (65535 if picture.mode == "I" else 255) / highest
     if picture.format == "PNG" and raw in ("L;2", "L;4"):
         bits = int(raw[-1])
     elif picture.format == "TIFF" and picture.mode == "L":
