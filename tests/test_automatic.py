@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+import threading
 from dataclasses import replace
 
 import numpy as np
@@ -12,7 +13,7 @@ from small_data import write_folder, write_sample
 
 from hf_segtx.cli.training_flags import given_names, parse_training
 from hf_segtx.data import load_data
-from hf_segtx.training import automatic, automatic_run, report_page
+from hf_segtx.training import automatic, automatic_run, loop, report_page
 from hf_segtx.training.arguments import Arguments
 from hf_segtx.training.automatic import Automatic, Speed
 from hf_segtx.training.data_facts import DataFacts, file_channels, measure_facts
@@ -94,13 +95,13 @@ def test_seconds_of_what_is_no_time(text):
 
 def test_images_are_shown_smaller_only_where_time_is_short():
     small, large = FACTS, replace(FACTS, height=1024, width=2048, largest=(1024, 2048))
-    assert automatic.working_scale(small, 400) == 1
+    assert automatic.working_scale(small, 1000) == 1
     assert automatic.working_scale(large, 1e6) == 1
-    # By hand: 1500 views of 400 megapixels are 0.267 each, of 2.097 are sqrt(0.127).
-    assert automatic.working_scale(replace(large, object_sides=[200.0] * 3), 400) == pytest.approx(0.3566, abs=1e-3)
-    # Poles of 8 pixels ask for 6 / 8, and get twice the pixels a side at most.
-    assert automatic.working_scale(large, 400) == pytest.approx(2 * 0.3566, abs=1e-3)
-    assert automatic.working_scale(replace(large, object_sides=[200.0] * 3), 1) * 1024 == pytest.approx(224)
+    # By hand: 5000 views of 1600 megapixels are 0.32 each, of 2.097 are 0.1526, the square of 0.3906.
+    coarse = replace(large, object_sides=[200.0] * 3)
+    assert automatic.working_scale(coarse, 1600) == pytest.approx(0.3906, abs=1e-3)
+    assert automatic.working_scale(large, 1600) == pytest.approx(1.2 * 0.3906, abs=1e-3)  # poles of 8 pixels
+    assert automatic.working_scale(coarse, 1) * 1024 == pytest.approx(192)
 
 
 def test_crops_fit_into_the_images():
@@ -385,8 +386,17 @@ def test_run_settles_its_steps_once_and_can_be_repeated(folder, fast, tmp_path):
     second = parse_training(["--recipe", str(recipe), "--output_dir", str(tmp_path / "second")])
     frozen = automatic.frozen_decisions(recipe, second, {"output_dir"})
     automatic_run.AutomaticRun(second, automatic=frozen).run()
-    weights = [(tmp_path / name / "last" / "model.safetensors").read_bytes() for name in ("first", "second")]
-    assert weights[0] == weights[1]
+    third = replace(second, output_dir=str(tmp_path / "third"))
+    stopped = automatic_run.AutomaticRun(third, automatic=frozen)
+    stop = threading.Event()
+    stop.set()
+    with pytest.raises(loop.Stopped):
+        stopped.run(stop)
+    third = replace(third, resume_from_checkpoint="latest")
+    automatic_run.AutomaticRun(third, automatic=automatic.frozen_decisions(recipe, third)).run()
+    names = ("first", "second", "third")
+    weights = {(tmp_path / name / "last" / "model.safetensors").read_bytes() for name in names}
+    assert len(weights) == 1
     page = (tmp_path / "first" / "report.html").read_text()
     assert "What was decided" in page and "learning_rate" in page and "data:image/jpeg;base64" in page
     assert 'src="http' not in page and "href" not in page  # nothing outside of it
