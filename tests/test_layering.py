@@ -11,7 +11,15 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "hf_segtx"
 MODELS = sorted(p for p in (PACKAGE / "models").glob("*.py") if p.name != "__init__.py")
-SHARED = {"layers", "cpu", "upsampling", "vision_transformer", "segmentation_base", "image_processing_segtx"}
+SHARED = {
+    "layers",
+    "cpu",
+    "upsampling",
+    "sliding_windows",
+    "vision_transformer",
+    "segmentation_base",
+    "image_processing_segtx",
+}
 ALLOWED_PACKAGES = {"torch", "torchvision", "transformers", "huggingface_hub", "safetensors", "numpy", "PIL", "timm"}
 
 

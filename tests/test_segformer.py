@@ -22,6 +22,7 @@ from transformers.utils import logging
 from hf_segtx import SegFormerConfig, SegFormerForImageClassification, SegFormerForSemanticSegmentation, SegFormerModel
 from hf_segtx.models import cpu
 from hf_segtx.models.configuration_segformer import SIZES
+from hf_segtx.models.modeling_segformer import minimum_side
 from hf_segtx.weights import load_original
 
 
@@ -151,6 +152,23 @@ def test_prediction_by_rows_is_the_whole_map_at_once(settings, monkeypatch):
     with torch.no_grad():
         rows = model(images).logits
     assert (rows - whole).abs().max() < 1e-5 * whole.abs().max()  # float32, sums in another order
+
+
+@pytest.mark.parametrize(
+    "settings, least",
+    [({}, 29), ({"sr_ratios": [2, 2, 4, 1]}, 49), ({"strides": [2, 2, 2, 1], "sr_ratios": [1, 6, 1, 1]}, 21)],
+)
+def test_images_below_the_least_size_are_refused(settings, least):
+    """Oracle: the stages themselves, which work from that size on and fail below."""
+    model = SegFormerForSemanticSegmentation(SegFormerConfig(**TINY, num_labels=3, **settings)).eval()
+    assert minimum_side(model.config) == least
+    with torch.no_grad():
+        assert model(torch.zeros(1, 3, least, least)).logits.isfinite().all()
+        for height, width in ((least - 1, 64), (64, least - 1)):
+            with pytest.raises(ValueError, match=f"images of {height}x{width} pixels; .* at least {least} a side"):
+                model(torch.zeros(1, 3, height, width))
+            with pytest.raises(RuntimeError, match="Kernel size can't be greater than actual input size"):
+                torch.nn.Sequential(*model.backbone.stages)(torch.zeros(1, 3, height, width))
 
 
 def test_learned_positions_replace_the_convolution():

@@ -30,6 +30,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from transformers import PreTrainedConfig
 from transformers.image_processing_backends import PilBackend, TorchvisionBackend
 from transformers.image_processing_outputs import SemanticSegmentationPostProcessorOutput
 from transformers.image_processing_utils import BatchFeature
@@ -45,11 +46,11 @@ from transformers.image_utils import (
 )
 from transformers.processing_utils import ImagesKwargs, Unpack
 
-from .sliding_windows import MergedWindows, padded_size, padding_rule, unpadded_positions, window_grid
+from .sliding_windows import MergedWindows, padded_size, padding_rule, unpadded_positions, unstack, window_grid
 from .upsampling import argmax_at, logits_at, upsampled_argmax
 
 
-IGNORE_LABEL = 255  # what unlabelled and padded pixels get
+IGNORE_LABEL = 255  # what unlabelled and padded pixels get, unless `ignore_index` says otherwise
 
 
 class SegtxImageProcessorKwargs(ImagesKwargs, total=False):
@@ -62,7 +63,8 @@ class SegtxImageProcessorKwargs(ImagesKwargs, total=False):
             "height" and "width" is meant as it is said and not padded.
         minimum_size: pad height and width to at least this many pixels, what the network needs; None for no such
             padding. For the same sizes as `size_divisor`.
-        align_corners: how post-processing upsamples the logits, as in `F.interpolate`; as the model was trained.
+        align_corners: how post-processing upsamples the logits, as in `F.interpolate`; that of the model, see `follow`.
+        ignore_index: label of unlabelled and padded pixels; that of the model.
         window_size: show the model windows of this size, in pixels after resizing: a number, or height and width; None
             for whole images. Smaller images are padded to it, and `size_divisor` is not needed.
         window_stride: from one window to the next, likewise; None for windows side by side. The last window is aligned
@@ -73,6 +75,7 @@ class SegtxImageProcessorKwargs(ImagesKwargs, total=False):
     size_divisor: int | None
     minimum_size: int | None
     align_corners: bool
+    ignore_index: int
     window_size: int | list[int] | tuple[int, int] | None
     window_stride: int | list[int] | tuple[int, int] | None
 
@@ -131,7 +134,7 @@ def pil_numbers(image: Image.Image) -> np.ndarray:
 
     Pillow has integers of 32 bits with a sign only; whether they are what was in the file, its format says.
     """
-    array = np.array(image.convert("L")) // 255 if image.mode == "1" else np.array(image)
+    array = np.asarray(image.convert("L")) // 255 if image.mode == "1" else np.asarray(image)
     if image.mode == "I" and image.format in ("PNG", "PPM"):
         return array.astype(np.uint16)
     if image.mode == "I" and image.format == "TIFF" and image.tag_v2.get(339, (1,)) == (1,):  # SampleFormat: no sign
@@ -170,7 +173,7 @@ def label_map(given, size: tuple[int, int]) -> torch.Tensor:
         if given.dtype.kind not in "biuf":
             raise ValueError(f"a segmentation map of the type {given.dtype}; label ids are whole numbers")
         given = given.view(np.uint8) != 0 if given.dtype == bool else given  # a true byte may be any but 0
-        given = torch.from_numpy(np.require(given, given.dtype.newbyteorder("="), ["C", "W"]))
+        given = torch.from_numpy(np.array(given, given.dtype.newbyteorder("="), order="C"))
     ids = given
     if ids.ndim == 3 and 1 in (ids.shape[0], ids.shape[2]):  # an axis of one channel
         ids = ids[..., 0] if tuple(ids.shape) == (*size, 1) else ids[0]
@@ -220,6 +223,26 @@ def checked_sizes(target_sizes, defaults: list[tuple[int, int]]) -> list[tuple[i
     return [(int(height), int(width)) for height, width in target_sizes]
 
 
+class PixelsForPipeline(torch.Tensor):
+    """Pixels that explain why they cannot be concatenated; whatever else is computed of them is a plain tensor.
+
+    Raises:
+        ValueError: by `torch.cat` with pixels of another size.
+    """
+
+    @classmethod
+    def __torch_function__(cls, function, types, arguments=(), named=None):
+        with torch._C.DisableTorchFunctionSubclass():
+            if function is torch.cat and len(sizes := {tuple(pixels.shape[2:]) for pixels in arguments[0]}) > 1:
+                raise ValueError(
+                    f"images of {' and '.join(f'{height}x{width}' for height, width in sorted(sizes))} pixels in one "
+                    "batch; leave pipeline's batch_size at 1, set the processor's window_size (windows have one size) "
+                    "or its size to a height and width, or call hf_segtx.inference.predict"
+                )
+            result = function(*arguments, **(named or {}))
+        return result.as_subclass(cls) if function is torch.Tensor.to else result
+
+
 class SegmentationProcessing:
     """What the two back-ends share; first base of both. They add `_resize_and_normalize`."""
 
@@ -237,13 +260,33 @@ class SegmentationProcessing:
     size_divisor = None
     minimum_size = None
     align_corners = False
+    ignore_index = IGNORE_LABEL
     window_size = None
     window_stride = None
+    _in_batches = False
 
     def __init__(self, **kwargs: Unpack[SegtxImageProcessorKwargs]):
         if "reduce_labels" in kwargs:  # the name in checkpoints written by transformers before 4.30
             kwargs.setdefault("do_reduce_labels", kwargs.pop("reduce_labels"))
         super().__init__(**kwargs)
+
+    @property
+    def padding_value(self) -> None:
+        """None. Asked for by `pipeline(images, batch_size=...)` before it concatenates what this returns per image."""
+        self._in_batches = True
+
+    def follow(self, config: PreTrainedConfig) -> "SegmentationProcessing":
+        """Takes over what the configuration of the model decides, so that predictions are made as the loss saw them.
+
+        That is `align_corners` and `ignore_index`; and images are padded to whole patches. Called wherever a model and
+        its processor are made or loaded together.
+        """
+        self.align_corners = getattr(config, "align_corners", False)
+        self.ignore_index = getattr(config, "semantic_loss_ignore_index", IGNORE_LABEL)
+        patch_size = getattr(config, "patch_size", 1)
+        if self.size_divisor and self.size_divisor % patch_size:
+            self.size_divisor = patch_size
+        return self
 
     def preprocess(
         self,
@@ -283,6 +326,7 @@ class SegmentationProcessing:
         do_resize,
         do_pad,
         do_reduce_labels,
+        ignore_index,
         size,
         size_divisor,
         minimum_size,
@@ -330,8 +374,8 @@ class SegmentationProcessing:
                 resized, (height, width) = sizes[number], padded[number]
                 label = nearest_resize(label_map(given, original_sizes[number]), resized)
                 if do_reduce_labels:
-                    label = torch.where((label == 0) | (label == IGNORE_LABEL), IGNORE_LABEL, label - 1)
-                label = F.pad(label, (0, width - resized[1], 0, height - resized[0]), value=IGNORE_LABEL)
+                    label = torch.where((label == 0) | (label == ignore_index), ignore_index, label - 1)
+                label = F.pad(label, (0, width - resized[1], 0, height - resized[0]), value=ignore_index)
                 data["labels"].append(label.numpy() if self.backend == "pil" else label)
         for name in ("pixel_values", "labels") if "windows" in data else ():
             if name in data:
@@ -341,6 +385,8 @@ class SegmentationProcessing:
                 ]
         if len(images) == 1 and "windows" not in data and return_tensors is not None:
             data["pixel_values"] = data["pixel_values"][0][None]  # stacking would make a copy
+            if return_tensors == "pt" and self._in_batches:
+                data["pixel_values"] = torch.as_tensor(data["pixel_values"]).as_subclass(PixelsForPipeline)
         return BatchFeature(data=data, tensor_type=return_tensors)
 
     def process_image(self, image, do_convert_rgb=None, input_data_format=None, num_channels=None, **kwargs):
@@ -361,7 +407,7 @@ class SegmentationProcessing:
             image = image.convert(mode) if do_convert_rgb and mode and image.mode[0] not in "IF" else image
             image, input_data_format = pil_numbers(image), ChannelDimension.LAST
         if not is_tensor:
-            image = torch.from_numpy(np.require(image, image.dtype.newbyteorder("="), ["C", "W"]))
+            image = torch.from_numpy(np.array(image, image.dtype.newbyteorder("="), order="C"))
         if image.ndim == 2:
             image = image[None]
         elif _channels_last(image.shape, channels, input_data_format, is_tensor):
@@ -393,7 +439,8 @@ class SegmentationProcessing:
         What the model saw in the padding still has its effect near the border.
 
         Args:
-            outputs: has `logits` and, if the processor cut the images into windows, `windows`.
+            outputs: has `logits` and, if the processor cut the images into windows, `windows`. With `align_corners` the
+                logits are upsampled so, whatever the processor says.
             target_sizes: size of each original image; None for maps at the resolution of the logits, with padding, or,
                 with windows, at that of the resized images.
             return_segmentation_scores: return the upsampled logits too. Takes K times the memory of the image.
@@ -405,22 +452,28 @@ class SegmentationProcessing:
         Raises:
             ValueError: if there is not one target size an image, or the windows are missing.
         """
-        windows = getattr(outputs, "windows", None)
+        logits, windows = outputs.logits, getattr(outputs, "windows", None)
+        align_corners = self.align_corners or getattr(outputs, "align_corners", None) is not None
+        settings = target_sizes, return_segmentation_scores, align_corners
         if windows is not None:
-            results = self._merge_windows(outputs.logits, windows.tolist(), target_sizes, return_segmentation_scores)
+            if windows.ndim == 3:
+                logits, windows = unstack(logits, windows)
+            results = self._merge_windows(logits, windows.tolist(), *settings)
         elif self.window_size is not None:
             raise ValueError(
                 "the processor cuts images into windows, but the model's output has none; call the model with all that "
                 "the processor returns, model(**inputs), or the processor with window_size=None and set it to None"
             )
         else:
-            results = self._upsample(outputs.logits, target_sizes, return_segmentation_scores)
+            results = self._upsample(logits, *settings)
         if not return_segmentation_scores:
             return [label_map for label_map, _ in results]
         names = ("segmentation", "segmentation_scores")
         return [SemanticSegmentationPostProcessorOutput(dict(zip(names, result, strict=True))) for result in results]
 
-    def _merge_windows(self, logits, windows, target_sizes, with_scores) -> list[tuple[torch.Tensor, ...]]:
+    def _merge_windows(
+        self, logits, windows, target_sizes, with_scores, align_corners
+    ) -> list[tuple[torch.Tensor, ...]]:
         """Label map and, if asked for, logits of each image."""
         members: dict[int, list[int]] = {}
         for position, (index, *_) in enumerate(windows):
@@ -430,14 +483,19 @@ class SegmentationProcessing:
         results = []
         for own, target, window_numbers in zip(own_sizes, targets, members.values(), strict=True):
             starts = tuple(sorted({windows[position][axis] for position in window_numbers}) for axis in (1, 2))
+            if len(window_numbers) != len(starts[0]) * len(starts[1]):
+                raise ValueError(
+                    f"{len(window_numbers)} windows of an image that has {len(starts[0]) * len(starts[1])}; hand over "
+                    "the output for all that one call of the processor returned, and no more than that"
+                )
             size = tuple(windows[window_numbers[0]][3:5])
-            merged = MergedWindows(own, target, size, starts, self.align_corners)
+            merged = MergedWindows(own, target, size, starts, align_corners)
             for position in window_numbers:
                 merged.add(logits[position])
             results.append((merged.label_map(0, target[0]), merged.logits(0, target[0]) if with_scores else None))
         return results
 
-    def _upsample(self, logits, target_sizes, with_scores) -> list[tuple[torch.Tensor, ...]]:
+    def _upsample(self, logits, target_sizes, with_scores, align_corners) -> list[tuple[torch.Tensor, ...]]:
         """Label map and, if asked for, logits of each image."""
         steps = tuple(logits.shape[-2:])
         targets = checked_sizes(target_sizes, [steps] * len(logits))
@@ -452,9 +510,9 @@ class SegmentationProcessing:
         for target, own in dict(zip(targets, processed, strict=True)).items():  # images of one size in one call
             indices = [index for index, other in enumerate(targets) if other == target]
             group = logits if len(indices) == len(targets) else logits[indices]
-            places = unpadded_positions(target, own, padded, steps, self.align_corners)
+            places = unpadded_positions(target, own, padded, steps, align_corners)
             if own == padded:
-                label_maps = upsampled_argmax(group, target, align_corners=self.align_corners)
+                label_maps = upsampled_argmax(group, target, align_corners=align_corners)
             else:
                 label_maps = argmax_at(group, *places)
             scores = logits_at(group, *places) if with_scores else indices
@@ -465,6 +523,7 @@ class SegmentationProcessing:
     def to_dict(self):
         """As in transformers, but where the code travels with the checkpoint, both back-ends are named."""
         dictionary = super().to_dict()
+        dictionary.pop("_in_batches", None)
         reference = (dictionary.get("auto_map") or {}).get("AutoImageProcessor")
         if reference is not None:
             module, name = (reference if isinstance(reference, str) else next(iter(reference.values()))).split(".")

@@ -53,6 +53,14 @@ class SegFormerModelOutput(BaseModelOutput):
     feature_maps: tuple[torch.Tensor, ...] | None = None
 
 
+def minimum_side(config: SegFormerConfig) -> int:
+    """Fewest pixels a side of an image whose maps can all be reduced R times: 29 of the published networks."""
+    side = 1
+    for kernel, stride, ratio in zip(*(reversed(x) for x in (config.patch_sizes, config.strides, config.sr_ratios))):
+        side = max((max(side, ratio) - 1) * stride + kernel - 2 * (kernel // 2), 1)
+    return side
+
+
 class SegFormerPatchEmbedding(nn.Module):
     """Overlapping patches: a strided convolution wider than its stride, then LayerNorm. Section 3.1.
 
@@ -344,8 +352,11 @@ class SegFormerModel(SegFormerPreTrainedModel):
     """The Mix Transformer (MiT) backbone, Section 3.1.
 
     Shape:
-        pixel_values: (B, num_channels, H, W), normalised; any size from 32 pixels a side
+        pixel_values: (B, num_channels, H, W), normalised; any size from `minimum_side` pixels on
         returns: [`SegFormerModelOutput`], maps at 1/4, 1/8, 1/16 and 1/32 of the image
+
+    Raises:
+        ValueError: if an image is smaller than that.
     """
 
     _keys_to_ignore_on_load_unexpected = [r"^(decode_head|classifier)\."]  # when read from a whole checkpoint
@@ -363,6 +374,12 @@ class SegFormerModel(SegFormerPreTrainedModel):
     @capture_outputs(tie_last_hidden_states=False)
     def forward(self, pixel_values: torch.Tensor, **kwargs) -> SegFormerModelOutput:
         refuse_tracing()
+        height, width = pixel_values.shape[2:]
+        if not torch.compiler.is_compiling() and min(height, width) < (least := minimum_side(self.config)):
+            raise ValueError(
+                f"images of {height}x{width} pixels; this network takes at least {least} a side: set the image "
+                f"processor's minimum_size to {least}, to which it pads, or a larger size"
+            )
         feature_maps = []
         x = pixel_values
         for stage in self.stages:

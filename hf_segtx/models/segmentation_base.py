@@ -3,6 +3,7 @@
 Shapes: B images, K classes; (H, W) the size of the labels, (h, w) that of the logits.
 """
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
@@ -12,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import SemanticSegmenterOutput
 
+from .sliding_windows import stack_by_image
 from .upsampling import upsampled_cross_entropy
 
 
@@ -29,6 +31,16 @@ class SegmentationOutput(SemanticSegmenterOutput):
 
     auxiliary_logits: tuple[torch.Tensor, ...] | None = None
     windows: torch.Tensor | None = None
+
+    def __setitem__(self, key, value):
+        """Sorts windows by image where `pipeline(images, batch_size=...)` will take the output apart.
+
+        It concatenates what the processor returned for each image, adds `target_size`, then a list for each image, and
+        expects one row per image in everything.
+        """
+        super().__setitem__(key, value)
+        if key == "target_size" and self.windows is not None and all(isinstance(sizes, list) for sizes in value):
+            self["logits"], self["windows"] = stack_by_image(self.logits, self.windows)
 
 
 def segmentation_loss(
@@ -103,6 +115,23 @@ class SegmentationPreTrainedModel(PreTrainedModel):
                 "which could run any code when it is loaded; where you trust them, save the tensors alone as "
                 "model.safetensors"
             ) from error
+
+    def _get_name(self) -> str:
+        """As in torch; but Trainer, which asks for the name just before it smooths labels, is told that it must not.
+
+        It would do so along the width of logits that are smaller than the labels, and count ignored pixels.
+
+        Raises:
+            ValueError: if the caller is a Trainer with `label_smoothing_factor`.
+        """
+        caller = sys._getframe(1).f_locals.get("self")
+        smoother = None if caller is self else getattr(caller, "label_smoother", None)
+        if smoother is not None:
+            raise ValueError(
+                f"Trainer's label_smoothing_factor {smoother.epsilon} does not fit maps of labels; set it to 0 and "
+                "model.loss_function = hf_segtx.losses.parse_loss(label_smoothing=...)"
+            )
+        return super()._get_name()
 
     def save_pretrained(self, save_directory, **kwargs):
         """As in transformers; the config also names every Auto class, not only that of the class being saved."""

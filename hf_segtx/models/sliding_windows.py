@@ -19,6 +19,7 @@ from itertools import pairwise
 from typing import NamedTuple
 
 import torch
+from torch.nn.utils.rnn import pad_sequence
 
 from .upsampling import argmax_at, logits_at, positions
 
@@ -130,6 +131,27 @@ def axis_parts(length: int, window: int, starts: list[int], longest: int) -> lis
         Part(begin, end, [start for start in starts if begin - window < start < end])
         for begin, end in pairwise([*cuts, length])
     ]
+
+
+def stack_by_image(logits: torch.Tensor, windows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits and windows of several images, of which each was cut on its own, by image; rows of 0 where one has fewer.
+
+    Shape:
+        logits: (N, K, h, w), windows: (N, 7) as of the image processor, all of image 0
+        returns: (B, n, K, h, w) and (B, n, 7), n the most windows of an image
+    """
+    first = (windows[:, :3] == 0).all(1).nonzero().flatten().tolist()  # at the top left
+    counts = [end - begin for begin, end in pairwise([*first, len(windows)])]
+    logits, windows = (pad_sequence(x.split(counts), batch_first=True) for x in (logits, windows))
+    return logits, windows
+
+
+def unstack(logits: torch.Tensor, windows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """What `stack_by_image` made as (N, K, h, w) and (N, 7), with the numbers of the images."""
+    windows = windows.clone()
+    windows[..., 0] = torch.arange(len(windows), device=windows.device)[:, None]
+    real = windows[..., 3] > 0  # height of the window
+    return logits[real], windows[real]
 
 
 class MergedWindows:
