@@ -1,6 +1,7 @@
 """Trains a semantic segmentation model, on one CPU or many GPUs.
 
     segtx train                                      # no arguments: a small SegFormer on embedded scenes
+    segtx train --train_dir data --time_budget 30m   # decides everything else; with --dry_run only says what
     segtx train --train_dir data/train --validation_dir data/val --architecture segformer --size b0
     segtx train --recipe segformer_b0_ade20k_512 --train_dir data/train --validation_dir data/val --learning_rate 3e-5
     segtx train --recipe outputs/run/train.args --resume_from_checkpoint latest
@@ -14,6 +15,11 @@ What comes out, in `--output_dir`:
     train.args                                                the arguments of the run, a recipe of its own
     step_N/                                                   checkpoints: a loadable model and `training_state/`
     last -> step_N  best -> step_M                            links to the newest and to the best checkpoint
+
+With data of your own, and neither a recipe nor --max_train_steps or --num_train_epochs, a run configures itself: all that
+is not given is decided from the data, the weights in reach, the machine and the time, each with its reason, which
+train.args and the card repeat. It warns of what goes wrong, and leaves report.html, with what would help most. The
+final model is then the best evaluation's. --automatic False leaves the defaults.
 
 The final model has the weights of the last step, as papers report (averaged ones with `--ema_decay`);
 `--load_best_model_at_end` takes those of the best evaluation instead.
