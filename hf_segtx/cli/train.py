@@ -16,8 +16,8 @@ What comes out, in `--output_dir`:
     step_N/                                                   checkpoints: a loadable model and `training_state/`
     last -> step_N  best -> step_M                            links to the newest and to the best checkpoint
 
-With data of your own, and neither a recipe nor --max_train_steps or --num_train_epochs, a run configures itself: all that
-is not given is decided from the data, the weights in reach, the machine and the time, each with its reason, which
+With data of your own, and neither a recipe nor --max_train_steps or --num_train_epochs, a run configures itself: all
+that is not given is decided from the data, the weights in reach, the machine and the time, each with its reason, which
 train.args and the card repeat. It warns of what goes wrong, and leaves report.html, with what would help most. The
 final model is then the best evaluation's. --automatic False leaves the defaults.
 

@@ -70,7 +70,7 @@ class AutomaticRun(TrainingRun):
         if not self.automatic.is_adjustable(arguments, step, self.steps.total):
             return
         speeds = [entry["images_per_second"] for entry in self.state.history]
-        speeds = speeds[1:] or speeds  # the first steps also warm up
+        speeds = speeds[len(speeds) // 2 :]  # the first steps also warm up and decode
         speed = sum(speeds) / len(speeds) if speeds else self.interval.speed(self.steps.images)
         numbers = step, self.steps.images / speed, evaluation_seconds
         decisions = everywhere(settled_steps, self.automatic, arguments, *numbers, only_main=True)
