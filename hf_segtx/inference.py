@@ -18,7 +18,7 @@ from huggingface_hub.errors import StrictDataclassError
 from torch import distributed, nn
 from torch.utils.data import Dataset
 from tqdm.auto import tqdm
-from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation, PreTrainedConfig
+from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from .architectures import ARCHITECTURES
@@ -26,6 +26,8 @@ from .data.labels import flip_permutation
 from .data.loaders import evaluation_dataloader
 from .error_analysis import DataFingerprint, gathered
 from .metrics import MeanIoU, is_distributed
+from .models.configuration_base import SegmentationConfig
+from .models.image_processing_segtx import SegmentationProcessing
 from .models.sliding_windows import (
     BLOCK_NUMEL,
     MergedWindows,
@@ -69,7 +71,7 @@ def load_model(
         raise ValueError(f"{name_or_path} is not the folder of a model: it has no config.json")
     remote = {**hub, "trust_remote_code": trust_remote_code}
     try:
-        settings, _ = PreTrainedConfig.get_config_dict(name_or_path, **hub)
+        settings, _ = SegmentationConfig.get_config_dict(name_or_path, **hub)
     except OSError as error:
         if Path(name_or_path).exists():
             raise
@@ -105,7 +107,15 @@ def load_model(
             f"{place} has no preprocessor_config.json; save the image processor of the training there: "
             f"{load_processor.__name__}(...).save_pretrained({str(place)!r})"
         )
-    return model, load_processor.from_pretrained(place, **options)
+    processor = load_processor.from_pretrained(place, **options)
+    follow(processor, model)
+    return model, processor
+
+
+def follow(processor, model: nn.Module) -> None:
+    """Lets an image processor of this package predict as its model was trained, however the two came together."""
+    if isinstance(processor, SegmentationProcessing):
+        processor.follow(model.config)
 
 
 def image_size(image) -> tuple[int, int]:
@@ -128,6 +138,7 @@ def predict(model: nn.Module, processor, images: Sequence, *, window_batch_size:
         images: PIL images, or uint8 tensors or arrays (C, H, W)
         returns: a map (H, W) int64 an image, in the images' order, on the model's device
     """
+    follow(processor, model)
     if getattr(processor, "window_size", None) is not None:
         return _predict_windows(model, processor, images, window_batch_size)
     device = next(model.parameters()).device
@@ -241,6 +252,7 @@ def segment(
     if list(scales) == [1] and not (flip or return_scores or return_uncertainty):
         maps = predict(model, processor, images, window_batch_size=window_batch_size)
         return [Segmentation(label_map) for label_map in maps]
+    follow(processor, model)
     orders = [None, flip_permutation(model.config.id2label)] if flip else [None]  # of the classes, not mirrored and so
     results = []
     for image in images:

@@ -19,7 +19,7 @@ import torch
 from torch import nn
 from tqdm.auto import tqdm
 
-from .inference import logits_of_windows
+from .inference import follow, logits_of_windows
 from .models.sliding_windows import MergedWindows, Part, axis_parts, window_grid
 
 
@@ -62,6 +62,7 @@ def segment_large(
             f"do_resize is {processor.do_resize} and window_size {processor.window_size}; large images are cut into "
             "windows at their own size: set processor.do_resize = False and, say, processor.window_size = 512"
         )
+    follow(processor, model)
     image = source if isinstance(source, np.ndarray) else open_image(source)
     output = Path(output)
     size = tuple(image.shape[:2])

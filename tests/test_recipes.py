@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from test_train import ROOT
+from tiny import CASES
 from transformers import AutoConfig, AutoImageProcessor
 
 from hf_segtx.architectures import ARCHITECTURES
@@ -18,30 +19,6 @@ from hf_segtx.training import train
 
 RECIPES = sorted((ROOT / "examples/recipes").glob("*.args"))
 PUBLISHED = [recipe for recipe in RECIPES if "camvid" not in recipe.name]
-# Small networks in place of the published ones; what the recipe says of heads, losses and protocols stays.
-TINY_NETWORKS = {
-    "segformer": {
-        "hidden_sizes": [8, 8, 16, 16],
-        "depths": [1, 1, 1, 1],
-        "num_attention_heads": [1, 1, 2, 2],
-        "decoder_hidden_size": 16,
-    },
-    "setr": {
-        "hidden_size": 16,
-        "num_hidden_layers": 4,
-        "num_attention_heads": 2,
-        "decoder_hidden_size": 8,
-        "feature_indices": [0, 1, 2, 3],
-    },
-    "segmenter": {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2},
-    "ocrnet": {
-        "hidden_sizes": [4, 8, 16, 32],
-        "depths": [1, 1, 1, 1],
-        "num_modules": [1, 1, 1, 1],
-        "decoder_hidden_size": 16,
-        "decoder_key_size": 8,
-    },
-}
 NUM_LABELS = {"ade20k": 150, "cityscapes": 19, "pascal": 60, "coco": 171, "lip": 20, "camvid": 11}
 
 
@@ -109,7 +86,8 @@ def test_recipe_trains(recipe, data, tmp_path):
     """Two steps with everything that the recipe says but the size of the network, of the images and of the batch."""
     arguments = parse_training(["--recipe", str(recipe)])
     overrides = json.loads(arguments.config_overrides or "{}")
-    overrides |= TINY_NETWORKS[architecture(recipe)]
+    tiny = CASES[architecture(recipe)].config  # its sizes; what the recipe says of patches and protocols stays
+    overrides |= {name: value for name, value in tiny.items() if name not in ("image_size", "patch_size")}
     if "image_size" in overrides:
         overrides["image_size"] = 64
     flags = ["--recipe", str(recipe), "--config_overrides", json.dumps(overrides), "--output_dir", str(tmp_path)]

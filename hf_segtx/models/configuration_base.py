@@ -72,6 +72,8 @@ class SegmentationConfig(PreTrainedConfig):
     """
 
     is_binary: bool = False
+    # Outputs for post-processing, that `Trainer` is not to collect with the predictions.
+    keys_to_ignore_at_inference = ["windows", "align_corners"]
 
     def __post_init__(self, **kwargs):
         num_labels = kwargs.get("num_labels")

@@ -45,8 +45,8 @@ class OCRNetConfig(SegmentationConfig):
         layer1_hidden_size: "hrnet": width inside the bottlenecks of the first stage.
         output_stride: "resnet": side of the image over that of the last map, 8 or 16; stages beyond it are dilated.
         pool_ceil_mode: "resnet": pooling after the stem rounds odd sizes up (openseg: True).
-        align_corners: how maps and logits are upsampled (both authors' codes: True, mmsegmentation: False). Set the
-            same in the image processor.
+        align_corners: how maps and logits are upsampled (both authors' codes: True, mmsegmentation: False). The image
+            processor is told by `processor.follow(config)`, and by the model's output.
         decoder_hidden_size: width of pixel, region and augmented representations.
         decoder_key_size: width of the transforms phi, psi and delta (Section 3.2).
         decoder_conv_bias, context_conv_bias, auxiliary_conv_bias: bias before BatchNorm in the 3x3 convolution of the
@@ -96,8 +96,8 @@ class OCRNetConfig(SegmentationConfig):
         if isinstance(self.backbone_config, dict):
             if (kind := self.backbone_config.get("model_type")) not in CONFIG_MAPPING:
                 raise ValueError(
-                    f"backbone_config has the model_type {kind!r}; give that of a backbone of transformers or timm, such "
-                    "as 'convnext' or 'timm_backbone'"
+                    f"backbone_config has the model_type {kind!r}; give that of a backbone of transformers or timm, as "
+                    "'convnext' or 'timm_backbone'"
                 )
         if self.backbone_type is None:
             self.backbone_type = "hrnet" if self.backbone_config is None else "auto"

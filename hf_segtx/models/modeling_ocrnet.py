@@ -61,11 +61,14 @@ class OCRNetOutput(SegmentationOutput):
         pixel_region_relation: (B, K, h, w), relation of each pixel to each region (Eq. 5); sums to 1 over regions. On
             request.
         region_representations: (B, K, C), on request (Eq. 4).
+        align_corners: (B,) true, if that is how the logits are to be upsampled; for post-processing, which has no
+            configuration.
     """
 
     region_maps: torch.Tensor | None = None
     pixel_region_relation: torch.Tensor | None = None
     region_representations: torch.Tensor | None = None
+    align_corners: torch.Tensor | None = None
 
 
 def conv_norm(in_channels: int, out_channels: int, kernel_size: int, stride: int = 1, dilation: int = 1):
@@ -494,6 +497,7 @@ class OCRNetForSemanticSegmentation(OCRNetPreTrainedModel):
         if labels is not None:
             auxiliary_logits = (region_logits,) if self.training else ()
             loss = self.loss_function(logits, labels, self.config, auxiliary_logits)
+        is_aligned = self.config.align_corners and not torch.compiler.is_exporting()  # the exported file says it itself
         return OCRNetOutput(
             loss=loss,
             logits=logits,
@@ -503,6 +507,7 @@ class OCRNetForSemanticSegmentation(OCRNetPreTrainedModel):
             region_maps=region_maps if output_regions else None,
             pixel_region_relation=relation if output_regions else None,
             region_representations=regions if output_regions else None,
+            align_corners=torch.ones_like(logits[:, 0, 0, 0], dtype=torch.bool) if is_aligned else None,
         )
 
 

@@ -26,7 +26,7 @@ from ..data import load_data
 from ..data.augmentation import TrainingTransform
 from ..data.labels import Labels, flip_permutation
 from ..data.loaders import TrainingLoader, collate_evaluation, training_dataloader
-from ..inference import load_model, predict
+from ..inference import follow, load_model, predict
 from ..losses import class_weights_from_counts, parse_loss
 from .arguments import Arguments, config_overrides, data_settings
 from .machine import is_out_of_memory, keep_freed_memory, use_cores
@@ -228,6 +228,7 @@ def build_model(arguments: Arguments, labels: Labels):
             processor = row.processor(do_resize=False)  # images at their own size, unless told otherwise below
     _check_fields(arguments, model.config)
     model.config.palette = [list(color) for color in labels.colors]  # for pictures, as in `segtx predict`
+    follow(processor, model)
     set_protocol(arguments, model, processor)
     if arguments.backbone_weights:
         from ..weights import load_backbone

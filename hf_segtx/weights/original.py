@@ -59,7 +59,7 @@ def load_original(path_or_state_dict: str | Path | StateDict, **config_overrides
     if source.is_own and not beside:
         logger.warning(  # shown unless logging is set up otherwise
             f"{where}: no config.json beside it; what does not show in the weights, such as numbers of heads, "
-            f"align_corners and epsilons, is taken as published or as {row.config.__name__} has it; override what differs"
+            f"align_corners and epsilons, is as published or as {row.config.__name__} has it; override what differs"
         )
     try:
         state = {key: tensor for key, tensor in state.items() if not re.search(source.left_out, key)}

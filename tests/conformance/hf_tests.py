@@ -26,7 +26,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from filelock import FileLock
-from table import CASES
+from tiny import CASES
 
 
 MIXINS = {
@@ -61,11 +61,11 @@ STAND_INS = {
     # PipelineTesterMixin takes its models from a folder with such an index.
     "tiny_models/reports/tiny_model_summary.json": json.dumps(
         {
-            case.get("ForSemanticSegmentation").__name__: {
+            case.row.model.__name__: {
                 "tokenizer_classes": [],
-                "processor_classes": [case.get("ImageProcessor").__name__],
+                "processor_classes": [case.row.processor.__name__],
             }
-            for case in CASES
+            for case in CASES.values()
         }
     ),
 }
@@ -127,8 +127,8 @@ def load() -> SimpleNamespace:
 def save_tiny_models(folder: Path):
     """Models and processors of all cases, in the layout that PipelineTesterMixin reads."""
     torch.manual_seed(0)
-    for case in CASES:
-        model = case.get("ForSemanticSegmentation")(case.make_config())
-        processor = case.get("ImageProcessor")(size={"height": case.image_size, "width": case.image_size})
+    for case in CASES.values():
+        model = case.make_model()
+        processor = case.row.processor(size={"height": case.image_size, "width": case.image_size})
         for part in (model, processor):
             part.save_pretrained(folder / model.config.model_type / type(model).__name__)

@@ -1,4 +1,4 @@
-"""transformers' common model and pipeline tests over every `Case` of table.py, and a few that they lack."""
+"""transformers' common model and pipeline tests over every `Case` of tests/tiny.py, and a few that they lack."""
 
 import contextlib
 import copy
@@ -9,7 +9,7 @@ import unittest.mock
 import hf_tests
 import pytest
 import torch
-from table import CASES
+from tiny import CASES
 
 
 hf = hf_tests.load()
@@ -32,7 +32,7 @@ class ModelTester:
     def __init__(self, case):
         self.case, self.image_size, self.num_labels = case, case.image_size, case.num_labels
         for key in ("hidden_size", "num_hidden_layers", "num_attention_heads"):
-            if isinstance(case.config_kwargs.get(key), int):
+            if isinstance(case.config.get(key), int):
                 setattr(self, key, case.config_kwargs[key])
         if len(case.hidden_states[0]) == 2:
             self.seq_length = case.hidden_states[0][0]
@@ -47,22 +47,23 @@ class ModelTester:
 
 def register_with_mixins(case):
     """The mixins decide by class name, through transformers' mapping tables, what gets labels and what has a loss."""
-    model_type = case.get("Config").model_type
-    for role in case.models:
-        table = {
-            "Model": "MODEL_MAPPING_NAMES",
-            "ForSemanticSegmentation": "MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES",
-            "ForImageClassification": "MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES",
-        }[role]
-        setattr(hf.modeling, table, {**getattr(hf.modeling, table), model_type: case.get(role).__name__})
+    tables = {
+        "MODEL_MAPPING_NAMES": case.row.base_model,
+        "MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES": case.row.model,
+        "MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES": case.row.classifier,
+    }
+    for table, model in tables.items():
+        if model is not None:
+            names = {**getattr(hf.modeling, table), case.row.config.model_type: model.__name__}
+            setattr(hf.modeling, table, names)
 
 
 class FindProcessors:
     """`getattr(transformers, name)` for a processor class that lives elsewhere."""
 
     def __getattr__(self, name):
-        for case in CASES:
-            for processor in case.processors().values():
+        for case in CASES.values():
+            for processor in (case.row.processor, case.row.processor_pil):
                 if processor.__name__ == name:
                     return processor
         import transformers
@@ -92,10 +93,10 @@ class ConformanceMixin:
     def test_config(self):
         tester = hf.configuration.ConfigTester(
             self,
-            config_class=self.case.get("Config"),
+            config_class=self.case.row.config,
             has_text_modality=False,
             common_properties=self.case.common_properties,
-            **self.case.config_kwargs,
+            **self.case.config,
         )
         tester.run_common_tests()
 
@@ -106,10 +107,12 @@ class ConformanceMixin:
 
     def test_logits_and_loss(self):
         config, inputs = self.model_tester.prepare_config_and_inputs_for_common()
-        model = self.case.get("ForSemanticSegmentation")(config).to(torch_device).eval()
+        model = self.case.row.model(config).to(torch_device).eval()
         with torch.no_grad():
             logits = model(**inputs).logits
-            self.assertEqual(tuple(logits.shape), (self.model_tester.batch_size, *self.case.logits))
+            self.assertEqual(
+                tuple(logits.shape), (self.model_tester.batch_size, self.case.num_labels, *self.case.logits)
+            )
             size = (self.model_tester.batch_size, self.case.image_size, self.case.image_size)
             labels = torch.randint(0, self.case.num_labels, size, device=torch_device)
             out = model(**inputs, labels=labels)
@@ -126,12 +129,12 @@ class ConformanceMixin:
 
     def test_other_image_sizes(self):
         config, _ = self.model_tester.prepare_config_and_inputs_for_common()
-        model = self.case.get("ForSemanticSegmentation")(config).to(torch_device).eval()
+        model = self.case.row.model(config).to(torch_device).eval()
         size = self.case.image_size
         for h, w in ((size, 2 * size), (2 * size, size), (2 * size, 2 * size)):
             with torch.no_grad():
                 out = model(torch.randn(1, self.model_tester.num_channels, h, w, device=torch_device))
-            ratio = self.case.logits[1] / size
+            ratio = self.case.logits[0] / size
             self.assertEqual(tuple(out.logits.shape[-2:]), (round(h * ratio), round(w * ratio)))
 
     def test_overfit(self):
@@ -142,7 +145,7 @@ class ConformanceMixin:
         for key in list(config.to_dict()):
             if key.endswith("_dropout_prob") or key == "drop_path_rate":
                 setattr(config, key, 0.0)
-        model = self.case.get("ForSemanticSegmentation")(config).to(torch_device).train()
+        model = self.case.row.model(config).to(torch_device).train()
         size = self.case.image_size
         labels = torch.zeros(self.model_tester.batch_size, size, size, dtype=torch.long, device=torch_device)
         labels[:, :, size // 2 :] = 1
@@ -190,9 +193,12 @@ class ConformanceMixin:
                 for p in model.parameters():
                     if p.ndim > 1:
                         p.normal_(0, 1.5 / p[0].numel() ** 0.5)
-            with torch.no_grad(), unittest.mock.patch.object(
-                torch.nn.functional, "scaled_dot_product_attention", side_effect=real
-            ) as spy:
+            with (
+                torch.no_grad(),
+                unittest.mock.patch.object(
+                    torch.nn.functional, "scaled_dot_product_attention", side_effect=real
+                ) as spy,
+            ):
                 sdpa = model(**inputs)[0]
                 self.assertGreaterEqual(spy.call_count, len(self.case.attentions), "sdpa asked for, not used")
                 model.set_attn_implementation("eager")
@@ -206,7 +212,7 @@ class ConformanceMixin:
 
     def test_no_loss_kwargs(self):
         """Trainer does not divide by gradient_accumulation_steps when forward takes **kwargs, unless told."""
-        head = self.case.get("ForSemanticSegmentation")
+        head = self.case.row.model
         takes_kwargs = any(p.kind is p.VAR_KEYWORD for p in inspect.signature(head.forward).parameters.values())
         self.assertFalse(getattr(head, "accepts_loss_kwargs", takes_kwargs), "set accepts_loss_kwargs = False")
 
@@ -261,8 +267,8 @@ def make_model_test(case):
     body = {
         "case": case,
         "__module__": __name__,
-        "all_model_classes": tuple(case.get(role) for role in case.models),
-        "pipeline_model_mapping": {"image-segmentation": case.get("ForSemanticSegmentation")},
+        "all_model_classes": tuple(filter(None, (case.row.base_model, case.row.model, case.row.classifier))),
+        "pipeline_model_mapping": {"image-segmentation": case.row.model},
         "has_attentions": bool(case.attentions),
     }
     for name in dir(hf.pipeline.PipelineTesterMixin):  # the pipelines of other tasks would only add skips
@@ -272,6 +278,6 @@ def make_model_test(case):
     return skipped(type(f"{case.name}ModelTest", bases, body), case.skip)
 
 
-for _case in CASES:
+for _case in CASES.values():
     register_with_mixins(_case)
     globals()[f"{_case.name}ModelTest"] = make_model_test(_case)

@@ -1,4 +1,4 @@
-"""transformers' common image-processor tests over every `Case` of table.py, and a few that they lack."""
+"""transformers' common image-processor tests over every `Case` of tests/tiny.py, and a few that they lack."""
 
 import subprocess
 import sys
@@ -6,7 +6,7 @@ import tempfile
 import unittest
 
 import hf_tests
-from table import CASES
+from tiny import CASES
 from transformers import set_seed
 
 
@@ -21,7 +21,7 @@ def make_processor_test(case):
             super().__init__(parent, **kwargs)
 
         def _get_image_processing_classes(self):
-            return case.processors()
+            return {"torchvision": case.row.processor, "pil": case.row.processor_pil}
 
     mixins = hf.image_processing.ImageProcessingTestMixin, hf.image_processing.PostProcessSemanticSegmentationTestMixin
 
@@ -51,5 +51,5 @@ def make_processor_test(case):
     return type(f"{case.name}ImageProcessingTest", (Base, unittest.TestCase), {"__module__": __name__})
 
 
-for _case in CASES:
+for _case in CASES.values():
     globals()[f"{_case.name}ImageProcessingTest"] = make_processor_test(_case)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from fake_hub import FakeHub
-from table import CASES
+from tiny import CASES
 
 import hf_segtx
 
@@ -21,13 +21,13 @@ PUSH = """
 import sys
 sys.path[:0] = {path!r}
 import torch
-from table import CASES
-case = next(case for case in CASES if case.name == {name!r})
+from tiny import CASES
+case = CASES[{name!r}]
 torch.manual_seed(0)
-model = case.get("ForSemanticSegmentation")(case.make_config()).eval()
+model = case.make_model()
 windows = {{"do_resize": False, "window_size": 32, "window_stride": 16}}
 whole = {{"size": {{"height": 64, "width": 64}}}}
-processor = case.get("ImageProcessor")(**(windows if case.image_size == 32 else whole))
+processor = case.row.processor(**(windows if case.image_size == 32 else whole))
 model.save_pretrained({folder!r})
 processor.save_pretrained({folder!r})
 model.push_to_hub({repository!r})
@@ -97,17 +97,17 @@ def run(code, environment):
     return done.stdout
 
 
-@pytest.fixture(scope="module", params=CASES, ids=lambda case: case.name)
+@pytest.fixture(scope="module", params=CASES)
 def pushed(request, tmp_path_factory):
     """(folder for everything, environment of the fake Hub, repository on it, its last commit)."""
-    base = tmp_path_factory.mktemp(request.param.name)
-    repository = f"tester/{request.param.name}"
+    base = tmp_path_factory.mktemp(request.param)
+    repository = f"tester/{request.param}"
     with FakeHub() as hub:
         environment = {k: v for k, v in os.environ.items() if not k.startswith("HF_") and k != "PYTHONPATH"}
         environment.update(hub.env(base / "home"))
-        path = [str(Path(__file__).parent), str(PACKAGE)]
+        path = [str(Path(__file__).parents[1]), str(PACKAGE)]
         names = {"folder": str(base / "folder"), "expected": str(base / "expected.pt"), "repository": repository}
-        run(PUSH.format(path=path, name=request.param.name, **names), environment)
+        run(PUSH.format(path=path, name=request.param, **names), environment)
         yield base, environment, repository, hub.repos["model", repository]["commits"][-1][0]
 
 
