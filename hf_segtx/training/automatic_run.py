@@ -71,8 +71,8 @@ class AutomaticRun(TrainingRun):
             return
         speeds = [entry["images_per_second"] for entry in self.state.history]
         speeds = speeds[len(speeds) // 2 :]  # the first steps also warm up and decode
-        speed = sum(speeds) / len(speeds) if speeds else self.interval.speed(self.steps.images)
-        numbers = step, self.steps.images / speed, evaluation_seconds
+        seconds = [self.steps.images / speed for speed in speeds or [self.interval.speed(self.steps.images)]]
+        numbers = step, sum(seconds) / len(seconds), evaluation_seconds
         decisions = everywhere(settled_steps, self.automatic, arguments, *numbers, only_main=True)
         self.automatic.take(arguments, decisions)
         self.set_steps(setup.count_steps(arguments, len(self.train_dataset), self.accelerator.num_processes))
