@@ -112,10 +112,10 @@ def as_flags(message: str, names: Collection[str]) -> str:
     Names that are also plain words count at the start of the text and in backticks only.
     """
     message = re.sub(r"`(\w+)`", lambda match: f"--{match[1]}" if match[1] in names else match[0], message)
-    if (first := re.match(r"\w+", message)) and first[0] in names:
+    if (first := re.match(r"\w+(?=[ :,;]|$)", message)) and first[0] in names:
         message = f"--{message}"
     joined = "|".join(sorted((name for name in names if "_" in name), key=len, reverse=True))
-    return re.sub(rf"(?<![\w./\\'\"-])({joined})(?![\w./\\'\"])", r"--\1", message) if joined else message
+    return re.sub(rf"(?<![\w./\\'\"-])({joined})(?!\.?[\w/\\'\"])", r"--\1", message) if joined else message
 
 
 def _underscored(word: str) -> str:
