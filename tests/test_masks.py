@@ -36,6 +36,13 @@ def palette(file, ids):
     mask.save(file, transparency=0) if file.suffix == ".png" else mask.save(file)
 
 
+def grey_palette(file, greys):
+    mask = Image.fromarray(random_ids(2).astype(np.uint8)).convert("P")
+    mask.putdata(random_ids(2).ravel().tolist())
+    mask.putpalette(np.repeat(greys, 3).tolist())
+    mask.save(file)
+
+
 def by_hand(channels=1, bits=16, alpha=False):
     """A PNG with the id in each channel but the last, if that is alpha."""
 
@@ -208,6 +215,7 @@ REFUSED = {
         "it holds 2 pictures",
     ),
     "deep.ppm": (lambda f: f.write_bytes(b"P6 1 1 1000\n" + bytes(6)), "PPM of more than 8 bits"),
+    "small.png": (lambda f: grey_palette(f, [255, 0, 128]), "palette holds greys in another order"),
     "bands.tif": (
         lambda f: tifffile.imwrite(f, np.zeros((7, 9, 2), "u1"), photometric="minisblack", planarconfig="contig"),
         "it has 2 bands",
@@ -254,6 +262,12 @@ def test_transparency_that_hides_nothing_is_dropped(tmp_path):
     values = np.dstack([ids] * 3 + [np.where(ids == 0, 0, 255)]).astype(np.uint8)
     Image.fromarray(values).save(tmp_path / "mask.png")
     assert np.array_equal(read_mask(tmp_path / "mask.png"), values[..., :3])
+
+
+@pytest.mark.parametrize("greys", [[0, 128, 255], [7, 7, 7], [1, 2, 3, 0, 0]])
+def test_greys_in_the_order_of_the_ids_are_a_palette_like_others(tmp_path, greys):
+    grey_palette(tmp_path / "mask.png", greys)
+    assert np.array_equal(read_mask(tmp_path / "mask.png"), random_ids(2))
 
 
 def test_smaller_copies_in_a_tiff_do_not_count(tmp_path):

@@ -1,6 +1,6 @@
 """Files of masks -> the values that were written: class ids, or colours; upright, not through a palette, not rounded.
 
-    file -> open_picture -> _values (by Pillow, or by `decoding`) -> checked_mask -> `Labels.map`
+    file -> open_picture -> values as in the file (by Pillow, or by `decoding`) -> checked_mask -> `Labels.map`
 
 What could mean something else than it seems is refused: files whose compression changes values, transparency over
 colours, several pictures or bands in one file, fractions, one entry for each class.
@@ -104,9 +104,24 @@ def _pil_values(picture: Image.Image) -> np.ndarray:
     elif picture.mode in ("La", "RGBa"):  # multiplied with the transparency
         picture = picture.convert(picture.mode.upper())
     values = pil_numbers(picture)
+    if picture.mode == "P":
+        _check_palette(picture, values)
     if picture.format == "TIFF" and picture.tag_v2.get(SAMPLE_FORMAT) == (2,):
         values = values.view(np.int8)  # for which Pillow has no mode
     return _without_alpha(values) if picture.mode in ("LA", "PA", "RGBA") else values
+
+
+def _check_palette(picture: Image.Image, values: np.ndarray) -> None:
+    """Colours only name the classes, but greys may be the ids: programs that make files small number them anew."""
+    palette = np.frombuffer(bytes(picture.getpalette("RGB")), np.uint8).reshape(-1, 3).astype(int)
+    greys = palette[:, 0]
+    if (palette == palette[:, :1]).all() and (np.diff(greys) < 0).any():
+        used = np.flatnonzero(np.bincount(values.ravel(), minlength=len(greys)))
+        if (np.diff(greys[used[used < len(greys)]]) < 0).any():
+            raise _Refused(
+                "its palette holds greys in another order than their numbers, so that it is not certain which of the "
+                "two are the class ids; save the mask as a PNG with one channel of class ids, without a palette"
+            )
 
 
 def _tiff_values(file) -> np.ndarray:
