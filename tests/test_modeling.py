@@ -6,34 +6,19 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import pipeline
+from tiny import CASES
+from transformers import Trainer, TrainingArguments, pipeline
 
 import hf_segtx
-from hf_segtx.architectures import ARCHITECTURES
+from hf_segtx.inference import predict, segment
 from hf_segtx.losses import parse_loss
-from hf_segtx.models import cpu
+from hf_segtx.models import cpu, image_processing_segtx
 from hf_segtx.models.cpu import Linear
 from hf_segtx.models.segmentation_base import segmentation_loss
 
 
-# One row an architecture: configuration class and a tiny configuration; K classes, images of SIDE pixels.
-K, SIDE = 5, 64
-TINY = {
-    "SETR": dict(image_size=64, hidden_size=32, num_hidden_layers=4, num_attention_heads=4, decoder_hidden_size=16),
-    "SegFormer": dict(
-        depths=[1, 1, 2, 1], hidden_sizes=[8, 16, 24, 32], num_attention_heads=[1, 2, 3, 4], decoder_hidden_size=16
-    ),
-    "Segmenter": dict(image_size=64, hidden_size=32, num_hidden_layers=2, num_attention_heads=4),
-    "OCRNet": dict(
-        stem_hidden_sizes=[8, 8],
-        hidden_sizes=[4, 8, 8, 8],
-        depths=[1, 1, 1, 1],
-        num_modules=[1, 1, 1, 1],
-        layer1_hidden_size=8,
-        decoder_hidden_size=16,
-        decoder_key_size=8,
-    ),
-}
+K, SIDE = 5, 64  # classes, and pixels of a side of the images
+TINY = {case.name: case for case in CASES.values()}
 
 
 @pytest.fixture(params=TINY)
@@ -42,12 +27,12 @@ def name(request):
 
 
 def configuration(name, **overrides):
-    return getattr(hf_segtx, f"{name}Config")(**{**TINY[name], "num_labels": K, **overrides})
+    return TINY[name].make_config(**{"num_labels": K, **overrides})
 
 
 def build(name, training=False, **overrides):
     torch.manual_seed(0)
-    model = getattr(hf_segtx, f"{name}ForSemanticSegmentation")(configuration(name, **overrides))
+    model = TINY[name].make_model(**{"num_labels": K, **overrides})
     with torch.no_grad():  # values away from those of initialisation: zeros and ones hide mistakes
         for parameter in model.parameters():
             if parameter.ndim == 1:
@@ -66,10 +51,6 @@ def images(*size, channels=3, count=2):
 def labels(*size, count=2):
     drawn = torch.randint(0, K + 1, (count, *size), generator=torch.Generator().manual_seed(2))
     return drawn.masked_fill(drawn == K, 255)
-
-
-def test_every_architecture_has_a_row():
-    assert [f"{name}Config" for name in TINY] == [row.config.__name__ for row in ARCHITECTURES.values()]
 
 
 @pytest.mark.parametrize("size", [(64, 64), (64, 96), (75, 101)], ids=["square", "oblong", "odd"])
@@ -202,19 +183,19 @@ def test_one_class_has_one_logit_and_a_background_in_the_label_map(name, given, 
 
 def test_number_of_labels_can_be_changed(name, tmp_path):
     names = {0: "background", 1: "road"}
-    config = type(configuration(name))(**TINY[name], id2label=names, is_binary=True)
+    config = type(configuration(name))(**TINY[name].config, id2label=names, is_binary=True)
     assert (config.num_labels, config.id2label) == (1, names)
     config.save_pretrained(tmp_path)
     again = type(config).from_pretrained(tmp_path)
     assert (again.num_labels, again.is_binary, again.id2label) == (1, True, names)
     assert type(config).from_pretrained(tmp_path, num_labels=4).num_labels == 4
-    assert type(config)(**TINY[name], is_binary=True).num_labels == 1
+    assert type(config)(**TINY[name].config, is_binary=True).num_labels == 1
     config.num_labels = 3
     assert (config.num_labels, config.is_binary, len(config.id2label), len(config.label2id)) == (3, False, 3, 3)
     config.num_labels = 1
     assert (config.num_labels, config.is_binary, config.id2label) == (1, False, {0: "LABEL_0"})
     with pytest.raises(ValueError, match="but id2label has 3 names; give two"):
-        type(config)(**TINY[name], id2label=dict(enumerate("abc")), is_binary=True)
+        type(config)(**TINY[name].config, id2label=dict(enumerate("abc")), is_binary=True)
 
 
 def test_unknown_size_is_refused(name):
@@ -264,6 +245,84 @@ def test_compiles_without_graph_breaks(name, training):
     if training:
         output.loss.backward()
         assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+
+
+def test_trainer_that_would_smooth_labels_itself_is_refused(name, tmp_path):
+    """Trainer would smooth along the width of the small logits; with tall maps and few columns without any error."""
+    options = dict(output_dir=tmp_path, max_steps=1, report_to=[], use_cpu=True, disable_tqdm=True)
+    data = [{"pixel_values": images(SIDE, SIDE)[0], "labels": labels(SIDE, SIDE)[0]}] * 2
+    trainer = Trainer(build(name), TrainingArguments(label_smoothing_factor=0.1, **options), train_dataset=data)
+    with pytest.raises(ValueError, match="label_smoothing_factor 0.1 .*parse_loss.label_smoothing"):
+        trainer.train()
+    model = build(name)
+    model.loss_function = parse_loss(label_smoothing=0.1)  # what the message advises
+    assert Trainer(model, TrainingArguments(**options), train_dataset=data).train().global_step == 1
+    assert repr(model).startswith(type(model).__name__)
+
+
+@pytest.mark.slow
+def test_quantized_layers_compute_nearly_the_same(name):
+    quantization = pytest.importorskip("torchao.quantization")
+    torch.manual_seed(0)
+    model, x = build(name).eval(), images(SIDE, SIDE)
+    with torch.no_grad():
+        expected = model(x).logits
+        quantization.quantize_(model, quantization.Int8WeightOnlyConfig())
+        logits = model(x).logits
+    count = sum(type(parameter) is not torch.nn.Parameter for parameter in model.parameters())
+    assert (count == 0) == (name == "OCRNet")  # which has no linear layers, and those are what torchao quantises
+    # a rounding of 1/256 of the largest weight of each row, in a handful of layers of random weights
+    assert (logits - expected).abs().max() < 0.25 * expected.std()
+    assert count == 0 or not torch.equal(logits, expected)
+
+
+def pictures(*sizes):
+    generator = np.random.default_rng(0)
+    return [Image.fromarray(generator.integers(0, 256, (*size, 3), np.uint8)) for size in sizes]
+
+
+def assert_equal_segments(result, expected):
+    assert [each["label"] for each in result] == [each["label"] for each in expected]
+    for each, other in zip(result, expected):
+        assert np.array_equal(np.asarray(each["mask"]), np.asarray(other["mask"]))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("size", [(1, 1), (1, 50), (16, 16), (28, 28), (31, 33), (300, 5)])
+def test_small_images_and_strips_are_predicted(name, size):
+    """Oracle: the network on what the processor made, upsampled as a whole, without what was padded."""
+    model, processor = build(name), getattr(hf_segtx, f"{name}ImageProcessor")(do_resize=False)
+    (picture,) = pictures(size)
+    pixel_values = processor(picture, return_tensors="pt")["pixel_values"]
+    logits = torch.nn.functional.interpolate(model(pixel_values).logits, pixel_values.shape[2:], mode="bilinear")
+    (label_map,) = predict(model, processor, [picture])
+    agree = label_map == logits[0, :, : size[0], : size[1]].argmax(0)
+    assert label_map.shape == size and agree.float().mean() > 0.99  # equal but where two classes are, up to rounding
+    (result,) = segment(model, processor, [picture], scales=(0.25, 1.0), flip=True)
+    assert result.label_map.shape == size
+
+
+@pytest.mark.parametrize("batch_size", [2, 3, 8])  # so that the last batch has several images, or one
+def test_pipeline_of_batches_with_windows_is_that_of_images(name, batch_size):
+    processor = getattr(hf_segtx, f"{name}ImageProcessor")(do_resize=False, window_size=64, window_stride=48)
+    segmenter = pipeline("image-segmentation", model=build(name), image_processor=processor)
+    given = pictures((60, 100), (100, 120), (100, 60), (40, 40))  # 2, 6, 2 windows, and 1
+    results = segmenter(given, batch_size=batch_size)
+    assert len(results) == len(given)
+    for result, picture in zip(results, given):
+        assert_equal_segments(result, segmenter(picture))
+
+
+@pytest.mark.parametrize("backend", ["", "Pil"])
+def test_pipeline_of_batches_with_other_sizes_says_what_to_set(name, backend):
+    processor = getattr(image_processing_segtx, f"{name}ImageProcessor{backend}")(size={"shortest_edge": 64})
+    segmenter = pipeline("image-segmentation", model=build(name), image_processor=processor)
+    *alike, other = pictures((60, 100), (60, 100), (100, 60))
+    for result, picture in zip(segmenter(alike, batch_size=2), alike, strict=True):
+        assert_equal_segments(result, segmenter(picture))
+    with pytest.raises(ValueError, match="pixels in one batch; leave pipeline's batch_size at 1, set"):
+        segmenter([*alike, other], batch_size=3)
+    assert not any("batch" in key for key in processor.to_dict())
 
 
 @pytest.mark.parametrize("as_convolution", [False, True])
