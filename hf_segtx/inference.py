@@ -1,7 +1,7 @@
 """Prediction and evaluation: image processor -> model -> post-processing, exactly what users of the pipeline get.
 
 `load_model` reads a checkpoint, `predict` serves a list of images, `segment` does so at several scales, flipped, and
-with probabilities, `evaluate` scores a whole data set. `examples/train.py` and `examples/evaluate.py` both measure with
+with probabilities, `evaluate` scores a whole data set. Training and the command `segtx evaluate` both measure with
 `evaluate`: the number printed while training is that of the saved checkpoint.
 """
 
@@ -75,7 +75,7 @@ def load_model(
     except OSError as error:
         if Path(name_or_path).exists():
             raise
-        raise OSError(f"{name_or_path}: no such folder, and not to be had from the Hub: {error}") from error
+        raise OSError(f"{name_or_path}: no such folder, and the Hub gives none: {error}") from error
     model_type = settings.get("model_type", "")
     own = ARCHITECTURES.get(model_type.removeprefix("segtx_"))
     load, load_processor, options = AutoModelForSemanticSegmentation, AutoImageProcessor, remote
@@ -99,7 +99,7 @@ def load_model(
         if missing := sorted(report["missing_keys"]):
             cure = "train it first"
             if unknown := sorted(report["unexpected_keys"]):
-                cure = f"it has {unknown[0]}: examples/convert.py reads checkpoints of other code bases"
+                cure = f"it has {unknown[0]}: hf_segtx.weights.load_original reads checkpoints of other code bases"
             raise ValueError(f"{name_or_path} lacks {len(missing)} weights, such as {missing[0]}; {cure}")
     place = processor_name_or_path or name_or_path
     if Path(place).is_dir() and not (Path(place) / "preprocessor_config.json").is_file():
@@ -136,7 +136,7 @@ def predict(model: nn.Module, processor, images: Sequence, *, window_batch_size:
 
     Shape:
         images: PIL images, or uint8 tensors or arrays (C, H, W)
-        returns: a map (H, W) int64 an image, in the images' order, on the model's device
+        returns: a map (H, W) int64 per image, in the images' order, on the model's device
     """
     follow(processor, model)
     if getattr(processor, "window_size", None) is not None:

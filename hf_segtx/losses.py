@@ -22,7 +22,7 @@ How the memory is saved: the pixel losses are functions of one map, the log-prob
 backward pass computes the probabilities a second time, block by block (see models/upsampling.py). Dice and Lovasz take
 the classes one at a time, and only those in the batch.
 
-Letters: B images, K classes, (h, w) size of the logits, (H, W) of the labels, N cells of a block, S pixels a cell.
+Letters: B images, K classes, (h, w) size of the logits, (H, W) of the labels, N cells of a block, S pixels of a cell.
 """
 
 import re

@@ -69,7 +69,7 @@ def unlink(name):
     [
         (cut_off, "/model.safetensors is cut off", "download it again"),
         (put_pointer, "/model.safetensors is cut off or no safetensors file", "download it again"),
-        (put_foreign, " lacks 124 weights, such as backbone", "it has conv1.weight: examples/convert.py"),
+        (put_foreign, " lacks 124 weights, such as backbone", "it has conv1.weight: hf_segtx.weights.load_original"),
         (put_other_shape, r"classifier.weight is \(7, 16, 1, 1\), but config.json", "take both from the same"),
         (unlink("model.safetensors"), "no file named model.safetensors", "directory"),
         (unlink("config.json"), " is not the folder of a model", "config.json"),

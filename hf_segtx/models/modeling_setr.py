@@ -65,7 +65,7 @@ class SETRUpsamplingHead(nn.Module):
     The 1x1 classifier stands before the last upsampling: the same function, at a fraction of the work.
 
     Args:
-        factors: one convolution an entry, followed by upsampling by that factor.
+        factors: one convolution per entry, followed by upsampling by that factor.
 
     Shape:
         feature_map: (B, C, h, w)
@@ -114,9 +114,9 @@ class SETRMLANeck(nn.Module):
 
 
 class SETRMLAHead(nn.Module):
-    """The MLA head, Section 3.3 (3) and Figure 1(c): two convolutions a level, upsample, concatenate, classify.
+    """The MLA head, Section 3.3 (3) and Figure 1(c): two convolutions per level, upsample, concatenate, classify.
 
-    The classifier's kernel is a sum of 1x1 convolutions, one a tap, each moved by a pixel or none. These commute with
+    The classifier's kernel is a sum of 1x1 convolutions, one per tap, each moved by a pixel or none. These commute with
     upsampling, so they work at the patches' resolution: 1/16 of the multiplications, and 512 channels stay small.
 
     Shape:

@@ -25,7 +25,7 @@ class SegmentationOutput(SemanticSegmenterOutput):
         loss: scalar; main loss plus weighted auxiliary losses. Returned when `labels` are given.
         logits: (B, K, h, w), before softmax, at the resolution of the decode head (not that of the image).
         hidden_states, attentions: as recorded by the backbone, on request.
-        auxiliary_logits: one (B, K, h, w) an auxiliary head, shallow to deep, on request.
+        auxiliary_logits: one (B, K, h, w) per auxiliary head, shallow to deep, on request.
         windows: (B, 7), as the model was given them by an image processor that cuts images into windows.
     """
 

@@ -2,7 +2,7 @@
 
 `upsampled_cross_entropy` is `F.interpolate(logits, size, mode="bilinear")` and `F.cross_entropy`; `upsampled_argmax`
 is `F.interpolate` and `argmax`. Both walk over **cells**: a cell is the output pixels between four neighbouring logits,
-its corners, of which each pixel is a fixed mixture. So upsampling is one small matrix product a cell, and its gradient
+its corners, of which each pixel is a fixed mixture. So upsampling is one small matrix product per cell, and its gradient
 the transposed product:
 
     corners (N, 4, K) -- weights (N, 4, S) --> pixels (N, K, S) -- softmax - one-hot --> gradient (N, 4, K)
@@ -13,7 +13,7 @@ hand: nothing is computed twice and only `(B, K, h, w)` is saved. In the label m
 reaches the largest of all classes' smallest corners can win inside a cell: most cells of a trained model have one such
 class and need no look at their pixels.
 
-Letters: B images, K classes, (h, w) size of the logits, (H, W) of the labels, N cells of a block, S pixels a cell.
+Letters: B images, K classes, (h, w) size of the logits, (H, W) of the labels, N cells of a block, S pixels of a cell.
 """
 
 import re
@@ -159,7 +159,7 @@ def _axis(size_in: int, position: torch.Tensor, dtype: torch.dtype):
 
     Cell c is between the inputs c - 1 and c, and has as many slots as the fullest needs.
 
-    Returns the number of slots a cell, the cell and the slot of each output position (size_out,), the first output
+    Returns the number of slots per cell, the cell and the slot of each output position (size_out,), the first output
     position of each cell and size_out, and the shares (cells, 2, slots) of the two inputs, 0 in slots without output.
     """
     below = position.floor().clamp(-1, size_in - 1)

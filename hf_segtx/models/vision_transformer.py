@@ -178,7 +178,7 @@ class VisionTransformer(nn.Module):
     Shape:
         pixel_values: (B, num_channels, H, W), normalised; any size
         feature_indices: blocks, counted from 0, whose outputs (before the final norm) are wanted as maps
-        returns: tokens (B, P + N, C) (P = 0 with `drop_prefix`), and one map (B, C, h, w) an index, prefix left out
+        returns: tokens (B, P + N, C) (P = 0 with `drop_prefix`), and one map (B, C, h, w) per index, prefix left out
     """
 
     def __init__(self, config: PreTrainedConfig, final_norm: bool, drop_prefix: bool = False):
