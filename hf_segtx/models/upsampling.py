@@ -2,8 +2,8 @@
 
 `upsampled_cross_entropy` is `F.interpolate(logits, size, mode="bilinear")` and `F.cross_entropy`; `upsampled_argmax`
 is `F.interpolate` and `argmax`. Both walk over **cells**: a cell is the output pixels between four neighbouring logits,
-its corners, of which each pixel is a fixed mixture. So upsampling is one small matrix product per cell, and its gradient
-the transposed product:
+its corners, of which each pixel is a fixed mixture. So upsampling is one small matrix product per cell, and its
+gradient the transposed product:
 
     corners (N, 4, K) -- weights (N, 4, S) --> pixels (N, K, S) -- softmax - one-hot --> gradient (N, 4, K)
 
