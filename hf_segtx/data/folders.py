@@ -13,10 +13,9 @@ that leaves a doubt the data are refused.
 
 import logging
 import re
-from collections.abc import Sequence
 from pathlib import Path
 
-from .files import ALL, Layout, canonical_split, has_pictures, pictures_below, some, split_of, subfolders
+from .files import ALL, Layout, canonical_split, files_below, has_pictures, pictures_below, some, split_of, subfolders
 from .pairing import Files, divide, pair
 
 
@@ -158,15 +157,19 @@ def _split_below(images: Files, masks: Files, image_place: Path, mask_place: Pat
 
 def no_layout(folder: Path) -> ValueError:
     """What is wrong with a folder in which no layout was found."""
-    near: Sequence[Path] = [place for place in (folder.parent, *subfolders(folder)) if _kinds_at(place)]
-    near_text = f", as {near[0]} does" if near else ""
-    for kind, names in (("images", " or ".join(IMAGE_FOLDERS)), ("masks", "masks, labels or annotations")):
-        form = _IMAGE if kind == "images" else _MASK
-        places = [p for p in subfolders(folder) if re.fullmatch(form, re.sub(r"[\W_]+", "", p.name.lower()))]
-        if not places:
+    places = subfolders(folder)
+    near = next((f", as {place} does" for place in (folder.parent, *places) if _kinds_at(place)), "")
+    for form, names in ((_IMAGE, " or ".join(IMAGE_FOLDERS)), (_MASK, "masks, labels or annotations")):
+        kinds = [place for place in places if re.fullmatch(form, re.sub(r"[\W_]+", "", place.name.lower()))]
+        if kinds and any(name.endswith(".txt") for _, name, _ in files_below(kinds[0])):
             return ValueError(
-                f"{folder}: there is no folder {names} in it; a data folder holds images/ and masks/{near_text}"
+                f"{folder}: text files in {kinds[0]}, but no data.yaml with names, train and val; write one"
             )
-        if not has_pictures(places[0]):
-            return ValueError(f"{places[0]}: no image files in it")
+        if kinds and not has_pictures(kinds[0]):
+            return ValueError(f"{kinds[0]}: no image files in it")
+        if not kinds:
+            return ValueError(
+                f"{folder}: there is no folder {names} in it; a data folder holds images/ and masks/{near}, or images with "
+                "annotations of COCO, labelme or YOLO"
+            )
     return ValueError(f"{folder}: which folder holds the images and which the masks? Call them images/ and masks/")
