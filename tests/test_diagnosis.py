@@ -2,7 +2,6 @@
 
 import json
 import re
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,7 +12,6 @@ from hf_segtx.data.diagnosis import Report, _show_all, diagnose, examine, overla
 from hf_segtx.data.scenes import SceneDataset
 
 
-EXAMPLES = Path(__file__).parents[1] / "examples"
 CLASSES = {"classes": [{"id": 0, "name": "road"}, {"id": 1, "name": "car"}, {"id": 2, "name": "tree"}]}
 SIZE = (48, 64)
 
@@ -99,6 +97,16 @@ def test_broken_files_are_errors_and_the_rest_is_read(tmp_path, healthy):
     reports, findings = check(folder, healthy)
     assert findings[0].level == "error" and "images/1.png" in findings[0].text
     assert reports[0].class_pixels.sum() == 3 * 48 * 64
+
+
+def test_255_in_some_masks_of_two_classes_is_said(tmp_path):
+    """Two of four masks hold 0 and 255, the others 0 and 1; not if 255 is beside the second class."""
+    classes = {"classes": CLASSES["classes"][:2]}
+    checkers = np.indices(SIZE).sum(0) % 2
+    odd = write(tmp_path / "odd", mask=lambda n: checkers * (255 if n < 2 else 1), classes=classes)
+    void = write(tmp_path / "void", mask=lambda n: np.where(np.arange(64) < 9, 255, checkers), classes=classes)
+    _, findings = check(odd, void)
+    assert [f.text[:38] for f in findings if "0 and 255" in f.text] == ["2 of 4 training masks hold 0 and 255 o"]
 
 
 def test_masks_of_two_kinds_are_said(tmp_path, healthy):
@@ -190,16 +198,16 @@ def test_overlays_show_every_class(tmp_path, healthy):
     assert overlays(dataset, Report("training", dataset.labels, [])) is None
 
 
-def test_script_prints_a_verdict(tmp_path, healthy, monkeypatch, capsys):
-    from hf_segtx.cli import check as check_dataset
+def test_command_prints_a_verdict(tmp_path, healthy, capsys):
+    from hf_segtx.cli import check
 
     words = f"--train_dir {write(tmp_path / 'train')} --validation_dir {healthy} --num_workers 0".split()
-    words += ["--picture", str(tmp_path / "sheet.png"), "--json", str(tmp_path / "numbers.json")]
-    assert check_dataset.main(check_dataset.parse_arguments(words)) == 0
+    words += ["--output_dir", str(tmp_path / "found")]
+    assert check.run(words) == 0
     assert "verdict: ready (0 errors, 0 warnings)" in capsys.readouterr().out
-    numbers = json.loads((tmp_path / "numbers.json").read_text())
+    numbers = json.loads((tmp_path / "found/check.json").read_text())
     assert numbers["splits"]["training"]["classes"][1] == {"id": 1, "name": "car", "pixels": 4096, "images": 4}
-    assert Image.open(tmp_path / "sheet.png").width > 1000
+    assert Image.open(tmp_path / "found/overlays.png").width > 1000
     Image.fromarray(np.full(SIZE, 9, np.uint8)).save(tmp_path / "train/masks/0.png")
-    assert check_dataset.main(check_dataset.parse_arguments(words)) == 1
+    assert check.run(words) == 1
     assert "do not train on these data yet (1 errors" in capsys.readouterr().out

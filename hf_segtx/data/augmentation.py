@@ -107,7 +107,7 @@ class TrainingTransform:
         """Colours and normalization, which is the processor's.
 
         Shape:
-            batch: of `collate`
+            batch: what `collate` returns
             returns: "pixel_values" (B, C, h, w) float32 and "labels" (B, h, w) int64, on the device of the batch
         """
         images, labels = batch["pixel_values"], batch["labels"]

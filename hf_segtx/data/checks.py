@@ -12,6 +12,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from .dataset import SegmentationDataset, evenly, note_errors
+from .labels import Labels
 
 
 logger = logging.getLogger(__name__)
@@ -45,6 +46,13 @@ def mask_values(dataset: SegmentationDataset, max_samples: int) -> set[int]:
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         return set().union(*pool.map(values, evenly(len(dataset), max_samples)))
+
+
+def masks_of_255(labels: Labels, values: list[set[int]]) -> int:
+    """How many masks of two classes hold 0 and 255 only, if 255 is ignored and none has it beside the second class."""
+    with_255 = [mask for mask in values if 255 in mask]
+    is_odd = labels.num_ids == 2 and labels.mapping[255] == labels.ignore_index and all(m == {0, 255} for m in with_255)
+    return len(with_255) if is_odd else 0
 
 
 def check_data(dataset: SegmentationDataset, *, split: str = "training", max_samples: int = 1000) -> None:
@@ -98,19 +106,18 @@ def _check_whole(dataset: SegmentationDataset, samples: list[Checked], checked: 
         logger.info("%d of %s are RGB pictures with equal channels; they are read as class ids.", grey, checked)
     if counts.sum() == 0:
         raise ValueError(f"every pixel of {checked} is ignored; check ignore_index and ids in the class names file")
-    ignores_255 = labels.mapping.get(255) == labels.ignore_index
+    ignores_255 = labels.mapping[255] == labels.ignore_index
     if ignores_255 and set().union(*(sample.values for sample in samples)) == {0, 255}:
         raise ValueError(
             f"{checked} hold 0 and 255 only, but there are {labels.num_labels} classes and 255 means ignored, so that "
             f"only {labels.names[0]!r} could be learned; for two classes name two in classes.json (255 is then "
             'the second), else list it as a class ({"id": 255, "name": ...}) or save class ids'
         )
-    with_255 = [sample.values for sample in samples if 255 in sample.values]
-    if labels.num_ids == 2 and ignores_255 and with_255 and all(values == {0, 255} for values in with_255):
+    if count := masks_of_255(labels, [sample.values for sample in samples]):
         logger.warning(
             "%d of %s hold 0 and 255 only, the others no 255, which is ignored. If it means %r there, write one value "
             "for it in all masks.",
-            *(len(with_255), checked, labels.names[-1]),
+            *(count, checked, labels.names[-1]),
         )
     if absent := [name for name, count in zip(labels.names, counts[-labels.num_labels :], strict=True) if count == 0]:
         names = "; ".join(absent[:20]) + ("; ..." if len(absent) > 20 else "")

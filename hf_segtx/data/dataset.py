@@ -22,12 +22,12 @@ class SegmentationDataset(Dataset):
     """Images and train-id labels, decoded when asked for.
 
     Args:
-        records: for each sample a pair (image, mask) of files: a path, or {"bytes", "path"} as in HF data sets. A mask
+        records: a pair (image, mask) of files for each sample: a path, or {"bytes", "path"} as in HF data sets. A mask
             may also be anything that `numpy.asarray` makes an array of ids.
         labels: the contract that maps the masks.
-        num_channels: of the images (see `read_image`).
+        num_channels: number of channels of the images (see `read_image`).
         on_error: "raise", or "skip": the loaders go on without a bad sample and list it in `skipped`.
-        allow_lossy_masks: read masks that are JPEGs and the like (see `read_mask`).
+        allow_lossy_masks: whether to read masks that are JPEGs and the like (see `read_mask`).
 
     Item i: {"image": PIL image, or tensor (C, H, W) if deep or of many channels, "label": (H, W) train ids (uint8 or
     int16), "name": text}.

@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
 from ..visualization.label_maps import FAINT, GAP, PAPER, TEXT_SIZE, legend, overlay, text_font
+from .checks import masks_of_255
 from .dataset import SegmentationDataset
 from .labels import Labels, flip_permutation
 
@@ -47,7 +48,7 @@ class Sample:
         pixels: (num_ids + 1,) of each train id, the last ignored; zeros if the mask breaks the contract.
         moments: (2, C) mean and mean square of the image over its pixels, in units of 0-1.
         fingerprint: (256,) bool; None for an image without contrast.
-        shifts, mirrored: of `alignment`; None if not asked for, or without borders.
+        shifts, mirrored: what `alignment` returns; None if not asked for, or without borders.
     """
 
     name: str
@@ -270,6 +271,12 @@ def _diagnose_masks(report: Report) -> list[Finding]:
             'be learned: name two classes (255 is then the second), or list {"id": 255, "name": ...} in classes.json'
         )
         findings.append(Finding("error", text))
+    elif count := masks_of_255(labels, [set(s.values.tolist()) for s in report.samples if not s.colored]):
+        text = (
+            f"{count} of {report.masks} {split} masks hold 0 and 255 only, the others no 255, which is ignored: if it "
+            f"means {labels.names[-1]!r} there, write one value for it in all masks"
+        )
+        findings.append(Finding("warning", text))
     zero, last = report.raw_pixels[0] / max(1, total), max(known)
     if (
         not report.has_colors

@@ -82,7 +82,7 @@ class BatchMemory:
 
     Args:
         num_batches: batch number n lies where number n - num_batches was.
-        num_bytes: for each batch.
+        num_bytes: size of a batch.
     """
 
     def __init__(self, num_batches: int, num_bytes: int):
@@ -197,9 +197,9 @@ class ShuffledBatches:
     process p of n takes the batch number s * n + p, so n processes with batches of B see what one with n * B sees.
 
     Args:
-        length: of the data set.
+        length: number of samples.
         start_step: the first step to give; a resumed run passes the number of batches it has taken before.
-        groups: (length,) the number of the group of each sample; None for a permutation without any order.
+        groups: (length,) number of the group of each sample; None for a permutation without any order.
     """
 
     def __init__(

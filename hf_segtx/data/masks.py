@@ -44,7 +44,7 @@ def read_mask(file, name: str = "the mask", allow_lossy_masks: bool = False) -> 
 
     Args:
         file: a path, or {"bytes", "path"} as in HF data sets; or anything that `numpy.asarray` makes an array.
-        allow_lossy_masks: read JPEG and the like, whose compression makes other ids of some pixels.
+        allow_lossy_masks: whether to read JPEG and the like, whose compression makes other ids of some pixels.
 
     Raises:
         ValueError: if the file cannot be decoded, or its values are not certain.
