@@ -25,6 +25,7 @@ from .architectures import ARCHITECTURES
 from .data.labels import flip_permutation
 from .data.loaders import evaluation_dataloader
 from .error_analysis import DataFingerprint, gathered
+from .export.runner import is_exported, load_exported
 from .metrics import MeanIoU, is_distributed
 from .models.configuration_base import SegmentationConfig
 from .models.image_processing_segtx import SegmentationProcessing
@@ -48,6 +49,8 @@ def load_model(
     allow_new_weights: bool = False,
     trust_remote_code: bool = False,
     config: dict | None = None,
+    provider: str | None = None,
+    threads: int | None = None,
     **hub,
 ):
     """The model and the image processor of a checkpoint, on the CPU and in evaluation mode.
@@ -60,6 +63,8 @@ def load_model(
         allow_new_weights: let weights be random that the checkpoint lacks or has for another number of classes.
         trust_remote_code: run code of the checkpoint, if its architecture is in no installed package.
         config: fields of the configuration to override.
+        provider, threads: of an exported folder or file (see `hf_segtx.export`): ONNX Runtime's provider or OpenVINO's
+            device, and threads on the CPU.
         hub: `revision`, `cache_dir`, `token` of the download.
 
     Raises:
@@ -67,6 +72,10 @@ def load_model(
             weights hold more than tensors, or weights are missing or of other shapes without `allow_new_weights`.
         OSError: as transformers, if there is no such model or a JSON file is damaged.
     """
+    if is_exported(name_or_path):
+        return load_exported(name_or_path, provider, threads)
+    if provider or threads:
+        raise ValueError(f"{name_or_path} is no exported folder or file; provider and threads are for these")
     if Path(name_or_path).is_dir() and not (Path(name_or_path) / "config.json").is_file():
         raise ValueError(f"{name_or_path} is not the folder of a model: it has no config.json")
     remote = {**hub, "trust_remote_code": trust_remote_code}

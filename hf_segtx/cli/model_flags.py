@@ -14,6 +14,10 @@ class ModelSettings:
     cache_dir: str | None = setting(None, "Folder where downloads are kept.")
     token: str | None = setting(None, "Hub token for downloads; else that of `hf auth login`.")
     trust_remote_code: bool = setting(False, "Run the code that comes with a model on the Hub.")
+    provider: str | None = setting(
+        None, "Of an exported model: ONNX Runtime's provider, such as CUDAExecutionProvider, or OpenVINO's device."
+    )
+    threads: int | None = setting(None, "Of an exported model on the CPU; else the runtime's own choice.", "[1, inf)")
 
 
 def load(name: str, settings: ModelSettings):
@@ -32,6 +36,8 @@ def load(name: str, settings: ModelSettings):
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:  # torch raises either, for words and numbers that it does not know
         raise ValueError(f"device {settings.device} cannot be used ({str(error).splitlines()[0]})") from error
-    options = {name: getattr(settings, name) for name in ("cache_dir", "token", "trust_remote_code")}
+    options = {
+        name: getattr(settings, name) for name in ("cache_dir", "token", "trust_remote_code", "provider", "threads")
+    }
     model, processor = load_model(name, revision=settings.model_revision, **options)
     return model.to(device).eval(), processor

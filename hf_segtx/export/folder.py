@@ -19,7 +19,7 @@ from torch.utils.data import Dataset
 from transformers import PreTrainedModel
 
 from ..data.labels import Labels
-from ..inference import evaluate, load_model, protocol
+from ..inference import evaluate, follow, load_model, protocol
 from ..runtime import segment as runtime_segment
 from . import verification
 from .graph import GraphOptions, exported_program
@@ -69,6 +69,7 @@ def export_model(
         raise ValueError(f"{output_dir} holds a model that is not an export; choose another folder")
     model, processor = model_and_processor or load_model(source)
     model, options = model.cpu().float().eval(), options or GraphOptions()
+    follow(processor, model)
     if normalize:
         fields = "image_mean image_std do_normalize do_rescale rescale_factor".split()
         options.mean, options.std = pixel_statistics({name: getattr(processor, name) for name in fields})

@@ -102,7 +102,7 @@ def open_file(file: Path, outputs: list[str], provider: str | None = None, threa
 
 
 class ExportedModel(nn.Module):
-    """What `hf_segtx.inference` needs of a model: logits, a configuration, a device (the CPU, where arrays live).
+    """What `hf_segtx.inference` needs of a model: logits, a configuration, a device.
 
     Args:
         file: .onnx, .xml or .pt2 of an exported folder.
@@ -132,10 +132,10 @@ class ExportedModel(nn.Module):
 
     def forward(self, pixel_values: torch.Tensor, windows: torch.Tensor | None = None) -> SegmentationOutput:
         if self.takes_bytes:  # back to what they were before normalisation
-            mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (self.mean, self.std))
+            mean, std = (pixel_values.new_tensor(values).view(-1, 1, 1) for values in (self.mean, self.std))
             pixel_values = (pixel_values * std + mean).round().clamp(0, 255).to(torch.uint8)
-        logits = self.run(np.ascontiguousarray(pixel_values.numpy()))["logits"]
-        return SegmentationOutput(logits=torch.from_numpy(logits), windows=windows)
+        logits = self.run(np.ascontiguousarray(pixel_values.cpu().numpy()))["logits"]
+        return SegmentationOutput(logits=torch.from_numpy(logits).to(pixel_values.device), windows=windows)
 
 
 def pixel_statistics(preprocessing: dict) -> tuple[list[float], list[float]]:

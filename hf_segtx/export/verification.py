@@ -9,6 +9,7 @@ import re
 import statistics
 import time
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -143,8 +144,8 @@ def measured(path: str | Path, shape: tuple[int, int, int, int], takes_bytes: bo
 
     In a process of its own, with the runtime's own number of threads; memory is None where the system does not tell.
     """
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(_measure, (str(path), shape, takes_bytes, repeats))
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(_measure, str(path), shape, takes_bytes, repeats).result()
 
 
 def _measure(path: str, shape: tuple[int, ...], takes_bytes: bool, repeats: int) -> dict:
