@@ -42,11 +42,11 @@ def check_token(token: str | None = None) -> str:
     try:
         user = HfApi(token=token).whoami()
     except LocalTokenNotFoundError as error:
-        raise ValueError("no Hub token; run `hf auth login`, set HF_TOKEN or give --hub_token") from error
+        raise ValueError("no Hub token; run `hf auth login`, set HF_TOKEN or give hub_token") from error
     except HfHubHTTPError as error:
         raise ValueError(f"the Hub refuses the token ({error}); make one at hf.co/settings/tokens") from error
     except HUB_ERRORS as error:
-        raise ValueError(f"the Hub cannot be reached ({error}); leave --push_to_hub away") from error
+        raise ValueError(f"the Hub cannot be reached ({error}); omit push_to_hub") from error
     if user["auth"].get("accessToken", {}).get("role") == "read":
         raise ValueError("the Hub token may only read; make one that may write at hf.co/settings/tokens")
     return user["name"]

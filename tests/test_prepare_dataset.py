@@ -174,7 +174,7 @@ def test_upload_to_a_stand_in_of_the_hub(tmp_path):
     """In a process of its own: huggingface_hub reads its address at import."""
     source, output = loveda(tmp_path / "loveda", 2, 1), tmp_path / "prepared"
     words = ["-m", "hf_segtx", "prepare", "--train_dir", str(source), "--output_dir", str(output)]
-    words += ["--push_to_hub", "me/loveda"]
+    words += ["--push_to_hub", "--hub_dataset_id", "me/loveda"]
     with FakeHub() as hub:
         environment = {**os.environ, **hub.env(str(tmp_path / "home")), "HF_HUB_OFFLINE": "0"}
         done = subprocess.run(

@@ -51,9 +51,21 @@ def main(command_line: list[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        said = (str(error).splitlines() or [type(error).__name__])[0]
+        print(f"error: out of memory ({said}); take smaller batches, crops or windows", file=sys.stderr)
+        return 2
     except KeyboardInterrupt as interruption:
         print(f"interrupted{interruption.args[0] if interruption.args else ''}", file=sys.stderr)
         return 130
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Python's own error, that of an accelerator, or torch's on a CPU, which has no class."""
+    names = {kind.__name__ for kind in type(error).__mro__}
+    return bool(names & {"MemoryError", "OutOfMemoryError"}) or "can't allocate memory" in str(error)
 
 
 def run_script(name: str) -> None:

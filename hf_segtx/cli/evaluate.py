@@ -86,7 +86,9 @@ def parse_arguments(command_line: list[str]) -> tuple[FlagParser, argparse.Names
         "status 1 if it is not the same. Its data are used unless flags say where they are now.",
     )
     parser.add_dataclass(DataSettings, {*DATA_ARGUMENTS, "on_error"} - {"train_split"})
-    parser.add_argument("--train_split", help="Split of which training held out a part, if none is for validation.")
+    parser.add_argument(
+        "--train_split", type=str, help="Split of which training held out a part, if none is for validation."
+    )
     for dataclass_ in (ProtocolSettings, EvaluationSettings, ModelSettings):
         parser.add_dataclass(dataclass_)
     arguments = parser.parse_args(command_line)

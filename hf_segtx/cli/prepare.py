@@ -1,7 +1,7 @@
 """Turns a data set into sharded Parquet with embedded files, as the Hub and `--streaming` want it.
 
     segtx prepare --train_dir data/cityscapes --output_dir prepared/cityscapes
-    segtx prepare --train_dir data/train --validation_dir data/val --push_to_hub USER/cracks
+    segtx prepare --train_dir data/train --validation_dir data/val --push_to_hub --hub_dataset_id USER/cracks
     segtx prepare --dataset_name OWNER/NAME --revision main --classes_file ade20k --output_dir prepared/name
     segtx train --dataset_name prepared/cityscapes --streaming
 
@@ -15,6 +15,7 @@ private unless --public is given: see first whether the terms of the data let yo
 """
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from ..data.settings import DataSettings
 from ..settings import setting
@@ -36,7 +37,8 @@ class PrepareSettings:
     splits: list[str] = setting([], "Splits to write; else train, validation and test, as far as they are there.")
     shard_size: float = setting(500.0, "Of a Parquet file, about, in MB.", "(0, 1e9]")
     num_workers: int = setting(2, "Processes that read.", "[0, 1024]")
-    push_to_hub: str | None = setting(None, "Upload to this data set of the Hub, OWNER/NAME.")
+    push_to_hub: bool = setting(False, "Upload the data set.")
+    hub_dataset_id: str | None = setting(None, "Data set on the Hub to upload to; else the name of output_dir.")
     public: bool = setting(False, "Everybody may see the upload.")
 
 
@@ -62,18 +64,19 @@ def run(command_line: list[str]) -> int:
 def _prepare(data: DataSettings, settings: PrepareSettings) -> None:
     from ..data.parquet import upload, write_parquet
 
+    repository = settings.hub_dataset_id or Path(settings.output_dir).resolve().name
     prepared = write_parquet(
         data,
         settings.output_dir,
         splits=settings.splits,
         shard_size=settings.shard_size,
         num_workers=settings.num_workers,
-        repository=settings.push_to_hub,
+        repository=repository if settings.push_to_hub else None,
     )
     for split, texts in prepared.left_out.items():
         print("".join(f"left out of {split}: {text}\n" for text in texts), end="")
     counts = ", ".join(f"{count} samples in {split}" for split, count in prepared.rows.items())
     print(f"{settings.output_dir}: {prepared.title}, {counts}")
     if settings.push_to_hub:
-        address = upload(settings.output_dir, settings.push_to_hub, public=settings.public, token=data.token)
+        address = upload(settings.output_dir, repository, public=settings.public, token=data.token)
         print(f"uploaded to {address}")

@@ -289,17 +289,3 @@ def _check_class_weights(weights: list[str]) -> None:
             raise ValueError(f"class_weights has {text}; a weight must lie in [0, inf)")
     if weights and not any(map(float, weights)):
         raise ValueError("class_weights are all 0, so there is nothing to learn; give one that is above 0")
-
-
-def add_data_flags(parser) -> None:
-    """The flags by which the scripts that only read data say how these are to be read; as `Arguments` has them."""
-    parser.add_argument("--dataset_config_name", help="configuration of a data set")
-    parser.add_argument("--revision", help="branch, tag or commit of a data set")
-    parser.add_argument("--image_column_name", help="column of the images, if it cannot be guessed")
-    parser.add_argument("--label_column_name", help="column of the masks, if it cannot be guessed")
-    parser.add_argument("--classes_file", help="classes.json, id2label.json or name of a class table, e.g. cityscapes")
-    parser.add_argument("--do_reduce_labels", action="store_true", help="mask value 0 is void, k is class k - 1")
-    parser.add_argument("--num_channels", type=int, default=3, help="of the images")
-    parser.add_argument("--num_workers", type=int, default=2, help="processes that read")
-    parser.add_argument("--cache_dir", help="where downloads are kept")
-    parser.add_argument("--token", help="Hub token")
