@@ -59,6 +59,14 @@ def test_decoding_some_rows_gives_exactly_those_of_the_image(encoding, num_chann
             assert len(to_array(rows)) <= num_rows + 2
 
 
+def test_a_damaged_header_is_still_seen():
+    """The width of a PNG changed, but not its checksum."""
+    content = bytearray(encoded("png"))
+    content[19] ^= 1
+    with pytest.raises(ValueError, match="cannot be decoded"):
+        read_image_part({"bytes": bytes(content)}, "", 3, num_rows=5)
+
+
 def test_images_that_are_upside_down_or_interlaced_are_decoded_as_a_whole():
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (31, 23, 3)).astype(np.uint8))
     exif = image.getexif()
