@@ -154,6 +154,35 @@ def test_prediction_by_rows_is_the_whole_map_at_once(settings, monkeypatch):
     assert (rows - whole).abs().max() < 1e-5 * whole.abs().max()  # float32, sums in another order
 
 
+class Adapted(torch.nn.Module):
+    """A layer in the manner of adapters (LoRA): it shows the weight of the layer below, but computes something else."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.layer, self.weight, self.bias = layer, layer.weight, layer.bias
+
+    def forward(self, x):
+        return 2 * self.layer(x)
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_adapters_in_the_head_have_their_effect(training):
+    """The head multiplies weights of two layers where it can; an adapter is more than its weight."""
+    model = randomize(SegFormerForSemanticSegmentation(SegFormerConfig(**TINY, num_labels=7)))
+    head, images = model.decode_head, torch.randn(1, 3, 64, 64)
+    with torch.set_grad_enabled(training):
+        layer = head.projections[1]
+        head.projections[1] = Adapted(layer)
+        adapted = model(images).logits
+        head.projections[1] = layer
+        before = model(images).logits
+        for parameter in layer.parameters():
+            parameter.data *= 2
+        doubled = model(images).logits
+    assert not torch.allclose(adapted, before, rtol=1e-3)
+    torch.testing.assert_close(adapted, doubled, rtol=1e-4, atol=1e-5)  # sums in another order
+
+
 @pytest.mark.parametrize(
     "settings, least",
     [({}, 29), ({"sr_ratios": [2, 2, 4, 1]}, 49), ({"strides": [2, 2, 2, 1], "sr_ratios": [1, 6, 1, 1]}, 21)],
@@ -268,11 +297,10 @@ def test_transformers_checkpoint_gives_its_logits(original_format, tmp_path):
         torch.testing.assert_close(ours(x).logits, theirs(x).logits, rtol=1e-4, atol=1e-5)  # another order of sums
 
 
-def test_mmsegmentation_checkpoint_gives_its_logits():
-    """The backbone against transformers', the head written out as mmsegmentation has it."""
-    theirs = transformers_model(layer_norm_eps=1e-6, embedding_layer_norm_eps=1e-6)
+def mmsegmentation_backbone(authors):
+    """The backbone of an authors' state dict in mmsegmentation's names and layout."""
     state = {}
-    for name, tensor in authors_state(theirs).items():
+    for name, tensor in authors.items():
         if name.startswith("backbone."):
             name = re.sub(r"patch_embed(\d)\.", lambda m: f"layers.{int(m[1]) - 1}.0.", name)
             name = re.sub(r"layers\.(\d)\.0\.proj\.", r"layers.\1.0.projection.", name)
@@ -286,6 +314,13 @@ def test_mmsegmentation_checkpoint_gives_its_logits():
     for name in [name for name in state if ".attn.q." in name]:  # one matrix for queries, keys and values
         query, pair = state.pop(name), state.pop(name.replace(".q.", ".kv."))
         state[name.replace(".attn.q.", ".attn.attn.in_proj_")] = torch.cat([query, pair])
+    return state
+
+
+def test_mmsegmentation_checkpoint_gives_its_logits():
+    """The backbone against transformers', the head written out as mmsegmentation has it."""
+    theirs = transformers_model(layer_norm_eps=1e-6, embedding_layer_norm_eps=1e-6)
+    state = mmsegmentation_backbone(authors_state(theirs))
     generator = torch.Generator().manual_seed(5)
     for i, width in enumerate([*WIDE["hidden_sizes"], 4 * 24]):
         part = f"decode_head.convs.{i}" if i < 4 else "decode_head.fusion_conv"
