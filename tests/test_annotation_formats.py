@@ -4,6 +4,7 @@ import base64
 import io
 import json
 import logging
+import re
 import shutil
 
 import numpy as np
@@ -14,6 +15,7 @@ from PIL import Image
 from hf_segtx.data import load_data
 from hf_segtx.data.annotations import encode_runs
 from hf_segtx.data.coco import CocoWriter
+from hf_segtx.data.diagnosis import diagnose, examine
 from hf_segtx.data.labelme import LabelmeWriter
 from hf_segtx.data.layouts import find_layout
 from hf_segtx.data.yolo import YoloWriter
@@ -84,6 +86,21 @@ def test_coco_polygons_and_both_run_lengths_in_the_order_of_the_file(tmp_path, c
         record.getMessage() for record in caplog.records if "training masks 3 have 48 pixels" in record.getMessage()
     ]
     assert len(said) == 1 and "48 of them under annotations of different classes" in said[0]
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_the_diagnosis_says_what_overlaps(tmp_path, num_workers):
+    """Also when other processes draw the masks."""
+    write_coco(tmp_path / "instances.json", [(0, 7, [ROAD]), (0, 9, [TREE]), (1, 7, [ROAD]), (1, 7, [TREE])], 3)
+    train, validation, _ = load_data(train_dir=str(tmp_path), check=False, train_val_split=0.3)
+    reports = [
+        examine(part, split, num_workers, False) for part, split in ((train, "training"), (validation, "validation"))
+    ]
+    texts = [finding.text for finding in diagnose(reports) if "more than one annotation" in finding.text]
+    pixels = [
+        sum(counts) for counts in zip(*(map(int, re.findall(r"(\d+) (?:pixels|of them)", text)) for text in texts))
+    ]
+    assert pixels == [32, 16]
 
 
 @pytest.mark.parametrize(

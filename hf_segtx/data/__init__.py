@@ -1,14 +1,19 @@
 """Data: from what people have on their disks and on the Hub to checked samples and batches.
 
-files, rows  ->  folders, layouts, tables    pairs of undecoded images and masks
-             ->  loading                      `load_data`: training data, validation data, labels
-             ->  dataset                      samples, decoded by decoding, partial_decoding and masks when asked for
-             ->  augmentation, loaders        batches
+files, rows  ->  layouts, tables     pairs of undecoded images and masks
+             ->  loading             `load_data`: training data, validation data, labels
+             ->  dataset             samples, decoded by decoding, partial_decoding and masks when asked for
+             ->  augmentation, loaders    batches
 
-labels, label_tables    the label contract, and those of public data sets
-checks, diagnosis       what would spoil a run, and what is wrong with a data set, in words
-scenes                  the embedded data set
 settings                what `load_data` can be told
+layouts                 which form files have: public_layouts, voc_folders, folders (with pairing), pair_files, and
+                        annotations of coco, labelme and yolo; files is what these share
+annotations, outlines   polygons and run lengths -> masks; label maps -> polygons
+labels, label_tables    the label contract, and those of public data sets; class_files: what lies beside data
+checks, diagnosis       what would spoil a run, and what is wrong with a data set, in words
+held_out                the part of the training data that validates
+parquet                 any data set -> Parquet for the Hub
+scenes                  the embedded data set
 """
 
 import importlib

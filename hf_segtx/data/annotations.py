@@ -238,7 +238,7 @@ def _folded(name: str) -> str:
 
 
 def overlap_of(masks: Iterable) -> tuple[Overlap, int]:
-    """Sums of the overlaps of masks that were drawn, and how many masks have one."""
+    """Sums of the `overlap` of masks (or others that have one) that were drawn, and how many of them have any."""
     overlaps = [overlap for mask in masks if (overlap := getattr(mask, "overlap", None)) is not None and any(overlap)]
     return Overlap(*map(sum, zip(*overlaps))) if overlaps else Overlap(0, 0, 0), len(overlaps)
 

@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
 from ..visualization.label_maps import FAINT, GAP, PAPER, TEXT_SIZE, legend, overlay, text_font
+from .annotations import Overlap, describe_overlap, overlap_of
 from .checks import masks_of_255
 from .dataset import SegmentationDataset
 from .labels import Labels, flip_permutation
@@ -62,6 +63,7 @@ class Sample:
     fingerprint: np.ndarray | None = None
     shifts: np.ndarray | None = None
     mirrored: np.ndarray | None = None
+    overlap: Overlap | None = None
 
 
 class Finding(NamedTuple):
@@ -100,6 +102,7 @@ def examine_sample(dataset: SegmentationDataset, index: int, align: bool = False
     sample = Sample(dataset.names(index)[1], np.zeros(labels.num_ids + 1, np.int64))
     try:
         read_image, mask, name = dataset.open_raw(index)
+        sample.overlap = getattr(dataset.files(index)[1], "overlap", None)
         raw = labels.ids_or_colors(mask)
         sample.colored = raw.ndim == 3
         if sample.colored:
@@ -214,6 +217,10 @@ def diagnose(reports: list[Report]) -> list[Finding]:
     findings = [finding for report in reports for finding in _diagnose_masks(report)]
     for report in reports:
         findings += _diagnose_files(report) + _diagnose_alignment(report) + _diagnose_classes(report)
+        overlap, count = overlap_of(report.samples)
+        if count:
+            text = f"of the {report.split} masks {describe_overlap(overlap, count)}"
+            findings.append(Finding("warning" if overlap.other_class or overlap.filled else "note", text))
     if len(reports) == 2:
         findings += _diagnose_pair(*reports)
     if permutation := flip_permutation(reports[0].labels.id2label):

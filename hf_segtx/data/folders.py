@@ -169,7 +169,7 @@ def no_layout(folder: Path) -> ValueError:
             return ValueError(f"{kinds[0]}: no image files in it")
         if not kinds:
             return ValueError(
-                f"{folder}: there is no folder {names} in it; a data folder holds images/ and masks/{near}, or images with "
-                "annotations of COCO, labelme or YOLO"
+                f"{folder}: there is no folder {names} in it; a data folder holds images/ and masks/{near}, or "
+                "images with annotations of COCO, labelme or YOLO"
             )
     return ValueError(f"{folder}: which folder holds the images and which the masks? Call them images/ and masks/")
