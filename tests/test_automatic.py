@@ -1,4 +1,4 @@
-"""hf_segtx.training.automatic, data_facts, report_page and automatic_run: rules, decisions, and runs that take them."""
+"""hf_segtx.training: decisions, automatic, data_facts, report_page, automatic_run: rules, and runs that take them."""
 
 import itertools
 import json
@@ -13,10 +13,11 @@ from small_data import write_folder, write_sample
 
 from hf_segtx.cli.training_flags import given_names, parse_training
 from hf_segtx.data import load_data
-from hf_segtx.training import automatic, automatic_run, loop, report_page
+from hf_segtx.training import automatic, automatic_run, decisions, loop, report_page
 from hf_segtx.training.arguments import Arguments
-from hf_segtx.training.automatic import Automatic, Speed
+from hf_segtx.training.automatic import Automatic
 from hf_segtx.training.data_facts import DataFacts, file_channels, measure_facts
+from hf_segtx.training.decisions import Speed
 from hf_segtx.training.optim import make_schedule
 from hf_segtx.training.recipes import as_recipe
 
@@ -84,30 +85,30 @@ def test_given_names_are_those_written():
     ("text", "seconds"), [("90s", 90), ("30m", 1800), ("1h30m", 5400), ("2d", 172800), ("1.5h", 5400)]
 )
 def test_seconds_of(text, seconds):
-    assert automatic.seconds_of(text) == seconds
+    assert decisions.seconds_of(text) == seconds
 
 
 @pytest.mark.parametrize("text", ["", "30", "m", "-5m", "0s", "5m1h", "soon"])
 def test_seconds_of_what_is_no_time(text):
     with pytest.raises(ValueError, match="such as 30m"):
-        automatic.seconds_of(text)
+        decisions.seconds_of(text)
 
 
 def test_images_are_shown_smaller_only_where_time_is_short():
     small, large = FACTS, replace(FACTS, height=1024, width=2048, largest=(1024, 2048))
-    assert automatic.working_scale(small, 1000) == 1
-    assert automatic.working_scale(large, 1e6) == 1
+    assert decisions.working_scale(small, 1000) == 1
+    assert decisions.working_scale(large, 1e6) == 1
     # By hand: 5000 views of 1600 megapixels are 0.32 each, of 2.097 are 0.1526, the square of 0.3906.
     coarse = replace(large, object_sides=[200.0] * 3)
-    assert automatic.working_scale(coarse, 1600) == pytest.approx(0.3906, abs=1e-3)
-    assert automatic.working_scale(large, 1600) == pytest.approx(1.2 * 0.3906, abs=1e-3)  # poles of 8 pixels
-    assert automatic.working_scale(coarse, 1) * 1024 == pytest.approx(192)
+    assert decisions.working_scale(coarse, 1600) == pytest.approx(0.3906, abs=1e-3)
+    assert decisions.working_scale(large, 1600) == pytest.approx(1.2 * 0.3906, abs=1e-3)  # poles of 8 pixels
+    assert decisions.working_scale(coarse, 1) * 1024 == pytest.approx(192)
 
 
 def test_crops_fit_into_the_images():
     for height, width, megapixels in itertools.product((90, 200, 360, 1024), (100, 480, 2048), (10, 400, 1e5)):
         facts = replace(FACTS, height=height, width=width, largest=(height, width))
-        decided = values(automatic.decide_images(facts, megapixels, "segformer"))
+        decided = values(decisions.decide_images(facts, megapixels, "segformer"))
         short = decided.get("image_size", [min(height, width)])[0]
         scale = short / min(height, width)
         assert scale <= 1 + 16 / short  # a multiple of 32 may be a little larger
@@ -116,9 +117,9 @@ def test_crops_fit_into_the_images():
 
 
 def test_rare_classes_get_weights():
-    assert not automatic.decide_loss(replace(FACTS, class_shares=[0.4, 0.35, 0.25]))
+    assert not decisions.decide_loss(replace(FACTS, class_shares=[0.4, 0.35, 0.25]))
     shares = [0.64, 0.32, 0.04, 0.0]
-    decision = automatic.decide_loss(replace(FACTS, class_shares=shares, class_names=["a", "b", "pole", "d"]))[0]
+    decision = decisions.decide_loss(replace(FACTS, class_shares=shares, class_names=["a", "b", "pole", "d"]))[0]
     weights = [float(weight) for weight in decision.value]
     # By hand: 1 / sqrt(share) is 1.25, 1.768, 5, and their mean over the pixels 0.8 + 0.566 + 0.2 = 1.566.
     assert weights == pytest.approx([0.798, 1.129, 3.193, 63.9], rel=0.01) and "pole has 4.00%" in decision.reason
@@ -127,18 +128,18 @@ def test_rare_classes_get_weights():
 
 
 def test_mirrors_and_colours_follow_names_and_channels():
-    assert not automatic.decide_augmentation(FACTS)
+    assert not decisions.decide_augmentation(FACTS)
     pairs = replace(FACTS, class_names=["road", "left arm", "right arm"])
-    assert not automatic.decide_augmentation(pairs)  # they change places
-    one = automatic.decide_augmentation(replace(FACTS, class_names=["road", "left lane", "pole"]))
+    assert not decisions.decide_augmentation(pairs)  # they change places
+    one = decisions.decide_augmentation(replace(FACTS, class_names=["road", "left lane", "pole"]))
     assert values(one) == {"flip": False} and "left lane" in one[0].reason
-    assert values(automatic.decide_augmentation(replace(FACTS, num_channels=5))) == {"color_changes": False}
+    assert values(decisions.decide_augmentation(replace(FACTS, num_channels=5))) == {"color_changes": False}
 
 
 def test_own_mean_and_deviation_where_the_usual_ones_cannot_be_meant():
-    assert not automatic.decide_normalization(FACTS, has_weights=False)
+    assert not decisions.decide_normalization(FACTS, has_weights=False)
     five = replace(FACTS, num_channels=5, is_deep=True, mean=[0.1] * 5, std=[0.0] * 5)
-    decided = values(automatic.decide_normalization(five, has_weights=False))
+    decided = values(decisions.decide_normalization(five, has_weights=False))
     assert decided == {
         "image_mean": [0.1] * 5,
         "image_std": [0.001] * 5,
@@ -147,19 +148,19 @@ def test_own_mean_and_deviation_where_the_usual_ones_cannot_be_meant():
 
 def test_batches_leave_time_for_steps():
     for megapixels in (1, 100, 400, 1600, 1e6):
-        batch = values(automatic.decide_batch([240, 320], 300, megapixels))["per_device_train_batch_size"]
+        batch = values(decisions.decide_batch([240, 320], 300, megapixels))["per_device_train_batch_size"]
         assert batch in (4, 8, 16)
-        assert batch == 4 or megapixels / (batch * 0.0768) >= automatic.WANTED_STEPS
-    assert values(automatic.decide_batch([240, 320], 300, 1e6, 2))["total_batch_size"] == 32
+        assert batch == 4 or megapixels / (batch * 0.0768) >= decisions.WANTED_STEPS
+    assert values(decisions.decide_batch([240, 320], 300, 1e6, 2))["total_batch_size"] == 32
 
 
 def test_rates_come_from_the_table():
-    random = values(automatic.decide_optimizer(Arguments(), "segformer", 1000))
+    random = values(decisions.decide_optimizer(Arguments(), "segformer", 1000))
     assert random["learning_rate"] == 1.5e-3 and random["head_lr_multiplier"] == 1
     started = Arguments(backbone_weights="nvidia/mit-b0")
-    published = values(automatic.decide_optimizer(started, "segformer", 160_000))
+    published = values(decisions.decide_optimizer(started, "segformer", 160_000))
     assert published["learning_rate"] == 6e-5 and published["head_lr_multiplier"] == 10
-    short = values(automatic.decide_optimizer(started, "segformer", 1000))
+    short = values(decisions.decide_optimizer(started, "segformer", 1000))
     assert 6e-5 < short["learning_rate"] <= 8 * 6e-5
     head = short["learning_rate"] * short["head_lr_multiplier"]  # never above the rate for random weights
     assert head == pytest.approx(1.5e-3, rel=0.01)
@@ -167,9 +168,9 @@ def test_rates_come_from_the_table():
 
 def test_precision_is_the_faster_one_by_a_margin():
     fast, slow = Speed("bf16", 1.0, 2.0, 1.0), Speed("no", 1.5, 1.33, 1.0)
-    assert values(automatic.decide_precision([fast, slow])) == {"mixed_precision": "bf16"}
-    assert values(automatic.decide_precision([fast, slow._replace(megapixels=1.95)])) == {"mixed_precision": "no"}
-    assert not automatic.decide_precision([fast])  # the only one that fits, or that was asked for
+    assert values(decisions.decide_precision([fast, slow])) == {"mixed_precision": "bf16"}
+    assert values(decisions.decide_precision([fast, slow._replace(megapixels=1.95)])) == {"mixed_precision": "no"}
+    assert not decisions.decide_precision([fast])  # the only one that fits, or that was asked for
 
 
 # ---- time
@@ -179,7 +180,7 @@ def test_precision_is_the_faster_one_by_a_margin():
     ("left", "step", "evaluation"), [(280, 0.25, 5), (280, 2, 30), (60, 0.1, 0.5), (7000, 0.3, 12), (40, 3, 10)]
 )
 def test_planned_steps_fill_the_time(left, step, evaluation):
-    length = automatic.plan_length(left, step, evaluation, elapsed=20)
+    length = decisions.plan_length(left, step, evaluation, elapsed=20)
     assert 1 <= length.first_evaluation <= length.evaluation <= length.total
     evaluations = {
         *range(length.evaluation, length.total + 1, length.evaluation),
@@ -190,15 +191,15 @@ def test_planned_steps_fill_the_time(left, step, evaluation):
     if left > 12 * evaluation and length.total > 10:
         assert 0.8 * left < used < 1.07 * left  # the first evaluation comes on top of those that are evenly spread
     # With the schedule that is decided, the rate does not yet fall at the first evaluation.
-    share = values(automatic.decide_optimizer(Arguments(), "segformer", length.total))["lr_decay_share"]
+    share = values(decisions.decide_optimizer(Arguments(), "segformer", length.total))["lr_decay_share"]
     assert length.first_evaluation <= max(1, (1 - share) * length.total)
 
 
 def test_settled_steps_fill_what_is_left():
     for step_seconds, evaluation_seconds, evaluation_steps in ((0.25, 5, 200), (1.0, 2, 30), (0.01, 0.5, 1000)):
-        total = automatic.steps_that_fit(50, 200, step_seconds, evaluation_seconds, evaluation_steps)
+        total = decisions.steps_that_fit(50, 200, step_seconds, evaluation_seconds, evaluation_steps)
         used = (total - 50) * (step_seconds + evaluation_seconds / evaluation_steps)
-        used += automatic.REPORT_EVALUATIONS * evaluation_seconds
+        used += decisions.REPORT_EVALUATIONS * evaluation_seconds
         assert 200 - 2 * step_seconds - 0.01 < used <= 200 + 1e-6
 
 

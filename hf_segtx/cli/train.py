@@ -117,13 +117,17 @@ def _prepare(arguments: Arguments, command_line: list[str], started: float):
     if arguments.automatic:
         for recipe in recipes_of(command_line):  # a time budget changes the length that it says
             given |= given_names(read_recipe(str(recipe))) - LENGTH_ARGUMENTS
-        automatic = configure_everywhere(arguments, given, started=started, show=lambda text: print(f"--{text}"))
+        automatic = configure_everywhere(arguments, given, started=started, show=_say)
         return None if arguments.dry_run else AutomaticRun(arguments, automatic=automatic)
     if arguments.dry_run:
         raise ValueError("dry_run shows decisions, and nothing is to be decided here; add `automatic`")
     frozen = [frozen_decisions(recipe, arguments, given) for recipe in recipes_of(command_line)]
     automatic = next(filter(None, frozen), None)
     return AutomaticRun(arguments, automatic=automatic) if automatic else TrainingRun(arguments)
+
+
+def _say(decision: str) -> None:
+    print(f"--{decision}", flush=True)  # also into a file at once
 
 
 def _is_main() -> bool:
