@@ -26,6 +26,7 @@ from .graph import GraphOptions, exported_program
 from .metadata import metadata_of
 from .page import write_page
 from .runner import RECORD, load_exported, pixel_statistics
+from .verification import measured
 
 
 FILES = {"onnx": "model.onnx", "openvino": "openvino_model.xml", "torch": "model.pt2"}
@@ -175,7 +176,7 @@ def verify(
         "scored_images": len(dataset) if names_fit else 0,
         "protocol": protocol(processor, labels.ignore_index) if names_fit else "classes of data and model differ",
     }
-    record["checkpoint"] = verification.measured(source, shape) if Path(source).is_dir() else {}
+    record["checkpoint"] = measured(source, shape) if Path(source).is_dir() else {}
     if names_fit:
         record["checkpoint"]["mean_iou"] = score(model, processor, dataset)
     for entry in record["files"]:
@@ -184,7 +185,7 @@ def verify(
             model, file, options.outputs, pictures, shapes, bool(processor.align_corners), bound, byte_statistics
         )
         entry |= asdict(compared) | {"bytes": size_of(file)}
-        entry |= verification.measured(file, shape, takes_bytes=byte_statistics is not None)
+        entry |= measured(file, shape, takes_bytes=byte_statistics is not None)
         if names_fit and "logits" in options.outputs and options.static_shape is None:
             entry["mean_iou"] = score(*load_exported(file), dataset)
         record["failures"] += failures_of(entry, bound)

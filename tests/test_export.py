@@ -1,0 +1,323 @@
+"""Exported graphs beside the models themselves: at sizes and batches that the exporter never saw, in three runtimes."""
+
+import copy
+import json
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+import torch.nn.functional as F
+from small_data import write_folder
+from tiny import CASES
+
+from hf_segtx.data.scenes import SceneDataset
+from hf_segtx.data.scenes import labels as scene_labels
+from hf_segtx.export import export_model
+from hf_segtx.export import folder as export_folder
+from hf_segtx.export.graph import GraphOptions, exported_program, folded
+from hf_segtx.export.runner import load_exported, open_file
+from hf_segtx.export.to_onnx import write_onnx
+from hf_segtx.export.to_openvino import write_openvino
+from hf_segtx.export.verification import compare, same_labels
+from hf_segtx.inference import evaluate, load_model, predict, segment
+
+
+# Example input of the exporter: (2, 3, 128, 192). Here: other batches; smaller, equal, larger, no multiples of 8 or 32.
+SHAPES = [(1, 3, 64, 64), (2, 3, 128, 192), (5, 3, 136, 72), (1, 3, 72, 208), (2, 3, 70, 101)]
+HEADS = [
+    ("segformer", {}),
+    ("segformer", {"decoder_projection_norm": True}),
+    ("segformer", {"position_encoding": "learned", "image_size": 64}),
+    ("setr", {"decode_head": "naive"}),
+    ("setr", {"decode_head": "pup"}),
+    ("setr", {"decode_head": "mla"}),
+    ("segmenter", {"decode_head": "mask"}),
+    ("segmenter", {"decode_head": "linear"}),
+    ("segmenter", {"decode_head": "mask", "num_labels": 1}),
+    ("ocrnet", {}),
+    ("ocrnet", {"align_corners": True}),
+    ("ocrnet", {"backbone_type": "resnet", "hidden_sizes": [8, 8, 16, 16], "stem_hidden_sizes": [8]}),
+]
+# Rounding of float32 through a few layers, in standard deviations of the logits. OCRNet's softmax over all pixels, and
+# Segmenter's division by the length of vectors, multiply it.
+TOLERANCE = {"segformer": 1e-5, "setr": 1e-5, "segmenter": 1e-4, "ocrnet": 1e-4}
+
+
+def trained(name, **fields):
+    """A tiny model whose batch statistics are those of its inputs, as after training."""
+    torch.manual_seed(0)
+    model = CASES[name].make_model(**fields).train()
+    with torch.no_grad():
+        for _ in range(20):
+            model(torch.randn(2, 3, 64, 96))
+    return model.eval()
+
+
+def expectation(model, inputs):
+    """Logits, label map and confidence of the model itself, with PyTorch's own upsampling."""
+    with torch.no_grad():
+        logits = model(inputs).logits
+    align_corners = getattr(model.config, "align_corners", False)
+    upsampled = F.interpolate(logits, size=inputs.shape[2:], mode="bilinear", align_corners=align_corners)
+    if logits.shape[1] == 1:
+        return logits, (upsampled > 0).long()[:, 0], upsampled[:, 0].abs().sigmoid(), upsampled[:, 0].abs()
+    best = upsampled.topk(2, dim=1).values
+    return logits, upsampled.argmax(1), upsampled.softmax(1).amax(1), best[:, 0] - best[:, 1]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    """Folder of a tiny SegFormer for the classes of the scenes, whose pictures are resized and padded."""
+    path = tmp_path_factory.mktemp("checkpoint")
+    labels = scene_labels()
+    model = trained("segformer", num_labels=labels.num_labels)
+    model.config.id2label, model.config.label2id = labels.id2label, labels.label2id
+    model.save_pretrained(path)
+    CASES["segformer"].row.processor(size={"shortest_edge": 72}, size_divisor=16).save_pretrained(path)
+    return path
+
+
+@pytest.fixture
+def without_timing(monkeypatch):
+    """Timing starts two processes for each file, which no test here needs."""
+    monkeypatch.setattr(export_folder, "measured", lambda *_, **__: {"milliseconds": 1.0, "peak_mib": 1.0})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name, fields", HEADS, ids=lambda value: str(value))
+def test_every_size_and_batch_in_every_runtime(name, fields, tmp_path):
+    model = trained(name, **fields)
+    align_corners = fields.get("align_corners", False)
+    options = GraphOptions(("label_map", "logits", "confidence"))
+    (tmp_path / "export.json").write_text(json.dumps({"metadata": {"outputs": json.dumps(options.outputs)}}))
+    write_onnx(exported_program(model, options, align_corners, True), tmp_path / "m.onnx", options.outputs, {})
+    program = exported_program(model, options, align_corners, False)
+    torch.export.save(program, tmp_path / "m.pt2")
+    write_openvino(program, tmp_path / "m.xml", options.outputs, {})
+    sessions = [open_file(tmp_path / f"m.{suffix}", list(options.outputs)) for suffix in ("onnx", "xml", "pt2")]
+    for shape in SHAPES:
+        inputs = torch.randn(shape)
+        logits, label_map, confidence, margin = expectation(model, inputs)
+        tolerance = TOLERANCE[name] * float(logits.std())
+        for session in sessions:
+            found = session(inputs.numpy())
+            torch.testing.assert_close(torch.from_numpy(found["logits"]), logits, rtol=0, atol=tolerance)
+            assert found["label_map"].dtype == np.uint8
+            unequal = torch.from_numpy(found["label_map"]).long() != label_map
+            assert float(margin[unequal].max() if unequal.any() else 0) <= 2 * tolerance
+            torch.testing.assert_close(torch.from_numpy(found["confidence"]), confidence, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("way", ["trace", "old exporter"])
+def test_tracing_is_refused(name, way, tmp_path):
+    class Logits(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.model = CASES[name].make_model()
+
+        def forward(self, pixel_values):
+            return self.model(pixel_values).logits
+
+    module, inputs = Logits().eval(), torch.zeros(2, 3, 64, 96)
+    with pytest.raises(ValueError, match="tracing .* use torch.export.export"):
+        if way == "trace":
+            torch.jit.trace(module, inputs)
+        else:
+            torch.onnx.export(module, (inputs,), tmp_path / "m.onnx", dynamo=False)
+
+
+def test_openvino_tracing_is_refused():
+    import openvino
+
+    with pytest.raises(RuntimeError, match="use torch.export.export"):
+        openvino.convert_model(CASES["segformer"].make_model(), example_input=torch.zeros(2, 3, 64, 96))
+
+
+@pytest.mark.parametrize("fields", [{}, {"decoder_projection_norm": True}, {"decoder_stages": [1, 3]}], ids=str)
+def test_folded_head_is_the_head(fields):
+    """Oracle: the model itself; 1e-5 of the deviation is rounding."""
+    model = trained("segformer", **fields)
+    torch.nn.init.normal_(model.decode_head.norm.bias)
+    before = copy.deepcopy(model.state_dict())
+    inputs = torch.randn(2, 3, 70, 101)
+    with torch.no_grad():
+        expected, found = model(inputs).logits, folded(model)(inputs).logits
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5 * float(expected.std()))
+    assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in folded(model).modules())
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+def test_comparison_finds_what_is_wrong(monkeypatch):
+    """A file whose third batch entry, larger sizes or classes are wrong is told from one whose ties fall otherwise."""
+    model = trained("segformer")
+    pictures, shapes = torch.randn(2, 3, 64, 96), [(1, 64, 96), (3, 72, 80)]
+
+    def session_of(change):
+        def run(inputs):
+            logits, label_map, _, margin = expectation(model, torch.from_numpy(inputs))
+            return change({"logits": logits.numpy(), "label_map": label_map.numpy().astype(np.uint8)}, margin)
+
+        return lambda *_: run
+
+    def compared(change):
+        monkeypatch.setattr("hf_segtx.export.verification.open_file", session_of(change))
+        return compare(model, None, ["label_map", "logits"], pictures, shapes, False, bound=1e-3)
+
+    def third_entry(found, _):
+        if len(found["logits"]) == 3:
+            found["logits"][2] = found["logits"][1]
+        return found
+
+    def other_class(found, margin):
+        found["label_map"][margin.argmax() // margin[0].numel(), 0, 0] += 1
+        return found
+
+    def near_ties(found, margin):
+        found["label_map"][margin < 1e-3 * found["logits"].std()] += 1
+        return found
+
+    right = compared(lambda found, _: found)
+    assert right.largest_difference < 1e-6 and right.equal_pixels == 1 and right.unequal_decided == 0
+    wrong = compared(third_entry)
+    assert wrong.largest_difference > 0.1 and wrong.where == [3, 3, 72, 80]
+    assert compared(other_class).unequal_decided > 0
+    ties = compared(near_ties)
+    assert ties.unequal_decided == 0 and ties.equal_pixels < 1
+
+
+def test_ties_are_what_rounding_decides():
+    logits = torch.tensor([[[0.0, 1.0]], [[1e-5, 0.0]]])  # (2, 1, 2): class 1 by a hair, class 0
+    same, decided = same_labels(logits, np.array([[0, 0]]), (1, 2), False, margin=1e-3)
+    assert same.tolist() == [[False, True]] and decided.tolist() == [[False, True]]
+
+
+@pytest.mark.slow
+def test_folder_predicts_as_the_checkpoint(checkpoint, tmp_path, without_timing):
+    record = export_model(str(checkpoint), tmp_path, ["onnx", "openvino"])
+    assert record["failures"] == [] and [entry["unequal_decided"] for entry in record["files"]] == [0, 0]
+    assert record == json.loads((tmp_path / "export.json").read_text())
+    assert {entry["mean_iou"] for entry in record["files"]} == {record["checkpoint"]["mean_iou"]}
+    assert (tmp_path / "segment.py").is_file() and "mean IoU" in (tmp_path / "README.md").read_text()
+
+    scenes = SceneDataset(2, seed=5, size=(90, 150))
+    images = [scenes[0]["image"], scenes[1]["image"].crop((0, 0, 70, 60))]
+    model, processor = load_model(checkpoint)
+    expected = predict(model, processor, images)
+    for name in (".", "model.onnx", "openvino_model.xml"):
+        exported = load_model(tmp_path / name, threads=1)
+        for found, label_map in zip(predict(*exported, images), expected, strict=True):
+            assert torch.equal(found, label_map)
+    views = {"scales": (0.75, 1.25), "flip": True, "return_uncertainty": True}
+    processors = [copy.deepcopy(processor), load_exported(tmp_path)[1]]
+    for each in processors:
+        each.window_size, each.window_stride = 64, 48
+    result, beside = (
+        segment(net, each, images[:1], **views)[0]
+        for net, each in zip((model, load_exported(tmp_path)[0]), processors, strict=True)
+    )
+    torch.testing.assert_close(beside.confidence, result.confidence, rtol=0, atol=1e-5)  # rounding
+    scores = [
+        evaluate(*each, scenes, progress=False)["mean_iou"] for each in ((model, processor), load_exported(tmp_path))
+    ]
+    assert scores[0] == scores[1]
+
+
+@pytest.mark.slow
+def test_bytes_in(checkpoint, tmp_path, without_timing):
+    record = export_model(str(checkpoint), tmp_path, ["onnx"], normalize=True)
+    assert record["failures"] == [] and record["metadata"]["input"].startswith("uint8")
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
+    assert session.get_inputs()[0].type == "tensor(uint8)"
+    model, processor = load_model(checkpoint)
+    image = SceneDataset(1, size=(72, 96))[0]["image"]  # a size that is neither resized nor padded
+    pixels = np.asarray(image).transpose(2, 0, 1)[None]
+    (label_map,) = session.run(["label_map"], {"pixel_values": pixels[:, :, :64]})
+    expected = predict(model, processor, [image.crop((0, 0, 96, 64))])[0]
+    processor.do_resize = False
+    expected = predict(model, processor, [image.crop((0, 0, 96, 64))])[0]
+    assert np.mean(label_map[0] == expected.numpy()) > 0.999  # ties
+    assert torch.equal(predict(*load_model(tmp_path), [image])[0], predict(*load_model(checkpoint), [image])[0])
+
+
+@pytest.mark.slow
+def test_static_half_and_label_map_only(checkpoint, tmp_path, without_timing):
+    options = GraphOptions(("label_map",), half=True, static_shape=(1, 64, 96))
+    record = export_model(str(checkpoint), tmp_path, ["onnx"], options=options)
+    assert record["verification"]["shapes"] == [[1, 64, 96]] and record["failures"] == []
+    assert record["files"][0]["largest_difference"] is None and record["files"][0]["equal_pixels"] > 0.95
+    (dimensions,) = [value.shape for value in onnxruntime.InferenceSession(tmp_path / "model.onnx").get_inputs()]
+    assert dimensions == [1, 3, 64, 96]
+    with pytest.raises(ValueError, match="no output `logits`"):
+        load_model(tmp_path)
+
+
+@pytest.mark.slow
+def test_file_says_what_a_runner_needs(checkpoint, tmp_path, without_timing):
+    export_model(str(checkpoint), tmp_path, ["onnx", "openvino"], options=GraphOptions(("label_map", "logits")))
+    from hf_segtx.export.metadata import read_metadata
+
+    processor = load_model(checkpoint)[1]
+    for name in ("model.onnx", "openvino_model.xml"):
+        metadata = read_metadata(tmp_path / name)
+        preprocessing = json.loads(metadata["preprocessing"])
+        assert preprocessing["size"] == {"shortest_edge": 72} and preprocessing["size_divisor"] == 16
+        assert preprocessing["image_mean"] == list(processor.image_mean)
+        assert json.loads(metadata["id2label"])["6"] == "vehicle" and metadata["license"] == "unknown"
+    model = onnx.load(tmp_path / "model.onnx")
+    names = [dimension.dim_param for dimension in model.graph.input[0].type.tensor_type.shape.dim]
+    assert names == ["batch", "", "height", "width"] and not (tmp_path / "model.onnx.data").exists()
+    assert {"Gelu", "LayerNormalization", "Resize", "ArgMax"} <= {node.op_type for node in model.graph.node}
+    assert "BatchNormalization" not in {node.op_type for node in model.graph.node}
+
+
+def test_what_cannot_be_exported_is_refused(checkpoint, tmp_path):
+    with pytest.raises(ValueError, match="'coreml'; choose among onnx, openvino, torch"):
+        export_model(str(checkpoint), tmp_path, ["coreml"])
+    with pytest.raises(ValueError, match="holds a model that is not an export"):
+        export_model(str(checkpoint), checkpoint)
+    with pytest.raises(ValueError, match="choose among label_map"):
+        GraphOptions(("masks",))
+    with pytest.raises(ValueError, match="provider and threads are for"):
+        load_model(checkpoint, threads=2)
+
+
+@pytest.mark.slow
+def test_difference_ends_with_status_1(checkpoint, tmp_path, without_timing, monkeypatch, capsys):
+    """A graph whose head is off by a few per cent is written, named and refused."""
+    from hf_segtx.cli import main
+    from hf_segtx.export import graph
+
+    def disturbed(model):
+        model = folded(model)
+        model.decode_head.classifier.weight.mul_(1.03)
+        return model
+
+    monkeypatch.setattr(graph, "folded", disturbed)
+    data = write_folder(tmp_path / "data", size=(64, 80))
+    words = ["export", str(checkpoint), "--output_dir", str(tmp_path / "out"), "--validation_dir", str(data)]
+    assert main(words) == 1
+    assert "model.onnx: logits differ by" in capsys.readouterr().err
+    assert (tmp_path / "out" / "model.onnx").is_file()
+    record = json.loads((tmp_path / "out" / "export.json").read_text())
+    assert record["verification"]["protocol"] == "classes of data and model differ" and len(record["failures"]) >= 1
+
+
+def test_images_of_all_modes_are_prepared_alike(checkpoint):
+    """The runner without PyTorch: oracle is the PIL back-end of the image processor."""
+    from hf_segtx.export.graph import GraphOptions
+    from hf_segtx.export.metadata import metadata_of
+    from hf_segtx.runtime.segment import prepare
+
+    model, _ = load_model(checkpoint)
+    processor = CASES["segformer"].row.processor_pil.from_pretrained(checkpoint)
+    facts = metadata_of(model, processor, GraphOptions(), str(checkpoint))
+    facts["preprocessing"] = json.loads(facts["preprocessing"])
+    image = SceneDataset(1, size=(90, 151))[0]["image"]
+    for each in (image, image.convert("L"), image.resize((40, 200))):
+        pixels, size = prepare(each, facts)
+        expected = np.asarray(processor(images=[each], return_tensors="np")["pixel_values"])
+        assert pixels.shape == expected.shape and size[0] <= pixels.shape[2]
+        np.testing.assert_allclose(pixels, expected, atol=1e-5)  # the order of rescaling and normalisation
