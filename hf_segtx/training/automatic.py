@@ -20,7 +20,7 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
 import torch
-from accelerate.state import PartialState
+from accelerate.state import AcceleratorState, PartialState
 from huggingface_hub import HfApi, constants, try_to_load_from_cache
 from transformers import PreTrainedConfig
 
@@ -39,6 +39,7 @@ START_SECONDS = 5.0  # to build the model, and to write it at the end
 FORWARD_SHARE = 0.45  # of a step's time, which an image of as many pixels takes in evaluation
 CROP_MEGAPIXELS = 0.16  # of a crop, where nothing else is known
 TRIAL_MEGAPIXELS = 400.0  # of crops that the steps whose speed is measured are meant for
+ROOMY = 6.0  # 1e9 bytes of free memory, of which a step of the trial fills a small part
 HUB_SECONDS = 3.0  # to ask the Hub once
 
 # Pre-trained backbones by architecture and size.
@@ -122,12 +123,18 @@ def measure_speeds(arguments: Arguments, labels: Labels) -> list[Speed]:
     precisions = [arguments.mixed_precision] if arguments.mixed_precision else ["no", "bf16"]
     crop = arguments.crop_size
     pixels = arguments.per_device_train_batch_size * crop[0] * crop[-1] / 1e6
+    # A process of its own takes as long to start as several steps; it is for memory that could run out.
+    is_alone = PartialState(cpu=not torch.accelerator.is_available()).num_processes == 1
+    here = is_alone and not torch.accelerator.is_available() and plan.free_memory() > ROOMY
     speeds = []
     with _single_process():
         for precision in precisions:
-            if step := plan.measure_apart(replace(arguments, mixed_precision=precision, num_warmup_steps=0), labels):
+            trial = replace(arguments, mixed_precision=precision, num_warmup_steps=0)
+            AcceleratorState._reset_state()  # one precision a process, it says otherwise
+            if step := (plan.measure if here else plan.measure_apart)(trial, labels):
                 seconds = step.seconds + step.update_seconds
                 speeds.append(Speed(precision, seconds, pixels / seconds, step.memory))
+    AcceleratorState._reset_state()
     return sorted(speeds, key=lambda speed: speed.seconds)
 
 
