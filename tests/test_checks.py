@@ -6,10 +6,11 @@ import logging
 import numpy as np
 import pytest
 from PIL import Image
-from small_data import write_folder
+from small_data import CLASSES, write_folder
 
 from hf_segtx.data import SegmentationDataset, load_data, read_mask
 from hf_segtx.data.checks import check_data
+from hf_segtx.data.diagnosis import examine
 from hf_segtx.data.folders import folder_records
 from hf_segtx.data.labels import Labels
 
@@ -60,6 +61,29 @@ def test_masks_of_0_and_255_are_explained(tmp_path, caplog):
         assert np.array_equal(train[0]["label"], read_mask(train.records[train.indices[0]][1]) // 255)
         assert labels.map(np.array([[255]])).item() == 1
         caplog.clear()
+
+
+def test_palettes_that_number_the_classes_anew_are_refused(tmp_path):
+    """Coloured masks that Pillow makes indexed pictures of; a palette in the order of the ids, or of other colours, is
+    none."""
+    write_folder(tmp_path)
+    by_id = {entry["id"]: entry["color"] for entry in CLASSES}
+    for number in range(6):
+        file = tmp_path / f"masks/{number:03}.png"
+        ids = np.asarray(Image.open(file))
+        colors = np.array([[by_id[value] for value in row] for row in ids.tolist()], np.uint8)
+        Image.fromarray(colors).convert("P", palette=Image.Palette.ADAPTIVE, colors=4).save(file)
+    folder = {"train_dir": str(tmp_path), "validation_dir": str(tmp_path)}
+    with pytest.raises(ValueError, match=r"masks/000\.png: value \d is '[\w ]+', but its colour in the palette, \("):
+        load_data(**folder)
+    assert "its colour in the palette" in str(examine(load_data(**folder, check=False)[0], "training").samples[0].error)
+    for palette in ([by_id.get(i, (1, 2, 3)) for i in range(10)], [(i, 2, 3) for i in range(10)]):
+        for number in range(6):
+            mask = Image.fromarray(np.random.default_rng(number).choice([0, 1, 2, 9], (24, 32)).astype(np.uint8))
+            mask.putpalette(np.ravel(palette).tolist())
+            mask.save(tmp_path / f"masks/{number:03}.png")
+        train, _, _ = load_data(**folder)
+        assert train[3]["label"].max() == 255 and train[3]["label"].min() == 0
 
 
 def test_all_ignored_is_refused(tmp_path):

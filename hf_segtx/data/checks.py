@@ -13,6 +13,7 @@ from tqdm.auto import tqdm
 
 from .dataset import SegmentationDataset, evenly, note_errors
 from .labels import Labels
+from .masks import palette_of
 
 
 logger = logging.getLogger(__name__)
@@ -55,6 +56,30 @@ def masks_of_255(labels: Labels, values: list[set[int]]) -> int:
     return len(with_255) if is_odd else 0
 
 
+def palette_conflict(dataset: SegmentationDataset, index: int, mask: np.ndarray) -> str | None:
+    """What is wrong if a mask's palette shows colours of the classes, but of others than its ids are.
+
+    So it is when a program made an indexed picture of a coloured one: it numbers the colours as it likes.
+    """
+    labels = dataset.labels
+    palette = palette_of(dataset.files(index)[1]) if labels.color_to_train and mask.ndim == 2 else None
+    if palette is None:
+        return None
+    used = [raw for raw in np.unique(mask).tolist() if raw < len(palette)]
+    shown = {raw: labels.color_to_train.get(tuple(palette[raw].tolist())) for raw in used}
+    if None in shown.values():  # other colours, which only make the ids visible
+        return None
+    different = [raw for raw in used if shown[raw] != labels.mapping.get(raw)]
+    if not different:
+        return None
+    raw, names = different[0], {**labels.id2label, labels.ignore_index: "ignored"}
+    return (
+        f"{dataset.names(index)[1]}: value {raw} is {names.get(labels.mapping.get(raw), 'no class')!r}, but its colour "
+        f"in the palette, {tuple(palette[raw].tolist())}, is that of {names[shown[raw]]!r}; save the mask as RGB, or "
+        "with one channel of class ids"
+    )
+
+
 def check_data(dataset: SegmentationDataset, *, split: str = "training", max_samples: int = 1000) -> None:
     """Reads the data once, in threads, and refuses what would spoil a run.
 
@@ -89,6 +114,8 @@ def _check_sample(dataset: SegmentationDataset, index: int) -> Checked:
     try:
         read_image, mask, name = dataset.open_raw(index)
         read_image()
+        if conflict := palette_conflict(dataset, index, mask):
+            raise ValueError(conflict)
         train = labels.map(mask, name)
     except ValueError as error:
         return Checked(str(error), np.zeros(labels.num_ids, np.int64))

@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 
 from ..visualization.label_maps import FAINT, GAP, PAPER, TEXT_SIZE, legend, overlay, text_font
 from .annotations import Overlap, describe_overlap, overlap_of
-from .checks import masks_of_255
+from .checks import masks_of_255, palette_conflict
 from .dataset import SegmentationDataset
 from .labels import Labels, flip_permutation
 
@@ -110,6 +110,8 @@ def examine_sample(dataset: SegmentationDataset, index: int, align: bool = False
         sample.values, sample.counts = _unique(raw)
         sample.size, sample.moments, gray = _statistics(read_image())
         sample.fingerprint = fingerprint(gray)
+        if conflict := palette_conflict(dataset, index, mask):
+            raise ValueError(conflict)
         train = labels.map(mask, name)
         train = np.where(train == labels.ignore_index, labels.num_ids, train)
         sample.pixels = np.bincount(train.ravel(), minlength=labels.num_ids + 1)

@@ -113,7 +113,7 @@ def _pil_values(picture: Image.Image) -> np.ndarray:
 
 def _check_palette(picture: Image.Image, values: np.ndarray) -> None:
     """Colours only name the classes, but greys may be the ids: programs that make files small number them anew."""
-    palette = np.frombuffer(bytes(picture.getpalette("RGB")), np.uint8).reshape(-1, 3).astype(int)
+    palette = np.array(picture.getpalette("RGB"), int).reshape(-1, 3)
     greys = palette[:, 0]
     if (palette == palette[:, :1]).all() and (np.diff(greys) < 0).any():
         used = np.flatnonzero(np.bincount(values.ravel(), minlength=len(greys)))
@@ -122,6 +122,14 @@ def _check_palette(picture: Image.Image, values: np.ndarray) -> None:
                 "its palette holds greys in another order than their numbers, so that it is not certain which of the "
                 "two are the class ids; save the mask as a PNG with one channel of class ids, without a palette"
             )
+
+
+def palette_of(file) -> np.ndarray | None:
+    """(n, 3) colours of a picture's palette, which `read_mask` does not look at; None of what has no palette."""
+    picture = open_picture(file) if isinstance(file, (str, Path, dict)) else None
+    if not isinstance(picture, Image.Image) or picture.mode != "P":
+        return None
+    return np.frombuffer(bytes(picture.getpalette("RGB")), np.uint8).reshape(-1, 3)
 
 
 def _tiff_values(file) -> np.ndarray:
