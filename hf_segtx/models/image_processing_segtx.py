@@ -4,7 +4,7 @@ Order of the steps: to channels first (and to RGB), resize, rescale to [0, 1], n
 cut into windows if `window_size` is set. Label maps go the same way by nearest neighbour, then labels are reduced if
 asked, then padded with 255.
 
-Each architecture has one class a back-end, torchvision and PIL (for machines without torchvision), with these defaults:
+Each architecture has one class per back-end, torchvision and PIL (for machines without torchvision). Defaults:
 
 | class     | mean, std | size     | pad to | source                                                                   |
 |-----------|-----------|----------|--------|--------------------------------------------------------------------------|
@@ -214,12 +214,12 @@ def checked_sizes(target_sizes, defaults: list[tuple[int, int]]) -> list[tuple[i
     """The target sizes as integers, or the defaults if there are none.
 
     Raises:
-        ValueError: if there is not one an image.
+        ValueError: if there is not one per image.
     """
     if target_sizes is None:
         return defaults
     if len(target_sizes) != len(defaults):
-        raise ValueError(f"{len(target_sizes)} target sizes for {len(defaults)} images; give one (H, W) an image")
+        raise ValueError(f"{len(target_sizes)} target sizes for {len(defaults)} images; give one (H, W) per image")
     return [(int(height), int(width)) for height, width in target_sizes]
 
 
@@ -450,7 +450,7 @@ class SegmentationProcessing:
             returns: B maps (H, W) int64, or B outputs with `segmentation` (H, W), `segmentation_scores` (K, H, W)
 
         Raises:
-            ValueError: if there is not one target size an image, or the windows are missing.
+            ValueError: if there is not one target size per image, or the windows are missing.
         """
         logits, windows = outputs.logits, getattr(outputs, "windows", None)
         align_corners = self.align_corners or getattr(outputs, "align_corners", None) is not None
