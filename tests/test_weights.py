@@ -1,9 +1,13 @@
 """Reading checkpoints, refusing what is not understood, and pre-trained backbones against their own libraries."""
 
+import functools
 import re
+import tarfile
+import zipfile
 
 import numpy as np
 import pytest
+import test_segformer
 import timm.models.deit
 import timm.models.resnetv2
 import timm.models.vision_transformer
@@ -13,7 +17,9 @@ import torch.nn.functional as F
 import transformers
 from safetensors.torch import save_file
 from timm.layers.patch_embed import resample_patch_embed
+from tiny import CASES
 
+from hf_segtx import SegFormerModel
 from hf_segtx.models.configuration_setr import SETRConfig
 from hf_segtx.models.modeling_setr import SETRForSemanticSegmentation, SETRModel
 from hf_segtx.weights import load_backbone, load_original
@@ -296,3 +302,258 @@ def test_wrong_backbones_are_refused(tmp_path):
     torch.save(timm_vit(depth=3).state_dict(), tmp_path / "deep.pth")
     with pytest.raises(ValueError, match="does not fit the backbone"):
         load_backbone(backbone(), tmp_path / "deep.pth")
+
+
+# -------------------------------------------------------------------------------- names and files as people have them
+
+
+PREFIXES = [
+    "",
+    "module.",
+    "model.",
+    "net.",
+    "_orig_mod.",
+    "module._orig_mod.",
+    "model.net.",
+    "student.encoder_decoder.",
+]
+
+
+@pytest.mark.parametrize("prefix", PREFIXES)
+def test_prefixes_before_all_names_are_cut(prefix, tmp_path):
+    """For a source of each kind of names: the authors', those of OCRNet, which begin with one, and our own."""
+    model, state = authors_state()
+    own, hrnet = CASES["segmenter"].make_model(), CASES["ocrnet"].make_model()
+    for expected, names in ((model, state), (own, own.state_dict()), (hrnet, hrnet.state_dict())):
+        heads = {} if expected is not own else {"num_attention_heads": 4}
+        torch.save({"state_dict": {prefix + name: x for name, x in names.items()}, "epoch": 3}, tmp_path / "last.ckpt")
+        loaded = load_original(tmp_path / "last.ckpt", **heads)
+        assert all(torch.equal(x, loaded.state_dict()[name]) for name, x in expected.state_dict().items())
+
+
+def test_wrappers_inside_of_names_are_cut():
+    """A backbone that was compiled alone, blocks that are sharded or recomputed."""
+    model, state = authors_state()
+    state = {
+        name.replace("backbone.", "backbone._orig_mod.").replace("blocks.1.", "blocks.1._checkpoint_wrapped_module."): x
+        for name, x in state.items()
+    }
+    loaded = load_original({f"_fsdp_wrapped_module.{name}": x for name, x in state.items()})
+    assert all(torch.equal(x, loaded.state_dict()[name]) for name, x in model.state_dict().items())
+
+
+def test_what_stands_beside_the_network_is_left_out(caplog):
+    """The weights of a loss and a metric's counts, as Lightning saves them; two networks are one too many."""
+    model, state = authors_state()
+    state = {f"model.{name}": x for name, x in state.items()}
+    loaded = load_original({**state, "loss.weight": torch.ones(7), "metric.counts": torch.zeros(7, 7).long()})
+    assert all(torch.equal(x, loaded.state_dict()[name]) for name, x in model.state_dict().items())
+    assert "left out loss.weight, metric.counts" in caplog.text
+    averaged = {name.replace("model.", "ema.module."): x for name, x in state.items()}
+    with pytest.raises(ValueError, match=r"several networks, under model, ema; .*startswith\('model\.'\)"):
+        load_original({**state, **averaged})
+
+
+OWN = {
+    "setr naive": ("setr", {}),
+    "setr pup": ("setr", {"decode_head": "pup"}),
+    "setr mla": ("setr", {"decode_head": "mla"}),
+    "segformer": ("segformer", {}),
+    "segformer table": ("segformer", {"position_encoding": "learned", "image_size": [64, 96]}),
+    "segformer levels": ("segformer", {"decoder_stages": [1, 3], "decoder_projection_norm": True}),
+    "segmenter mask": ("segmenter", {}),
+    "segmenter linear": ("segmenter", {"decode_head": "linear", "use_distillation_token": True}),
+    "ocrnet hrnet": ("ocrnet", {}),
+    "ocrnet resnet": ("ocrnet", {"backbone_type": "resnet", "stem_hidden_sizes": None}),
+    "one class": ("segformer", {"num_labels": 1}),
+}
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_own_state_dicts_are_known(name, tmp_path, caplog):
+    """Without config.json as far as shapes show it, which is said; with one beside the file, exactly."""
+    architecture, fields = OWN[name]
+    model = randomized(CASES[architecture].make_model(**fields))
+    images = torch.randn(1, 3, 64, 96)
+    with torch.no_grad():
+        expected = model(images).logits
+    heads = {"num_attention_heads": 4, "image_size": 32} if architecture in ("setr", "segmenter") else {}
+    loaded = load_original(model.state_dict(), **heads)
+    assert "no config.json beside it" in caplog.text
+    caplog.clear()
+    model.save_pretrained(tmp_path)
+    again = load_original(tmp_path)
+    assert caplog.text == "" and again.config.to_diff_dict() == model.config.to_diff_dict()
+    for other in (loaded, again):
+        with torch.no_grad():
+            assert torch.equal(other(images).logits, expected)
+
+
+def cut_zip(path):
+    torch.save({"a": torch.zeros(1000)}, path)
+    path.write_bytes(path.read_bytes()[:2000])
+
+
+class Foreign:
+    """A class of a training program, that is not there where its checkpoint is read."""
+
+
+@functools.cache
+def tiny_models():
+    return [case.make_model() for case in CASES.values()]
+
+
+RUBBISH = {
+    "empty.pth": lambda path: path.write_bytes(b""),
+    "empty.safetensors": lambda path: path.write_bytes(b""),
+    "empty.npz": lambda path: path.write_bytes(b""),
+    "text.pth": lambda path: path.write_text("not a model"),
+    "pointer.safetensors": lambda path: path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:a\n"),
+    "page.bin": lambda path: path.write_text("<!DOCTYPE html><html>404</html>"),
+    "cut.safetensors": lambda path: path.write_bytes(b"\x10\0\0\0\0\0\0\0{"),
+    "list.safetensors": lambda path: path.write_bytes(b"\x02\0\0\0\0\0\0\0[]"),
+    "beyond.safetensors": lambda path: path.write_bytes(
+        (58).to_bytes(8, "little") + b'{"a":{"dtype":"F32","shape":[9],"data_offsets":[0,36]}}   '
+    ),
+    "cut.pth": cut_zip,
+    "zip.pth": lambda path: zipfile.ZipFile(path, "w").writestr("a.txt", "a"),
+    "tar.pth": lambda path: tarfile.open(path, "w").close(),
+    "png.pth": lambda path: path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"\0" * 100),
+    "other.npz": lambda path: np.savez(path, a=np.zeros(3)),
+    "texts.npz": lambda path: np.savez(path, cls=np.array(["a"])),
+    "objects.npz": lambda path: np.savez(path, cls=np.array([{}], object)),
+    "text.npz": lambda path: path.write_text("a"),
+    "script.pt": lambda path: torch.jit.script(torch.nn.Linear(2, 2)).save(str(path)),
+    "module.pt": lambda path: torch.save(torch.nn.Linear(2, 2), path),
+    "foreign.pth": lambda path: torch.save({"state_dict": {"a": torch.zeros(1)}, "args": Foreign()}, path),
+    "list.pth": lambda path: torch.save([torch.zeros(2)], path),
+    "number.pth": lambda path: torch.save(3, path),
+    "numbers.pth": lambda path: torch.save({"a": 3}, path),
+    "nothing.pth": lambda path: torch.save({}, path),
+    "optimizer.pth": lambda path: torch.save(torch.optim.SGD([torch.zeros(1)], 0.1, momentum=1).state_dict(), path),
+    "keys.pth": lambda path: torch.save({1: torch.zeros(2)}, path),
+    "pairs.pth": lambda path: torch.save({("a", 1): torch.zeros(2), None: torch.zeros(2)}, path),
+    "folder.pth": lambda path: path.mkdir(),
+    "missing.pth": lambda path: None,
+}
+
+
+@pytest.mark.filterwarnings("ignore")  # of torch, about TorchScript
+@pytest.mark.parametrize("name", RUBBISH)
+def test_rubbish_is_refused_by_name(name, tmp_path):
+    """Whatever the file is, as a whole checkpoint and as a backbone of each architecture."""
+    RUBBISH[name](tmp_path / name)
+    with pytest.raises((ValueError, OSError), match=name):
+        load_original(tmp_path / name)
+    for model in tiny_models():
+        with pytest.raises((ValueError, OSError), match=name):
+            load_backbone(model, tmp_path / name)
+
+
+NOT_WEIGHTS = {
+    "not finite": lambda x: x * float("nan"),
+    "not finite ": lambda x: x / 0,
+    "of type torch.int8": lambda x: x.to(torch.int8),  # quantised by another program
+    "of type torch.complex64": lambda x: x.to(torch.complex64),
+    "sparse or quantized": lambda x: x.to_sparse(),
+    "without values": lambda x: x.to("meta"),
+    "does not fit": lambda x: x.flatten(),
+    "does not fit ": lambda x: x[:0],
+    "does not fit  ": lambda x: x.sum(),
+}
+
+
+@pytest.mark.parametrize("message", NOT_WEIGHTS)
+@pytest.mark.parametrize("architecture", CASES)
+def test_tensors_that_are_no_weights_are_refused(architecture, message, tmp_path):
+    """Of the backbone, of the middle and of the head: a message with the file's name."""
+    model = CASES[architecture].make_model()
+    state = model.state_dict()
+    backbone = {name: x for name, x in state.items() if name.startswith("backbone.")}
+    weights = [name for name, x in state.items() if x.ndim > 1]
+    for name in (weights[0], weights[len(weights) // 2], weights[-1]):
+        torch.save({**state, name: NOT_WEIGHTS[message](state[name])}, tmp_path / "a.pth")
+        with pytest.raises(ValueError, match=f"(?s)a.pth.*{message.strip()}"):
+            load_original(tmp_path / "a.pth")
+        if name in backbone:
+            with pytest.raises(ValueError, match=f"(?s)a.pth.*{message.strip()}"):
+                load_backbone(model, tmp_path / "a.pth")
+
+
+def test_half_precision_is_fine(tmp_path):
+    model = CASES["segformer"].make_model()
+    save_file(
+        {name: x.half() if x.is_floating_point() else x for name, x in model.state_dict().items()},
+        tmp_path / "a.safetensors",
+    )
+    loaded = load_original(tmp_path / "a.safetensors")
+    assert all(torch.equal(x, y.half().float()) for x, y in zip(loaded.parameters(), model.parameters(), strict=True))
+
+
+# ------------------------------------------------------------------------------------------ backbones of SegFormer
+
+
+def segformer_files(folder):
+    """A MiT in every format that is understood: {name: file or folder}, and the model that has its weights."""
+    theirs = test_segformer.transformers_model(layer_norm_eps=1e-6, embedding_layer_norm_eps=1e-5)
+    whole = test_segformer.authors_state(theirs)
+    reference = load_original(whole)
+    bare = {name.removeprefix("backbone."): x for name, x in whole.items() if name.startswith("backbone.")}
+    torch.save({"state_dict": whole}, folder / "authors_whole.pth")
+    torch.save({**bare, "head.weight": torch.zeros(1000, 64), "head.bias": torch.zeros(1000)}, folder / "mit_b0.pth")
+    torch.save({"state_dict": {f"module.{name}": x for name, x in bare.items()}}, folder / "parallel.pth")
+    classifier = transformers.SegformerForImageClassification(theirs.config)
+    classifier.segformer.load_state_dict(theirs.segformer.state_dict())
+    for original in (True, False):
+        for name, model in (("whole", theirs), ("classifier", classifier), ("base", theirs.segformer)):
+            model.save_pretrained(folder / f"{name} {original}", save_original_format=original)
+    mmsegmentation = test_segformer.mmsegmentation_backbone(whole)
+    torch.save(mmsegmentation, folder / "mmsegmentation.pth")
+    torch.save({name.removeprefix("backbone."): x for name, x in mmsegmentation.items()}, folder / "mit_mmseg.pth")
+    reference.save_pretrained(folder / "own whole")
+    reference.backbone.save_pretrained(folder / "own base")
+    torch.save(reference.backbone.state_dict(), folder / "own.pth")
+    return reference
+
+
+def test_backbones_of_segformer_in_every_format(tmp_path):
+    """The weights that `load_original` reads out of the whole checkpoint; its logits are compared in test_segformer."""
+    expected = segformer_files(tmp_path).backbone.state_dict()
+    sizes = {key: value for key, value in test_segformer.WIDE.items() if key != "decoder_hidden_size"}
+    files = sorted(tmp_path.iterdir())
+    assert len(files) == 14
+    for file in files:
+        model = CASES["segformer"].make_model(**sizes)
+        head = {name: x.clone() for name, x in model.decode_head.state_dict().items()}
+        load_backbone(model, file)
+        assert all(torch.equal(expected[name], x) for name, x in model.backbone.state_dict().items()), file
+        assert all(torch.equal(head[name], x) for name, x in model.decode_head.state_dict().items()), file
+        bare = SegFormerModel(model.config)
+        load_backbone(bare, file)
+        assert all(torch.equal(expected[name], x) for name, x in bare.state_dict().items()), file
+
+
+def test_other_backbones_are_refused_with_what_fits(tmp_path):
+    model = CASES["segformer"].make_model()
+    torch.save(timm_vit().state_dict(), tmp_path / "vit.pth")
+    with pytest.raises(ValueError, match="vit.pth is no MiT; .* mit_b0.pth .* nvidia/mit-b0"):
+        load_backbone(model, tmp_path / "vit.pth")
+    transformers.SegformerModel(transformers.SegformerConfig(depths=[1] * 4)).save_pretrained(tmp_path / "b0")
+    with pytest.raises(ValueError, match=r"does not fit the backbone of hidden_sizes \[8, 16, 24, 32\] and depths"):
+        load_backbone(model, tmp_path / "b0")
+    with pytest.raises(ValueError, match="mit-b9 is no file or folder, and nvidia/mit-b9 on the Hub has neither"):
+        load_backbone(model, "mit-b9")
+
+
+@pytest.mark.parametrize("architecture", CASES)
+def test_own_backbones_are_read(architecture, tmp_path, caplog):
+    """Out of a whole model and alone, into one with another head."""
+    model = CASES[architecture].make_model()
+    model.save_pretrained(tmp_path / "whole")
+    model.backbone.save_pretrained(tmp_path / "alone")
+    for place in ("whole", "alone"):
+        other = CASES[architecture].make_model(num_labels=9)
+        load_backbone(other, tmp_path / place)
+        assert all(torch.equal(x, y) for x, y in zip(other.backbone.parameters(), model.backbone.parameters()))
+        assert ("left out" in caplog.text) == (place == "whole")
+        caplog.clear()

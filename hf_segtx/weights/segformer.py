@@ -29,9 +29,9 @@ def backbone_fields(state: StateDict) -> dict:
         "sr_ratios": [1 if weight is None else weight.shape[-1] for weight in reductions],
         "mlp_ratios": [wide // width for wide, width in zip(hidden, widths)],
     }
-    if "backbone.stages.0.pos_embed" in state:
+    if "backbone.stages.0.patch_embed.pos_embed" in state:
         fields["position_encoding"] = "learned"
-        fields["image_size"] = [4 * side for side in state["backbone.stages.0.pos_embed"].shape[2:]]
+        fields["image_size"] = [4 * side for side in state["backbone.stages.0.patch_embed.pos_embed"].shape[2:]]
     return fields
 
 

@@ -33,7 +33,7 @@ class ModelTester:
         self.case, self.image_size, self.num_labels = case, case.image_size, case.num_labels
         for key in ("hidden_size", "num_hidden_layers", "num_attention_heads"):
             if isinstance(case.config.get(key), int):
-                setattr(self, key, case.config_kwargs[key])
+                setattr(self, key, case.config[key])
         if len(case.hidden_states[0]) == 2:
             self.seq_length = case.hidden_states[0][0]
 
