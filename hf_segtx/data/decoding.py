@@ -104,8 +104,9 @@ def num_pages(image: Image.Image) -> int:
 
 
 def raw_mode(image: Image.Image) -> str:
-    """Pillow's name for what the file holds, such as "RGB;16B"; known until the picture is decoded."""
-    args = image.tile[0][3] if image.tile else ""
+    """Pillow's name for what the file holds, such as "RGB;16B"; known until the picture is decoded. "" for others."""
+    tile = getattr(image, "tile", None)
+    args = tile[0][3] if tile else ""
     return str(args[0] if isinstance(args, tuple) else args)
 
 
@@ -217,9 +218,9 @@ def read_image_part(file, name: str, num_channels: int, scale: float = 1.0, num_
             content, num_left_out = first_rows(content_of(file), num_rows)
             source = {"bytes": content}
         image = open_picture(source)
-        raw = raw_mode(image) if isinstance(image, Image.Image) else ""
-        if num_left_out and image.getexif().get(ORIENTATION, 1) != 1:
-            return read_image_part(file, name, num_channels)  # the first rows of the image are not those of the file
+        raw = raw_mode(image)
+        if num_left_out and image.getexif().get(ORIENTATION, 1) != 1:  # the first rows are not those of the file
+            source, num_left_out, image = file, 0, open_picture(file)
         numbers = _image_numbers(image, raw, source, num_channels)
         if numbers is None and num_channels in IMAGE_MODES:
             image, (height, width) = _decode(image, scale)
