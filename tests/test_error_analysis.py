@@ -122,6 +122,23 @@ def test_size_iou_matches_definition(monkeypatch):
     assert np.array_equal(false_alarms.sum(0), matrix.sum(0) - matrix.diagonal())
 
 
+@pytest.mark.parametrize(
+    "pixels, size",
+    [(1023, "small"), (1024, "medium"), (9215, "medium"), (9216, "large")],  # COCO: small < 32^2 <= medium < 96^2
+)
+def test_size_bounds_are_those_of_coco(pixels, size):
+    """One object of a known number of pixels: full rows and a part of one; exactly one size has it."""
+    truth = np.zeros((130, 130), np.uint8)
+    rows, rest = divmod(pixels, 96)
+    truth[:rows, :96] = 1
+    truth[rows, :rest] = 1
+    assert (truth == 1).sum() == pixels
+    metric = SizeIoU(2, ignore_index=0)
+    metric.add_batch(predictions=[truth], references=[truth])
+    objects = {name: scores["objects"] for name, scores in metric.compute().items()}
+    assert objects == {name: int(name == size) for name in ("small", "medium", "large")}
+
+
 @pytest.mark.parametrize("shape", [(1, 1), (1, 7), (7, 1), (2, 2), (30, 41)])
 @pytest.mark.parametrize("values", [1, 2, 4])
 def test_connected_runs_match_flood_fill(shape, values):
