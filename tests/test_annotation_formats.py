@@ -12,6 +12,8 @@ import pytest
 import yaml
 from PIL import Image
 
+from hf_segtx import SegFormerConfig, SegFormerForSemanticSegmentation, SegFormerImageProcessor
+from hf_segtx.cli import main
 from hf_segtx.data import load_data
 from hf_segtx.data.annotations import encode_runs
 from hf_segtx.data.coco import CocoWriter
@@ -395,6 +397,19 @@ def test_wrong_yolo_is_refused(tmp_path, config, message):
 # --- Writing ----------------------------------------------------------------------------------------------------------
 
 
+def write_result(folder, writer, image, name, label_map):
+    content = writer.add(image, name, label_map)
+    assert (content is None) == (writer.file(name) is None)
+    if content is not None:
+        (folder / writer.file(name)).parent.mkdir(parents=True, exist_ok=True)
+        (folder / writer.file(name)).write_bytes(content)
+
+
+def write_results(folder, writer):
+    for name, content in writer.finish().items():
+        (folder / name).write_bytes(content)
+
+
 @pytest.mark.parametrize("writer", [CocoWriter, LabelmeWriter, YoloWriter])
 @pytest.mark.parametrize("background", ["background", "earth"])
 def test_what_is_written_is_read_as_the_same_label_map(tmp_path, writer, background):
@@ -408,8 +423,8 @@ def test_what_is_written_is_read_as_the_same_label_map(tmp_path, writer, backgro
         maps[f"{number}"] = label_map
         file = tmp_path / f"{'images/' if writer is YoloWriter else ''}{number}.png"
         picture(file, label_map.shape)
-        writing.add(file, f"{number}", label_map)
-    writing.finish()
+        write_result(tmp_path, writing, file, f"{number}", label_map)
+    write_results(tmp_path, writing)
     (tmp_path / "id2label.json").write_text(json.dumps(names))
     train, validation, labels = load_data(train_dir=str(tmp_path), train_val_split=0.25)
     assert labels.names == (background, "road", "tree", "sky")
@@ -420,7 +435,6 @@ def test_what_is_written_is_read_as_the_same_label_map(tmp_path, writer, backgro
             assert np.array_equal(dataset[index]["label"], maps[stem])
             found.add(stem)
     assert sorted(found) == sorted(maps)
-    assert not list(tmp_path.rglob("*.unfinished"))
 
 
 def test_coco_can_be_read_by_cocos_tools(tmp_path):
@@ -428,8 +442,8 @@ def test_coco_can_be_read_by_cocos_tools(tmp_path):
     coco = pytest.importorskip("pycocotools.coco")
     label_map = np.kron(np.random.default_rng(0).integers(0, 3, (9, 11)), np.ones((3, 2), int))
     writer = CocoWriter(tmp_path, {0: "background", 1: "road", 2: "tree"})
-    writer.add("photos/a.jpg", "a", label_map)
-    writer.finish()
+    write_result(tmp_path, writer, "photos/a.jpg", "a", label_map)
+    write_results(tmp_path, writer)
     read = coco.COCO(str(tmp_path / "annotations.coco.json"))
     assert [image["file_name"] for image in read.loadImgs(read.getImgIds())] == ["a.jpg"]
     found = np.zeros_like(label_map)
@@ -447,8 +461,46 @@ def test_ignored_pixels_are_written_where_the_format_can_say_so(tmp_path):
     label_map = np.array([[0, 255, 1, 1]] * 4)
     picture(tmp_path / "a.png", label_map.shape)
     writer = LabelmeWriter(tmp_path, {0: "background", 1: "road"}, ignored={255})
-    writer.add(tmp_path / "a.png", "a", label_map)
+    write_result(tmp_path, writer, tmp_path / "a.png", "a", label_map)
     assert np.array_equal(masks_of(tmp_path)[0], label_map)
-    writer = YoloWriter(tmp_path / "yolo", {0: "background", 1: "road"}, ignored={255})
-    writer.add(tmp_path / "a.png", "deep/a", label_map)
-    assert (tmp_path / "yolo/labels/deep/a.txt").read_text().count("\n") == 1
+    for kind in (CocoWriter, YoloWriter):
+        writer = kind(tmp_path, {0: "background", 1: "road"}, ignored={255})
+        content = writer.add(tmp_path / "a.png", "deep/a", label_map) or writer.finish()["annotations.coco.json"]
+        assert content.count(b"\n") == 1 or len(json.loads(content)["annotations"]) == 1
+
+
+@pytest.mark.parametrize("form", ["coco", "labelme", "yolo"])
+def test_the_command_predicts_what_is_then_read(tmp_path, form, capsys):
+    """Outlines hold the class ids that are in the PNG; a file that was corrected since is not replaced."""
+    names = dict(enumerate(["background", "road", "tree", "sky"]))
+    config = SegFormerConfig(
+        hidden_sizes=[8] * 4, depths=[1] * 4, num_attention_heads=[1] * 4, decoder_hidden_size=16, id2label=names
+    )
+    model = SegFormerForSemanticSegmentation(config)
+    model.decode_head.classifier.weight.data.mul_(50)  # so that several classes are predicted
+    model.save_pretrained(tmp_path / "model")
+    SegFormerImageProcessor(do_resize=False).save_pretrained(tmp_path / "model")
+    photos, output = tmp_path / "photos", tmp_path / "out"
+    for name in ("a.png", "deep/b.png", "deep/c.jpg"):
+        picture(photos / name, (40, 56))
+    command = ["predict", str(tmp_path / "model"), str(photos), "--output_dir", str(output), "--format", form]
+    assert main(command) == 0
+    root = photos if form == "coco" else output
+    if form == "coco":
+        shutil.copy(output / "annotations.coco.json", root)
+    elif form == "yolo":
+        shutil.copytree(photos, output / "images")
+    (root / "id2label.json").write_text(json.dumps(names))
+    dataset = load_data(train_dir=str(root), train_val_split=0.4, check=False)[0]
+    assert len(dataset) == 2
+    for index in range(2):
+        file = dataset.files(index)[0]
+        (written,) = output.rglob(f"{file.rpartition('/')[2].rpartition('.')[0]}_labels.png")
+        assert np.array_equal(dataset[index]["label"], np.asarray(Image.open(written)))
+    corrected = next(output.rglob({"coco": "*.coco.json", "labelme": "b.json", "yolo": "b.txt"}[form]))
+    corrected.write_text("corrected")
+    capsys.readouterr()
+    assert (
+        main(command) != 0 and "which exists and was not written by hf_segtx, or was changed" in capsys.readouterr().err
+    )
+    assert corrected.read_text() == "corrected"

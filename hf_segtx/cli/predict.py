@@ -8,6 +8,8 @@
 Writes, for each picture, `NAME_labels.png` (palette image, the pixel value is the class id) and `NAME_overlay.png`; for
 a georeferenced TIFF also `NAME_labels.tif` at the same place on Earth (needs `pip install rasterio`). For each video or
 camera `NAME_overlay.mp4`, or with `--frames` a folder NAME with the two pictures of each frame (`pip install av`).
+With `--format` the label maps of pictures are also written as outlines, exact to the pixel, to be corrected in tools of
+annotation: `coco` (`annotations.coco.json`), `labelme` (`NAME.json`) or `yolo` (`data.yaml`, `labels/NAME.txt`).
 Folders below a folder or pattern stay; pictures that would get the same name keep their suffix: `a.jpg_labels.png`.
 
 Only files that this command wrote are replaced, and they are never taken for pictures to segment; the hidden file
@@ -17,6 +19,7 @@ done; the exit status is then 1.
 
 import sys
 from dataclasses import dataclass
+from typing import Literal
 
 from ..settings import setting
 from .flags import FlagParser, as_flags
@@ -29,6 +32,9 @@ class PredictionSettings:
     """Results."""
 
     output_dir: str = setting("predictions", "Folder of the results.")
+    format: Literal["coco", "labelme", "yolo"] | None = setting(
+        None, "Write the label maps of pictures also as outlines for tools of annotation."
+    )
     alpha: float = setting(0.5, "Opacity of the overlay.", "[0, 1]")
     batch_size: int = setting(1, "Pictures that go through the model together.", "[1, inf)")
     frames: bool = setting(False, "Of videos, write the pictures of each frame instead of a film.")
@@ -61,10 +67,12 @@ def _predict(arguments, settings: PredictionSettings, model_settings: ModelSetti
     names, passed_over = find_sources(arguments.images)
     if passed_over:
         print(f"passed over {len(passed_over)} results of earlier runs, such as {passed_over[0]}")
+    if settings.format and (video := next(filter(is_video, names), None)):
+        raise ValueError(f"format is for pictures, and {video} is a video; segment it in a run of its own")
     results = Results(settings.output_dir)
     predictor = Predictor(*load(arguments.model, model_settings), settings.alpha)
     images = {source: name for source, name in names.items() if not is_video(source)}
-    failures = segment_images(predictor, images, results, settings.batch_size)
+    failures = segment_images(predictor, images, results, settings.batch_size, settings.format)
     for video in filter(is_video, names):
         try:
             segment_video(

@@ -8,7 +8,6 @@ joined, as COCO's tools do it: a hole can only be written as run lengths.
 """
 
 import json
-import os
 import re
 import zlib
 from functools import partial
@@ -16,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .annotations import AnnotatedMask, decode_runs, encode_runs, fill, labels_of_names, raw_ids
+from .annotations import BACKGROUND_NAMES, AnnotatedMask, decode_runs, encode_runs, fill, labels_of_names, raw_ids
 from .class_files import CLASS_FILES
 from .files import ALL, IMAGE_SUFFIXES, Layout, some, split_of, subfolders, upright_size
 from .labels import Labels
@@ -215,57 +214,53 @@ def _layout(files: dict[str, Path], root: Path) -> Layout:
 
 
 class CocoWriter:
-    """Collects the label maps of pictures and writes them as one file of COCO's JSON.
+    """Label maps of pictures -> one file of COCO's JSON for all of them, `annotations.coco.json`.
 
     Regions without holes become polygons, those with holes run lengths; both exact to the pixel.
 
     Args:
-        folder: where `annotations.coco.json` goes.
+        folder: of the files, whatever it is.
         names: class id -> name. A class called background is not written.
         ignored: ids that are not written either.
     """
 
     def __init__(self, folder: str | Path, names: dict[int, str], ignored: set[int] = frozenset()):
-        self.file = Path(folder) / "annotations.coco.json"
-        self.classes = {
-            class_id: name for class_id, name in names.items() if name not in ("background", "_background_")
-        }
+        self.classes = {class_id: name for class_id, name in names.items() if name not in BACKGROUND_NAMES}
         self.skipped = {*ignored, *(set(names) - set(self.classes))}
-        self.images, self.annotations = [], []
+        self.found: dict[str, tuple] = {}
 
-    def add(self, image: str | Path, name: str, label_map: np.ndarray) -> None:
-        """A picture with its (H, W) class ids.
+    def file(self, name: str) -> str | None:
+        """The file of one picture, below the folder; None if there is none."""
+        return None
+
+    def add(self, image: str | Path, name: str, label_map: np.ndarray) -> bytes | None:
+        """What belongs into the file of one picture; several threads may call it.
 
         Args:
-            image: its file, of which the suffix counts.
-            name: its name without suffix, with the folders below the folder that all pictures are in.
+            image: its file.
+            name: that of its results, with the folders below the folder that all pictures are in.
+            label_map: (H, W) class ids.
         """
-        height, width = label_map.shape
-        file_name = name + Path(image).suffix
-        number = len(self.images) + 1
-        self.images.append({"id": number, "file_name": file_name, "height": height, "width": width})
+        objects = []
         for region in find_regions(label_map, self.skipped):
             (left, top), (right, bottom) = region.outline.min(0).tolist(), region.outline.max(0).tolist()
             segmentation, area = _segmentation(region, label_map.shape)
-            self.annotations.append(
-                {
-                    "id": len(self.annotations) + 1,
-                    "image_id": number,
-                    "category_id": region.label + 1,
-                    "segmentation": segmentation,
-                    "area": area,
-                    "bbox": [left, top, right - left, bottom - top],
-                    "iscrowd": 0,
-                }
-            )
+            box = [left, top, right - left, bottom - top]
+            objects.append({"category_id": region.label + 1, "segmentation": segmentation, "area": area, "bbox": box})
+        self.found[name] = Path(name).with_name(Path(image).name).as_posix(), label_map.shape, objects
 
-    def finish(self) -> None:
-        """Writes the file."""
-        categories = [{"id": class_id + 1, "name": name} for class_id, name in self.classes.items()]
-        content = {"images": self.images, "annotations": self.annotations, "categories": categories}
-        unfinished = self.file.with_suffix(".unfinished")
-        unfinished.write_text(json.dumps(content), encoding="utf-8")
-        os.replace(unfinished, self.file)
+    def finish(self) -> dict[str, bytes]:
+        """The files of all pictures together: path below the folder -> content."""
+        images, annotations = [], []
+        for number, (_, (file, (height, width), objects)) in enumerate(sorted(self.found.items()), 1):
+            images.append({"id": number, "file_name": file, "height": height, "width": width})
+            annotations += [{"image_id": number, **found, "iscrowd": 0} for found in objects]
+        content = {
+            "images": images,
+            "annotations": [{"id": number, **annotation} for number, annotation in enumerate(annotations, 1)],
+            "categories": [{"id": class_id + 1, "name": name} for class_id, name in self.classes.items()],
+        }
+        return {"annotations.coco.json": json.dumps(content).encode()}
 
 
 def _segmentation(region: Region, size: tuple[int, int]) -> tuple[list | dict, int]:

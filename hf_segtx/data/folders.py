@@ -13,6 +13,7 @@ that leaves a doubt the data are refused.
 
 import logging
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 from .files import ALL, Layout, canonical_split, files_below, has_pictures, pictures_below, some, split_of, subfolders
@@ -32,17 +33,34 @@ _MASK = (
 
 
 def find_folders(folder: Path) -> Layout | None:
-    """The pairs in one of the forms above; None if there are no masks in any of them.
+    """The pairs of folders of images and folders of masks; None if there are none.
 
     Raises:
         ValueError: if it is in doubt which files are meant, or which split they belong to.
     """
-    found = _kinds_at(folder)
-    if found is None:
-        by_split = {split_of(place.name): place for place in subfolders(folder) if split_of(place.name)}
-        inside = {split: _kinds_at(place) or _beside(place) for split, place in by_split.items()}
-        found = {split: kinds[None] for split, kinds in inside.items() if kinds is not None and None in kinds}
-        found = found or _beside(folder)
+    return _layout(folder, _kinds_at(folder) or _in_splits(folder, _kinds_at))
+
+
+def find_beside(folder: Path) -> Layout | None:
+    """The pairs of images and masks in one folder, or in one for each split; None if names do not tell them apart."""
+    return _layout(folder, _in_splits(folder, _beside) or _beside(folder))
+
+
+def _in_splits(folder: Path, find: Callable[[Path], dict | None]) -> dict[str, tuple]:
+    """What is found in the folders that are called after splits."""
+    found: dict[str, tuple] = {}
+    for place in subfolders(folder):
+        split = split_of(place.name)
+        kinds = find(place) if split else None
+        if kinds and None in kinds:
+            if split in found:
+                raise ValueError(f"{place} and {found[split][0].parent} are both for {split}; join or rename them")
+            found[split] = kinds[None]
+    return found
+
+
+def _layout(folder: Path, found: dict[str | None, tuple] | None) -> Layout | None:
+    """The layout of {split or None: folders of images and masks, and maybe their files}."""
     if not found:
         return None
     (image_place, mask_place, *_) = next(iter(found.values()))
@@ -56,17 +74,14 @@ def find_folders(folder: Path) -> Layout | None:
         parts = {split: listed} if split else _split_below(*listed, images, masks)
         files |= {name: (*lists, images, masks) for name, lists in parts.items()}
     unmasked = [split for split, (_, masks, *_) in files.items() if not masks and split != ALL]
+    others = {split_of(place.name): place for place in subfolders(folder) if None not in found}
+    unmasked += [split for split, place in others.items() if split and split not in files and has_pictures(place)]
     notes = [f"the images of {split} have no masks and are not read" for split in unmasked]
     files = {split: parts for split, parts in files.items() if split not in unmasked}
     counts = ", ".join(f"{len(images)} images in {split}" for split, (images, *_) in files.items())
     places = (*{places[0] if places[0] == places[1] else places[0].parent: None for places in found.values()},)
-    return Layout(
-        title,
-        labels=None,
-        splits={split: _pairs(parts) for split, parts in files.items()},
-        places=places,
-        notes=(counts, *notes),
-    )
+    splits = {split: _pairs(parts) for split, parts in files.items()}
+    return Layout(title, labels=None, splits=splits, places=places, notes=(counts, *notes))
 
 
 def folder_records(folder: str | Path, alone: list[str] | None = None) -> list[tuple[str, str]]:

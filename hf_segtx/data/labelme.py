@@ -41,7 +41,7 @@ def find_labelme(folder: Path) -> Layout | None:
         found for found in files_below(folder) if found[1].lower().endswith(".json") and found[1] not in CLASS_FILES
     ]
     partnered = [path for way, name, path in files if (_split_of_way(way), Path(name).stem) in pictures]
-    if not any(_is_labelme(path) for path in partnered[:5]):
+    if not any(_is_labelme(path) for path in (partnered or [path for _, _, path in files])[:5]):
         return None
     files = [found for found in files if found[2] in set(partnered) or _is_labelme(found[2])]
     splits: dict[str, list[tuple[str, str]]] = {}
@@ -165,22 +165,26 @@ def _parts(kind: str, shape: dict, size: tuple[int, int]) -> list:
 
 
 class LabelmeWriter:
-    """Writes a file of labelme's JSON for each picture; its regions are polygons, exact to the pixel.
+    """Label maps of pictures -> a file of labelme's JSON for each, `NAME.json`; polygons are exact to the pixel.
 
     A line leads from the outline of a region to its holes and back.
 
     Args:
-        folder: where the files go, NAME.json.
+        folder: of the files, from which the paths of the images start.
         names: class id -> name. A class called background is not written.
         ignored: ids that are written as __ignore__.
+
+    The methods are those of `CocoWriter`.
     """
 
     def __init__(self, folder: str | Path, names: dict[int, str], ignored: set[int] = frozenset()):
         self.folder, self.names = Path(folder), {**names, **dict.fromkeys(ignored, IGNORED)}
         self.skipped = {class_id for class_id, name in names.items() if name in BACKGROUND_NAMES}
 
-    def add(self, image: str | Path, name: str, label_map: np.ndarray) -> None:
-        """A picture with its (H, W) class ids; arguments as of `CocoWriter.add`."""
+    def file(self, name: str) -> str:
+        return f"{name}.json"
+
+    def add(self, image: str | Path, name: str, label_map: np.ndarray) -> bytes:
         shapes = [
             {
                 "label": self.names[region.label],
@@ -193,20 +197,16 @@ class LabelmeWriter:
             }
             for region in find_regions(label_map, self.skipped)
         ]
-        file = self.folder / f"{name}.json"
         content = {
             "version": "5.5.0",
             "flags": {},
             "shapes": shapes,
-            "imagePath": os.path.relpath(image, file.parent).replace(os.sep, "/"),
+            "imagePath": os.path.relpath(image, (self.folder / self.file(name)).parent).replace(os.sep, "/"),
             "imageData": None,
             "imageHeight": label_map.shape[0],
             "imageWidth": label_map.shape[1],
         }
-        file.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = file.with_suffix(".unfinished")
-        unfinished.write_text(json.dumps(content, indent=1), encoding="utf-8")
-        os.replace(unfinished, file)
+        return json.dumps(content, indent=1).encode()
 
-    def finish(self) -> None:
-        """Nothing is left to do: each picture has its file."""
+    def finish(self) -> dict[str, bytes]:
+        return {}

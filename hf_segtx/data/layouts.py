@@ -6,6 +6,7 @@ In this order; what comes first counts:
     voc_folders       own data in VOC's folders
     folders           images and masks as pictures, in folders of any usual names
     coco, yolo, labelme    annotations, from which masks are drawn
+    folders           masks beside their images
     pair_files        tables of pairs (given as a file), and of run lengths
 """
 
@@ -13,7 +14,7 @@ from pathlib import Path
 
 from .coco import find_coco, read_coco
 from .files import Layout
-from .folders import find_folders, no_layout
+from .folders import find_beside, find_folders, no_layout
 from .labelme import find_labelme
 from .pair_files import TABLE_SUFFIXES, find_run_table, read_table
 from .public_layouts import find_public
@@ -41,7 +42,16 @@ def find_layout(place: str | Path) -> Layout:
             f"{place} is a file; give a folder that holds images/ and masks/, pairs as .csv or .jsonl, or "
             "annotations as .json (COCO) or .yaml (YOLO)"
         )
-    for find in (find_public, find_own_voc, find_folders, find_coco, find_yolo, find_labelme, find_run_table):
+    for find in (
+        find_public,
+        find_own_voc,
+        find_folders,
+        find_coco,
+        find_yolo,
+        find_labelme,
+        find_beside,
+        find_run_table,
+    ):
         if layout := find(place):
             return layout
     raise no_layout(place)

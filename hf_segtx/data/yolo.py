@@ -179,35 +179,34 @@ def _read_lines(file: str, image: str, ids: dict[int, int]) -> tuple:
 
 
 class YoloWriter:
-    """Writes labels/NAME.txt for each picture, and data.yaml; put the images into images/ beside them.
+    """Label maps of pictures -> `labels/NAME.txt` for each, and data.yaml; the images belong into images/ beside them.
 
     Outlines are exact to the pixel; a line leads from them to holes and back.
 
     Args:
-        folder: where labels/ and data.yaml go.
+        folder: of the files, whatever it is.
         names: class id -> name. A class called background is not written; the others are counted from 0.
         ignored: ids that are not written either.
+
+    The methods are those of `CocoWriter`.
     """
 
     def __init__(self, folder: str | Path, names: dict[int, str], ignored: set[int] = frozenset()):
-        self.folder = Path(folder)
         written = [class_id for class_id in sorted(names) if names[class_id] not in BACKGROUND_NAMES]
         self.names = [names[class_id] for class_id in written]
         self.numbers = {class_id: number for number, class_id in enumerate(written)}
         self.skipped = {*ignored, *(set(names) - set(written))}
 
-    def add(self, image: str | Path, name: str, label_map: np.ndarray) -> None:
-        """A picture with its (H, W) class ids; arguments as of `CocoWriter.add`."""
+    def file(self, name: str) -> str:
+        return f"labels/{name}.txt"
+
+    def add(self, image: str | Path, name: str, label_map: np.ndarray) -> bytes:
         lines = []
         for region in find_regions(label_map, self.skipped):
             shares = joined(region) / label_map.shape[::-1]
             lines.append(f"{self.numbers[region.label]} " + " ".join(f"{share:.9g}" for share in shares.ravel()) + "\n")
-        file = self.folder / "labels" / f"{name}.txt"
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text("".join(lines))
+        return "".join(lines).encode()
 
-    def finish(self) -> None:
-        """Writes data.yaml."""
+    def finish(self) -> dict[str, bytes]:
         content = {"path": ".", "train": "images", "names": dict(enumerate(self.names))}
-        text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
-        (self.folder / "data.yaml").write_text(text, encoding="utf-8")
+        return {"data.yaml": yaml.safe_dump(content, sort_keys=False, allow_unicode=True).encode()}

@@ -17,11 +17,15 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from ..data import read_image
+from ..data.coco import CocoWriter
+from ..data.labelme import LabelmeWriter
+from ..data.yolo import YoloWriter
 from ..inference import predict
 from ..visualization import label_png, legend, overlay, palette
 from .results import Results
 
 
+WRITERS = {"coco": CocoWriter, "labelme": LabelmeWriter, "yolo": YoloWriter}
 GEO_KEYS = 34735  # the tag of a TIFF that says what its coordinates mean
 
 
@@ -71,16 +75,20 @@ class PictureFiles:
     Args:
         name: path below the folder of results.
         source: picture file, or the video that it is a frame of.
+        writer: of annotations (see `hf_segtx.data.coco.CocoWriter`), whose file of this picture is one more.
 
     Raises:
         ValueError: if one of them is a file of the user.
     """
 
-    def __init__(self, results: Results, name: Path, source: Path | str):
+    def __init__(self, results: Results, name: Path, source: Path | str, writer=None):
         self.results, self.source = results, source
         self.labels = results.claim(f"{name}_labels.png", source)
         self.overlay = results.claim(f"{name}_overlay.png", source)
         self.geotiff = results.claim(f"{name}_labels.tif", source) if is_georeferenced(source) else None
+        self.writer, self.name = writer, name.as_posix()
+        file = writer.file(self.name) if writer is not None else None
+        self.annotations = results.claim(file, source) if file is not None else None
 
     def write(self, predictor: Predictor, image, label_map: np.ndarray) -> None:
         """Writes them all.
@@ -93,25 +101,32 @@ class PictureFiles:
         self.results.write(self.overlay, as_png(predictor.draw(image, label_map), compress_level=1))
         if self.geotiff is not None:
             self.results.write(self.geotiff, as_geotiff(label_map, predictor.colors, self.source))
+        if self.writer is not None:
+            content = self.writer.add(self.source, self.name, label_map)
+            if self.annotations is not None:
+                self.results.write(self.annotations, content)
 
 
 def segment_images(
-    predictor: Predictor, names: dict[Path, Path], results: Results, batch_size: int = 1
+    predictor: Predictor, names: dict[Path, Path], results: Results, batch_size: int = 1, format: str | None = None
 ) -> dict[Path, str]:
     """Segments picture files; returns what was wrong with those that failed.
 
     Args:
         names: {picture: path of its results below their folder}, see `find_sources`.
         batch_size: pictures that go through the model together.
+        format: write the label maps also as outlines for tools of annotation: "coco", "labelme" or "yolo".
 
     Raises:
         OSError: if the results cannot be written, because the disk is full, for example.
     """
     failures: dict[Path, str] = {}
     files: dict[Path, PictureFiles] = {}
+    writer = None if format is None else WRITERS[format](results.folder, dict(enumerate(predictor.names)))
+    together = {name: results.claim(name, "all pictures") for name in (writer.finish() if writer is not None else ())}
     for source, name in names.items():
         try:
-            files[source] = PictureFiles(results, name, source)
+            files[source] = PictureFiles(results, name, source, writer)
         except ValueError as error:
             failures[source] = str(error)
 
@@ -136,6 +151,8 @@ def segment_images(
                 finish(*writing.popleft())
         for source, future in writing:
             finish(source, future)
+    for name, path in together.items():
+        results.write(path, writer.finish()[name])
     return failures
 
 
