@@ -1,7 +1,6 @@
-"""Prediction, evaluation and their scripts: against counting by hand and transformers' pipeline."""
+"""Prediction, evaluation and their commands: against counting by hand and transformers' pipeline."""
 
 import copy
-import importlib
 import json
 from pathlib import Path
 
@@ -12,17 +11,15 @@ from PIL import Image
 from transformers import SegformerConfig, SegformerForSemanticSegmentation, pipeline
 
 from hf_segtx import SegFormerConfig, SegFormerForSemanticSegmentation, SegFormerImageProcessor, inference
+from hf_segtx.cli import main
 from hf_segtx.data.scenes import SceneDataset
 from hf_segtx.inference import as_json, evaluate, load_model, predict, protocol, segment
 from hf_segtx.metrics import MeanIoU
+from hf_segtx.prediction import find_sources
 
 
 ROOT = Path(__file__).resolve().parent.parent
 SIZES = {"hidden_sizes": [8, 8, 16, 16], "depths": [1, 1, 1, 1], "num_attention_heads": [1, 1, 2, 2]}
-
-
-def load_script(name: str):
-    return importlib.import_module(f"hf_segtx.cli.{name}")
 
 
 @pytest.fixture
@@ -232,26 +229,26 @@ def test_load_model_refuses_missing_weights(tmp_path, checkpoint):
         load_model(tmp_path)
 
 
-def test_evaluate_script_refuses_other_class_names(tmp_path, checkpoint):
+def test_evaluate_command_refuses_other_class_names(tmp_path, checkpoint, capsys):
     for kind, picture in (("images", Image.new("RGB", (64, 64))), ("masks", Image.new("L", (64, 64)))):
         (tmp_path / "data" / kind).mkdir(parents=True)
         picture.save(tmp_path / "data" / kind / "0.png")
     (tmp_path / "data" / "id2label.json").write_text('{"0": "wall", "1": "door"}')
-    script = load_script("evaluate")
-    with pytest.raises(ValueError, match="class 0 is 'wall' in the data"):
-        script.main(script.parse_arguments([str(checkpoint), "--validation_dir", str(tmp_path / "data")]))
+    words = ["evaluate", str(checkpoint), "--validation_dir", str(tmp_path / "data")]
+    assert main([*words, "--output_dir", str(tmp_path / "out")]) != 0
+    assert "class 0 is 'wall' in the data" in capsys.readouterr().err
 
 
-def test_predict_script_matches_pipeline(tmp_path, checkpoint):
+def test_predict_command_matches_pipeline(tmp_path, checkpoint, capsys):
     pictures = tmp_path / "pictures"
     (pictures / "more").mkdir(parents=True)
     for number, file in enumerate(("a.png", "more/b.png")):
         MixedScenes()[number]["image"].save(pictures / file)
     (pictures / "broken.jpg").write_text("not a picture")
-    script = load_script("predict")
     out = tmp_path / "out"
-    failures = script.main(script.parse_arguments([str(checkpoint), str(pictures), "--output_dir", str(out)]))
-    assert list(failures) == [pictures / "broken.jpg"] and "cannot be decoded" in failures[pictures / "broken.jpg"]
+    assert main(["predict", str(checkpoint), str(pictures), "--output_dir", str(out)]) == 1
+    (error,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error")]
+    assert str(pictures / "broken.jpg") in error and "cannot be decoded" in error
     segment = pipeline("image-segmentation", model=str(checkpoint))
     for name in ("a", "more/b"):
         label_map = Image.open(out / f"{name}_labels.png")
@@ -263,17 +260,13 @@ def test_predict_script_matches_pipeline(tmp_path, checkpoint):
         assert Image.open(out / f"{name}_overlay.png").height > label_map.height  # the legend is below
 
 
-def test_predict_script_finds_files_folders_and_patterns(tmp_path):
-    script = load_script("predict")
+def test_predict_finds_files_folders_and_patterns(tmp_path):
     (tmp_path / "a/b").mkdir(parents=True)
     for file in ("a/1.png", "a/b/2.jpg", "a/b/note.txt"):
         (tmp_path / file).write_text("")
     one, two = tmp_path / "a/1.png", tmp_path / "a/b/2.jpg"
-    assert script.find_images([str(tmp_path / "a")]) == {one: Path("1"), two: Path("b/2")}
-    assert script.find_images([str(two)]) == {two: Path("2")}
-    assert script.find_images([str(tmp_path / "a/**/*.jpg")]) == {two: Path("b/2")}
+    assert find_sources([str(tmp_path / "a")]).names == {one: Path("1"), two: Path("b/2")}
+    assert find_sources([str(two)]).names == {two: Path("2")}
+    assert find_sources([str(tmp_path / "a/**/*.jpg")]).names == {two: Path("b/2")}
     with pytest.raises(ValueError, match="no pictures"):
-        script.find_images([str(tmp_path / "*.webp")])
-    (tmp_path / "a/1.jpg").write_text("")
-    with pytest.raises(ValueError, match="rename one"):
-        script.find_images([str(tmp_path / "a")])
+        find_sources([str(tmp_path / "*.webp")])

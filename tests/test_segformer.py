@@ -352,7 +352,7 @@ def test_convert_script(tmp_path):
     torch.save({"state_dict": authors_state(theirs)}, tmp_path / "segformer.pth")
     (tmp_path / "id2label.json").write_text('["sky", "road", "tree", "car", "dog"]')
     script = [sys.executable, Path(__file__).parents[1] / "examples" / "convert.py", tmp_path / "segformer.pth"]
-    script += [tmp_path / "converted", "--classes", tmp_path / "id2label.json"]
+    script += ["--output_dir", tmp_path / "converted", "--classes_file", tmp_path / "id2label.json"]
     done = subprocess.run(script, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     model = AutoModelForSemanticSegmentation.from_pretrained(tmp_path / "converted").eval()
