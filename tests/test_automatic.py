@@ -11,6 +11,7 @@ import pytest
 import torch
 from small_data import write_folder, write_sample
 
+from hf_segtx.architectures import ARCHITECTURES
 from hf_segtx.cli.training_flags import given_names, parse_training
 from hf_segtx.data import load_data
 from hf_segtx.training import automatic, automatic_run, decisions, loop, report_page
@@ -128,12 +129,24 @@ def test_rare_classes_get_weights():
 
 
 def test_mirrors_and_colours_follow_names_and_channels():
-    assert not decisions.decide_augmentation(FACTS)
+    assert not decisions.decide_augmentation(FACTS, 100)
     pairs = replace(FACTS, class_names=["road", "left arm", "right arm"])
-    assert not decisions.decide_augmentation(pairs)  # they change places
-    one = decisions.decide_augmentation(replace(FACTS, class_names=["road", "left lane", "pole"]))
+    assert not decisions.decide_augmentation(pairs, 100)  # they change places
+    one = decisions.decide_augmentation(replace(FACTS, class_names=["road", "left lane", "pole"]), 100)
     assert values(one) == {"flip": False} and "left lane" in one[0].reason
-    assert values(decisions.decide_augmentation(replace(FACTS, num_channels=5))) == {"color_changes": False}
+    assert values(decisions.decide_augmentation(replace(FACTS, num_channels=5), 100)) == {"color_changes": False}
+
+
+def test_little_time_takes_no_dropout_and_no_changes_of_colour():
+    few, many = (values(decisions.decide_augmentation(FACTS, passes)) for passes in (6, 100))
+    assert few == {"color_changes": False} and not many
+    text = values(decisions.decide_dropout(Arguments(config_overrides='{"depths": [1]}'), "segformer", 6))
+    overrides = json.loads(text["config_overrides"])
+    assert overrides == {"drop_path_rate": 0, "classifier_dropout_prob": 0, "depths": [1]}
+    assert not decisions.decide_dropout(Arguments(), "segformer", 100)
+    assert not decisions.decide_dropout(Arguments(), "ocrnet", 6)  # has none
+    for architecture, names in decisions.DROPOUTS.items():
+        assert set(names) <= vars(ARCHITECTURES[architecture].config()).keys()
 
 
 def test_own_mean_and_deviation_where_the_usual_ones_cannot_be_meant():

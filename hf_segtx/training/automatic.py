@@ -187,7 +187,6 @@ def configure(
     is_pretrained = bool(arguments.model_name_or_path or arguments.backbone_weights)
     settle(rules.decide_normalization(facts, is_pretrained))
     settle(rules.decide_loss(facts))
-    settle(rules.decide_augmentation(facts))
     speed = _settle_precision(arguments, automatic, labels, settle)  # of one process
     views = rules.deserved_views(facts, is_pretrained)
     megapixels = views * CROP_MEGAPIXELS
@@ -197,6 +196,10 @@ def configure(
     architecture = architecture_name(arguments)
     if not arguments.image_size:
         settle(rules.decide_images(facts, megapixels, architecture))
+    crop = arguments.crop_size[0] * arguments.crop_size[-1] / 1e6
+    passes = megapixels / crop / facts.num_images
+    settle(rules.decide_augmentation(facts, passes))
+    settle(rules.decide_dropout(arguments, architecture, passes))
     if architecture in ("setr", "segmenter") and not arguments.model_name_or_path:
         settle(rules.decide_positions(arguments))
     if not automatic.given & BATCH_ARGUMENTS:

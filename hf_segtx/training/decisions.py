@@ -18,6 +18,7 @@ FIRST_EVALUATION_SHARE = 0.2  # of the steps, if that is earlier
 EVALUATION_SHARE = 0.12  # of the time, for all evaluations together
 REPORT_EVALUATIONS = 3.0  # what the last evaluation, the best model's and the report take, in evaluations
 WANTED_STEPS = 1000  # from random weights, fewer hardly leave the most frequent classes
+MANY_PASSES = 60  # through the training images, from which on they could be learned by heart
 RAREST = 1e-4  # of the pixels, for the weight of a class
 SMALLEST_SHORT_EDGE = 192  # pixels that an image is shown at, at least: 6 cells of the last stage
 ONE_SIDED = re.compile(r"\b(left|right|text|letter|digit|number ?plate|liver|heart|stomach|spleen|aorta)\b", re.I)
@@ -58,6 +59,7 @@ PRETRAINED_RATES = {
     "setr": Rates("sgd", 1e-3, 10.0, 0.0, "arXiv 2012.15840, Section 4.1"),
 }
 SMALLEST_SIZES = {"segformer": "b0", "ocrnet": "hrnet_w18_small", "segmenter": "tiny", "setr": "base"}
+DROPOUTS = {"segformer": ("drop_path_rate", "classifier_dropout_prob"), "segmenter": ("drop_path_rate",)}
 PUBLISHED_STEPS = 160_000  # over which the rates for pre-trained weights were found
 
 
@@ -242,8 +244,12 @@ def decide_loss(facts: DataFacts) -> list[Decision]:
     return [Decision("class_weights", [f"{weight / mean:.3g}" for weight in weights], reason)]
 
 
-def decide_augmentation(facts: DataFacts) -> list[Decision]:
-    """Mirroring, by the names of the classes, and changes of colour, by the channels."""
+def decide_augmentation(facts: DataFacts, passes: float) -> list[Decision]:
+    """Mirroring, by the names of the classes, and changes of colour, by the channels and the time.
+
+    Args:
+        passes: how often each image will be seen.
+    """
     decisions = []
     names = facts.class_names
     pairs = flip_permutation(dict(enumerate(names)))
@@ -254,10 +260,26 @@ def decide_augmentation(facts: DataFacts) -> list[Decision]:
         reason = f"{', '.join(sided[:3])} would be wrong in a mirror"
         decisions.append(Decision("flip", False, reason))
     if facts.num_channels != 3:
-        decisions.append(
-            Decision("color_changes", False, f"{facts.num_channels} channels are measurements, not colours")
-        )
+        reason = f"{facts.num_channels} channels are measurements, not colours"
+        decisions.append(Decision("color_changes", False, reason))
+    elif passes < MANY_PASSES / 2:
+        reason = f"each image is seen {passes:.0f} times: too seldom to be learned by heart, and changes slow learning"
+        decisions.append(Decision("color_changes", False, reason))
     return decisions
+
+
+def decide_dropout(arguments: Arguments, architecture: str, passes: float) -> list[Decision]:
+    """No stochastic depth and no dropout before the classifier, unless images are seen often.
+
+    Measured with SegFormer-B0 from random weights on CamVid, 6 passes: mean IoU 46.2 % without these and without
+    changes of colour, 40.7 % with all of them.
+    """
+    overrides = config_overrides(arguments)
+    wanted = {name: 0.0 for name in DROPOUTS.get(architecture, ()) if name not in overrides}
+    if passes >= MANY_PASSES or arguments.model_name_or_path or not wanted:
+        return []
+    reason = f"each image is seen {passes:.0f} times: too seldom for dropout to help"
+    return [Decision("config_overrides", json.dumps({**wanted, **overrides}), reason)]
 
 
 def decide_evaluation(facts: DataFacts, arguments: Arguments, free_memory: float) -> list[Decision]:
@@ -327,7 +349,7 @@ def decide_positions(arguments: Arguments) -> list[Decision]:
     overrides = config_overrides(arguments)
     if "image_size" in overrides:
         return []
-    text = json.dumps({**overrides, "image_size": [arguments.crop_size[0], arguments.crop_size[-1]]})
+    text = json.dumps({"image_size": [arguments.crop_size[0], arguments.crop_size[-1]], **overrides})
     return [Decision("config_overrides", text, "a table of positions of the crop's size, each of them learned")]
 
 
