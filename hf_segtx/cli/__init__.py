@@ -5,8 +5,10 @@ once.
 """
 
 import importlib
+import logging
 import os
 import sys
+from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
 
@@ -44,7 +46,8 @@ def main(command_line: list[str] | None = None) -> int:
         print(f"error: {name!r} is not a command of segtx; {cure}", file=sys.stderr)
         return 2
     try:
-        return importlib.import_module(f".{name}", __name__).run(words[1:])
+        with messages_shown():
+            return importlib.import_module(f".{name}", __name__).run(words[1:])
     except BrokenPipeError:  # of `segtx recipes | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes it once more at its end
         return 141  # as the shell says it: 128 + SIGPIPE
@@ -60,6 +63,20 @@ def main(command_line: list[str] | None = None) -> int:
     except KeyboardInterrupt as interruption:
         print(f"interrupted{interruption.args[0] if interruption.args else ''}", file=sys.stderr)
         return 130
+
+
+@contextmanager
+def messages_shown():
+    """What the library says, such as which layout data have, goes to stderr; of several processes one speaks."""
+    logger, handler = logging.getLogger("hf_segtx"), logging.StreamHandler()
+    level = logger.level
+    logger.setLevel(logging.INFO if os.environ.get("RANK", "0") == "0" else logging.WARNING)
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
