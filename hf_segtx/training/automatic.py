@@ -197,6 +197,7 @@ def configure(
     if not arguments.image_size:
         settle(rules.decide_images(facts, megapixels, architecture))
     crop = arguments.crop_size[0] * arguments.crop_size[-1] / 1e6
+    megapixels = megapixels if automatic.seconds else views * crop
     passes = megapixels / crop / facts.num_images
     settle(rules.decide_augmentation(facts, passes))
     settle(rules.decide_dropout(arguments, architecture, passes))

@@ -125,8 +125,8 @@ def steps_that_fit(
 
 def deserved_views(facts: DataFacts, is_pretrained: bool) -> int:
     """Crops that a run without a time budget sees: many times each image, within bounds."""
-    passes = 40 if is_pretrained else 120
-    return max(8_000, min(640_000, passes * facts.num_images))
+    passes, least = (40, 8_000) if is_pretrained else (120, 16_000)
+    return max(least, min(640_000, passes * facts.num_images))
 
 
 # ------------------------------------------------------------------------------------------------------------ the start
