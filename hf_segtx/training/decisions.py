@@ -16,7 +16,7 @@ from .data_facts import DataFacts
 FIRST_EVALUATION_SECONDS = 110  # after the start of the command, so that a hopeless run is seen within two minutes
 FIRST_EVALUATION_SHARE = 0.2  # of the steps, if that is earlier
 EVALUATION_SHARE = 0.12  # of the time, for all evaluations together
-REPORT_EVALUATIONS = 3.0  # what the last evaluation, the best model's and the report take, in evaluations
+REPORT_EVALUATIONS = 3.5  # what the last evaluation, the best model's and the report take, in evaluations
 WANTED_STEPS = 1000  # from random weights, fewer hardly leave the most frequent classes
 MANY_PASSES = 60  # through the training images, from which on they could be learned by heart
 RAREST = 1e-4  # of the pixels, for the weight of a class

@@ -112,7 +112,7 @@ def examine_model(model, processor, train_dataset, validation_dataset, labels, s
     part = validation_dataset.select(shown)
     images, sizes = ImageScores(labels.num_ids, labels.ignore_index), SizeIoU(labels.num_ids, labels.ignore_index)
     evaluate(model, processor, part, batch_size=1, extra_metrics=(images, sizes), progress=False)
-    seen = train_dataset.select(evenly(len(train_dataset), TRAINING_IMAGES))
+    seen = train_dataset.select(evenly(len(train_dataset), min(TRAINING_IMAGES, math.ceil(len(part) / 2))))
     training_iou = float(evaluate(model, processor, seen, batch_size=1, progress=False)["mean_iou"])
     image_iou = images.compute()["image_iou"]
     order = [int(index) for index in np.argsort(image_iou) if not math.isnan(image_iou[index])][:WORST_IMAGES]
