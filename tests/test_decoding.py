@@ -1,5 +1,6 @@
 """Images: the numbers that were written are the numbers that are read, upright, whatever the depth and the format."""
 
+import io
 import json
 import zlib
 
@@ -100,6 +101,24 @@ def test_images_are_upright(tmp_path, kind, orientation):
         assert size == expected.shape[:2]
         # half a grey level of 65536
         assert np.abs(pixels(image).astype(float) - expected / (257 if deep else 1)).max() < 0.002
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_turned_images_that_are_decoded_smaller_know_their_size(orientation):
+    """A quarter of 160 x 80 pixels, with a dark upper left quarter of the upright picture."""
+    dark = np.full((160, 80, 3), 200, np.uint8)
+    dark = dark.transpose(1, 0, 2) if orientation > 4 else dark
+    dark[: len(dark) // 2, : dark.shape[1] // 2] = 20
+    stored = next(
+        a for a in (turned(dark, back) for back in range(1, 9)) if np.array_equal(turned(a, orientation), dark)
+    )
+    exif, file = Image.Exif(), io.BytesIO()
+    exif[0x0112] = orientation
+    Image.fromarray(stored).save(file, "JPEG", exif=exif)
+    image, size = read_image_part({"bytes": file.getvalue()}, "", 3, scale=0.25)
+    small = pixels(image)
+    assert size == dark.shape[:2] and small.shape[:2] == (size[0] // 4, size[1] // 4)
+    assert np.abs(small.astype(int) - dark[2::4, 2::4]).mean() < 5  # JPEG, and blocks of 4 pixels at the edges
 
 
 @pytest.mark.parametrize("rows", [1, 2, 3, 4])
