@@ -54,7 +54,7 @@ from .fingerprint import changed_samples, data_fingerprint
 from .machine import SaidByMain, clear_errors, everywhere, machine, means, peak_memory
 from .optim import EMA
 from .output_dir import RunLock, claim_output_dir
-from .recipes import as_recipe
+from .recipes import write_recipe
 from .report import (
     check_trackers,
     describe,
@@ -201,7 +201,7 @@ class TrainingRun:
     def _write_recipe(self) -> None:
         if self.is_main:
             (self.output_dir / PLAN_FILE).write_text(json.dumps(self.state.plan) + "\n")
-            (self.output_dir / "train.args").write_text(as_recipe(self.arguments, self.reasons))
+            write_recipe(self.output_dir / "train.args", self.arguments, self.reasons)
 
     def _set_up_model(self, build_model: Callable) -> None:
         """Model, loss, optimizer, schedule and average."""

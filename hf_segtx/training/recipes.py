@@ -1,7 +1,7 @@
 """Recipes: files of flags, quoted as in a shell, with # comments. Each run leaves one, `train.args`.
 
-find_recipe("segformer_b0_ade20k_512")   # one that comes with the package, by its name; or the path of a file
-as_recipe(arguments)                     # the text of one
+    find_recipe("segformer_b0_ade20k_512")   # one that comes with the package, by its name; or the path of a file
+    as_recipe(arguments)                     # the text of one
 """
 
 import re
@@ -65,9 +65,14 @@ def read_recipe(name: str) -> list[str]:
     """
     file = find_recipe(name)
     try:
-        return shlex.split(file.read_text(encoding="utf-8"), comments=True)
+        return shlex.split(file.read_bytes().decode(errors="surrogateescape"), comments=True)
     except ValueError as error:
         raise ValueError(f"{file} is no recipe, a text of flags and values ({error})") from error
+
+
+def write_recipe(file: Path, arguments: Arguments, reasons: Mapping[str, str] | None = None) -> None:
+    """Writes the text of `as_recipe`, so that any name of a file comes back as it was."""
+    file.write_bytes(as_recipe(arguments, reasons).encode(errors="surrogateescape"))
 
 
 def as_recipe(arguments: Arguments, reasons: Mapping[str, str] | None = None) -> str:
