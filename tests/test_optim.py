@@ -162,7 +162,7 @@ def test_schedule_refuses_bad_values():
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1e-3)
     with pytest.raises(ValueError, match="does not fit into 5 steps"):
         make_schedule("polynomial", optimizer, 10, 5)
-    with pytest.raises(ValueError, match="lower the minimum"):
+    with pytest.raises(ValueError, match="lower min_learning_rate"):
         make_schedule("polynomial", optimizer, 0, 5, min_learning_rate=1.0)
 
 

@@ -471,7 +471,7 @@ def test_bad_input_gets_a_message(tmp_path, capsys):
         ([*out, "--num_train_epochs", "0"], "--num_train_epochs is 0.0; it must lie in (0, 1e9]"),
         ([*out, "--loss", "focal(beta=1)"], "focal takes gamma=NUMBER"),
         ([*out, "--checkpointing_steps", "often"], "a number of steps, or 'epoch'"),
-        ([*out, "--num_warmup_steps", "100"], "shorten the warm-up"),
+        ([*out, "--num_warmup_steps", "100"], "lower --num_warmup_steps"),
         ([*out, "--class_weights", "1", "2"], "give one each"),
         ([*out, "--with_tracking", "--report_to", "nothing"], "not installed"),
         ([*out, "--size", "b9"], "unknown SegFormer size"),
