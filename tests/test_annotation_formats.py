@@ -304,6 +304,25 @@ def test_labelme_without_its_image_is_refused(tmp_path):
         find_layout(tmp_path)
 
 
+def test_folders_that_are_drawn_by_name_need_not_show_the_same_classes(tmp_path):
+    """Ids are those of all names, or of the class file that one of them has; a name that it lacks is an error."""
+    for folder, name in (("train", "tree"), ("val", "road")):
+        picture(tmp_path / folder / "a.jpg")
+        write_labelme(tmp_path / folder / "a.json", (name, "polygon", points(ROAD)))
+    folders = {"train_dir": str(tmp_path / "train"), "validation_dir": str(tmp_path / "val")}
+    train, validation, labels = load_data(**folders)
+    assert labels.names == ("background", "tree", "road")
+    assert [part[0]["label"].max() for part in (train, validation)] == [1, 2]
+    (tmp_path / "train/id2label.json").write_text('["background", "road", "car", "tree"]')
+    train, validation, labels = load_data(**folders)
+    assert [part[0]["label"].max() for part in (train, validation)] == [3, 1] and labels.num_labels == 4
+    (tmp_path / "train/id2label.json").write_text('["background", "tree"]')
+    with pytest.raises(ValueError, match="val: 'road' is none of the classes background, tree"):
+        load_data(**folders)
+    with pytest.raises(ValueError, match="the ids of labelme's annotations in .*val are known; omit do_reduce_labels"):
+        load_data(**folders, do_reduce_labels=True)
+
+
 # --- YOLO -------------------------------------------------------------------------------------------------------------
 
 

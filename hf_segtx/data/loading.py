@@ -7,7 +7,7 @@ from difflib import get_close_matches
 
 from torch.utils.data import Dataset
 
-from .annotations import describe_overlap, overlap_of
+from .annotations import describe_overlap, labels_of_names, overlap_of
 from .checks import check_data, mask_values
 from .class_files import class_file, read_class_file
 from .dataset import SegmentationDataset, evenly, note_errors
@@ -139,7 +139,9 @@ def _find_in_folders(settings: DataSettings) -> _Found:
 
 
 def layout_labels(layouts: dict[str, Layout], do_reduce_labels: bool) -> Labels:
-    """The contract of the folders (the keys): that of the files beside the data, else the layout's own.
+    """The contract of the folders (the keys): that of the files beside the data, else the layouts' own.
+
+    Masks that are drawn by name follow the contract of the others; without any, the classes are all names there are.
 
     Raises:
         ValueError: if there is none, or folders have different ones.
@@ -150,12 +152,14 @@ def layout_labels(layouts: dict[str, Layout], do_reduce_labels: bool) -> Labels:
         for file in files:
             contracts[str(file)] = read_class_file(file, do_reduce_labels)
             logger.info("%s: the classes are those of %s.", folder, file)
-        if layout.labels is not None and not files:
-            if do_reduce_labels:
-                raise ValueError(f"{folder}: the ids of {layout.title} are known; omit do_reduce_labels")
-            contracts[folder] = layout.labels
-        elif not files:
+        if not files and layout.labels is None:
             Labels.from_folder((*layout.places, folder)[0])  # raises, naming what is missing
+        if not files and do_reduce_labels:
+            raise ValueError(f"{folder}: the ids of {layout.title} are known; omit do_reduce_labels")
+        if not files and not layout.names:
+            contracts[folder] = layout.labels
+    if not contracts:
+        return labels_of_names(dict.fromkeys(name for layout in layouts.values() for name in layout.names))
     (first, labels), *others = contracts.items()
     for other, theirs in others:
         labels.check_names(theirs.id2label, other)
