@@ -55,6 +55,8 @@ def main(command_line: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except (MemoryError, RuntimeError) as error:
+        from ..training.machine import is_out_of_memory
+
         if not is_out_of_memory(error):
             raise
         said = (str(error).splitlines() or [type(error).__name__])[0]
@@ -77,12 +79,6 @@ def messages_shown():
     finally:
         logger.removeHandler(handler)
         logger.setLevel(level)
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Python's own error, that of an accelerator, or torch's on a CPU, which has no class."""
-    names = {kind.__name__ for kind in type(error).__mro__}
-    return bool(names & {"MemoryError", "OutOfMemoryError"}) or "can't allocate memory" in str(error)
 
 
 def run_script(name: str) -> None:
