@@ -1,4 +1,4 @@
-"""Training with examples/train.py beside transformers' Trainer as its segmentation example uses it, on the same files.
+"""Training with segtx train beside transformers' Trainer as its segmentation example uses it, on the same files.
 
     OMP_NUM_THREADS=2 python benchmarks/training.py                     # SegFormer-B0, batch 4, crops of 320x320
     OMP_NUM_THREADS=2 python benchmarks/training.py --size b1 --batch_size 2 --crop_size 512
