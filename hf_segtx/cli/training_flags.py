@@ -28,6 +28,9 @@ def recipes_of(command_line: list[str]) -> list[Path]:
     return [find_recipe(name) for name in parser.parse_known_args(command_line)[0].recipe]
 
 
+_OF_A_TEXT = (ValueError.__init__, OSError.__init__)  # some of their subclasses take more than a text
+
+
 @contextmanager
 def named_flags(*dataclasses: type) -> Iterator[None]:
     """What the library says inside of `Arguments`, and of other settings, becomes what users hear of flags."""
@@ -35,9 +38,7 @@ def named_flags(*dataclasses: type) -> Iterator[None]:
     try:
         yield
     except (ValueError, OSError) as error:
-        kind = (
-            ValueError if isinstance(error, ValueError) else OSError
-        )  # some of their subclasses take more than a text
+        kind = next(kind for kind in type(error).__mro__ if kind.__init__ in _OF_A_TEXT)
         raise kind(as_flags(str(error), names)) from error
 
 

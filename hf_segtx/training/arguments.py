@@ -275,6 +275,8 @@ def check_arguments(arguments: Arguments) -> None:
         raise ValueError(f"validation_dir {arguments.validation_dir} without train_dir; give both")
     if arguments.model_name_or_path and (arguments.size or arguments.architecture):
         raise ValueError("`model_name_or_path` comes with an architecture and a size; omit the other two")
+    if arguments.model_revision != "main" and not arguments.model_name_or_path:
+        raise ValueError(f"model_revision {arguments.model_revision} is for model_name_or_path; add it, or omit it")
     if arguments.overwrite_output_dir and arguments.resume_from_checkpoint:
         raise ValueError("overwrite_output_dir would delete what resume_from_checkpoint needs; give one of them")
 

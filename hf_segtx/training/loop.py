@@ -62,6 +62,7 @@ from .report import (
     files_of_images,
     log_picture,
     provenance,
+    repository_name,
     start_trackers,
 )
 
@@ -182,10 +183,11 @@ class TrainingRun:
         everywhere(check_arguments, arguments)
         everywhere(check_trackers, arguments)
         self.token = arguments.hub_token or arguments.token
-        self.user = everywhere(check_token, self.token, only_main=True) if arguments.push_to_hub else None
+        user = everywhere(check_token, self.token, only_main=True) if arguments.push_to_hub else None
         everywhere(setup.split_batch, arguments, process.num_processes, on_cpu)
         self.output_dir: Path = everywhere(claim_output_dir, arguments, self.lock, only_main=True)
         arguments.output_dir = str(self.output_dir)
+        self.name = everywhere(repository_name, arguments, user)
         resume = arguments.resume_from_checkpoint
         self.checkpoint = everywhere(checkpoint_to_resume, resume, self.output_dir, only_main=True)
         trackers = arguments.report_to if arguments.with_tracking else None
@@ -306,8 +308,9 @@ class TrainingRun:
             mininterval=0.1 if sys.stderr.isatty() else 10,  # a log file gets a line every ten seconds
         )
         try:
-            with clear_errors(), closing(self.bar):
-                self._train()
+            with clear_errors():
+                with closing(self.bar):
+                    self._train()
                 return self.finish()
         finally:
             self.lock.release()
@@ -553,10 +556,7 @@ class TrainingRun:
             ValueError: if the upload fails, with the command that repeats it.
         """
         (self.output_dir / "all_results.json").write_text(json.dumps(results, indent=2) + "\n")
-        name = self.arguments.hub_model_id or self.output_dir.resolve().name
-        if self.user and "/" not in name:  # as the Hub will call it
-            name = f"{self.user}/{name}"
-        describe(self.arguments, results, model_type, name, self.steps.images, self.reasons)
+        describe(self.arguments, results, model_type, self.name, self.steps.images, self.reasons)
         print(
             f"mean IoU {100 * results['mean_iou']:.2f} % after step {results['step']} "
             f"({results['training_seconds']:.0f} s of training)\nmodel and scores: {self.output_dir}\n"
@@ -565,7 +565,7 @@ class TrainingRun:
         if skipped := results["skipped_samples"]:
             print("\n".join([f"left out, {len(skipped)} in all:", *skipped]))
         if self.arguments.push_to_hub:
-            print(f"uploaded to {push(self.output_dir, name, self.token)}")
+            print(f"uploaded to {push(self.output_dir, self.name, self.token)}")
 
 
 def train(arguments: Arguments, build_model: Callable = setup.build_model) -> dict:

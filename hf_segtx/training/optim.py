@@ -154,7 +154,9 @@ def make_schedule(
             is unknown.
     """
     if not 0 <= warmup_steps <= total_steps:
-        raise ValueError(f"warm-up of {warmup_steps} steps does not fit into {total_steps} steps; lower num_warmup_steps")
+        raise ValueError(
+            f"warm-up of {warmup_steps} steps does not fit into {total_steps} steps; lower num_warmup_steps"
+        )
     shapes = {
         "polynomial": lambda t: (1 - t) ** power,
         "cosine": lambda t: (1 + math.cos(math.pi * t)) / 2,
@@ -168,7 +170,9 @@ def make_schedule(
     bases = [group.get("initial_lr", group["lr"]) for group in optimizer.param_groups]  # initial_lr: after a resume
     smallest = min(bases)
     if smallest < min_learning_rate:
-        raise ValueError(f"learning rate {smallest:g} is below the minimum {min_learning_rate:g}; lower min_learning_rate")
+        raise ValueError(
+            f"learning rate {smallest:g} is below the minimum {min_learning_rate:g}; lower min_learning_rate"
+        )
 
     def factor_for(base: float):
         floor = min_learning_rate / base if base else 0.0

@@ -10,6 +10,8 @@ import torch
 import transformers
 from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
 
 import hf_segtx
 
@@ -42,6 +44,22 @@ def start_trackers(arguments: Arguments, accelerator: Accelerator) -> None:
     name = Path(arguments.output_dir).resolve().name
     of_trackers = {"wandb": {"name": name}, "trackio": {"name": name}, "mlflow": {"run_name": name}}
     accelerator.init_trackers("hf_segtx", config, of_trackers)
+
+
+def repository_name(arguments: Arguments, user: str | None) -> str:
+    """Of the model, as the Hub will call it if it is uploaded by this user.
+
+    Raises:
+        ValueError: if it is no name for a repository.
+    """
+    name = arguments.hub_model_id or Path(arguments.output_dir).resolve().name
+    if user is not None:
+        name = name if "/" in name else f"{user}/{name}"
+        try:
+            validate_repo_id(name)
+        except HFValidationError as error:
+            raise ValueError(f"hub_model_id {name} is no name for a repository: {error}") from error
+    return name
 
 
 def log_picture(accelerator: Accelerator, picture, step: int) -> None:
