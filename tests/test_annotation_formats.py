@@ -4,6 +4,7 @@ import base64
 import io
 import json
 import logging
+import pickle
 import re
 import shutil
 
@@ -200,8 +201,26 @@ def test_wrong_coco_is_refused(tmp_path, change, message):
 )
 def test_wrong_objects_name_file_and_image(tmp_path, segmentation, message):
     write_coco(tmp_path / "instances.json", [(0, 7, segmentation)], 2)
-    with pytest.raises(ValueError, match=rf"instances\.json, mask of 0\.jpg.*{message}"):
+    with pytest.raises(
+        ValueError, match=rf"- .*instances\.json, mask of 0\.jpg: the mask cannot be drawn: .*{message}"
+    ):
         load_data(train_dir=str(tmp_path), train_val_split=0.5)
+
+
+def test_masks_travel_to_other_processes_undrawn(tmp_path):
+    """Where workers are started anew, and not forked, records are pickled."""
+    write_coco(tmp_path / "coco/instances.json", [(0, 7, [ROAD])], 1)
+    write_yolo(tmp_path / "yolo")
+    picture(tmp_path / "labelme/a.jpg")
+    write_labelme(tmp_path / "labelme/a.json", ("road", "polygon", points(ROAD)))
+    picture(tmp_path / "kaggle/a.jpg")
+    (tmp_path / "kaggle/train.csv").write_text("ImageId,ClassId,EncodedPixels\na.jpg,road,1 5\n")
+    for name in ("coco", "yolo", "labelme", "kaggle"):
+        layout = find_layout(tmp_path / name)
+        ((_, mask), *_) = layout.records("train")
+        copy = pickle.loads(pickle.dumps(mask))
+        assert np.asarray(copy).any() and np.array_equal(copy, mask) and copy.path == mask.path
+        assert len(pickle.dumps(mask)) < 1500
 
 
 def test_several_coco_files_are_in_doubt(tmp_path):

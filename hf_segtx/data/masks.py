@@ -49,6 +49,8 @@ def read_mask(file, name: str = "the mask", allow_lossy_masks: bool = False) -> 
     Raises:
         ValueError: if the file cannot be decoded, or its values are not certain.
     """
+    if hasattr(file, "path") and hasattr(file, "__array__"):  # decoded or drawn by itself, and says what is wrong
+        return checked_mask(np.asarray(file), name)
     try:
         if isinstance(file, (str, Path, dict, type(None))):
             values = _values_of_file(file, allow_lossy_masks)
