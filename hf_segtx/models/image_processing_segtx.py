@@ -24,7 +24,9 @@ Shapes: B images, N windows, C channels, K classes; (H, W) original size, (h, w)
 width).
 """
 
+from collections.abc import Mapping
 from itertools import product
+from numbers import Integral, Real
 
 import numpy as np
 import torch
@@ -243,6 +245,42 @@ class PixelsForPipeline(torch.Tensor):
         return result.as_subclass(cls) if function is torch.Tensor.to else result
 
 
+# What settings are, often of a file: names; words for it; type, bounds and greatest number of the values.
+KINDS = (
+    ("do_resize do_rescale do_normalize do_pad do_convert_rgb", "true or false", bool, 0, 1, 0),
+    ("do_reduce_labels align_corners", "true or false", bool, 0, 1, 0),
+    ("size_divisor minimum_size", "a number of pixels, 1 to 65536", Integral, 1, 2**16, 0),
+    ("size window_size window_stride", "one or two numbers of pixels, 1 to 65536", Integral, 1, 2**16, 2),
+    ("image_mean", "a number, or one for each channel", Real, -1e9, 1e9, 2**16),
+    ("image_std", "a number above 0, or one for each channel", Real, 1e-9, 1e9, 2**16),
+    ("rescale_factor", "a number above 0, such as 0.00392 for 1 / 255", Real, 1e-12, 1e9, 0),
+    ("resample", "PIL's number of a filter, 0 to 5, such as 2 for bilinear", Integral, 0, 5, 0),
+    ("ignore_index", "a whole number", Integral, -(2**31), 2**31 - 1, 0),
+)
+
+
+def check_settings(settings: Mapping) -> None:
+    """Whether what a processor is built with is of the `KINDS`.
+
+    Raises:
+        ValueError: for the first setting that is not, with its value.
+    """
+    for names, words, kind, least, most, count in KINDS:
+        for name in names.split():
+            given = values = settings.get(name)
+            if isinstance(given, (dict, SizeDict)) and name == "size":
+                values = [value for value in dict(given).values() if value is not None]
+            values = values if isinstance(values, (list, tuple)) and len(values) <= count else [values]
+            is_right = len(values) > 0 and all(
+                isinstance(value, kind) and isinstance(value, bool) == (kind is bool) and least <= value <= most
+                for value in values
+            )
+            if given is not None and not is_right:
+                raise ValueError(f"{name} is {given!r}; give {words}")
+    if not isinstance(settings.get("auto_map"), (dict, type(None))):
+        raise ValueError(f"auto_map is {settings['auto_map']!r}; it names the classes by their roles")
+
+
 class SegmentationProcessing:
     """What the two back-ends share; first base of both. They add `_resize_and_normalize`."""
 
@@ -268,7 +306,21 @@ class SegmentationProcessing:
     def __init__(self, **kwargs: Unpack[SegtxImageProcessorKwargs]):
         if "reduce_labels" in kwargs:  # the name in checkpoints written by transformers before 4.30
             kwargs.setdefault("do_reduce_labels", kwargs.pop("reduce_labels"))
+        check_settings(kwargs)
         super().__init__(**kwargs)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, **kwargs):
+        """As in transformers; errors name the file.
+
+        Raises:
+            ValueError: if it holds no settings, or impossible ones.
+        """
+        try:
+            return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+        except (AttributeError, TypeError, ValueError) as error:  # what is no object fails in some way
+            file = f"{pretrained_model_name_or_path}/preprocessor_config.json"
+            raise ValueError(f"{file} does not hold the settings of an image processor: {error}") from error
 
     @property
     def padding_value(self) -> None:

@@ -3,7 +3,9 @@
 Shapes: B images, K classes; (H, W) the size of the labels, (h, w) that of the logits.
 """
 
+import shutil
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
@@ -134,10 +136,21 @@ class SegmentationPreTrainedModel(PreTrainedModel):
         return super()._get_name()
 
     def save_pretrained(self, save_directory, **kwargs):
-        """As in transformers; the config also names every Auto class, not only that of the class being saved."""
+        """As in transformers; the config names every Auto class, and the weights may be read by whom it may.
+
+        They get the permissions that the user's umask says; safetensors would write them for the owner alone.
+        """
         if self.is_remote_code():  # the code travels with the weights
             self.config.auto_map = {**(getattr(self.config, "auto_map", None) or {}), **self._auto_map}
-        return super().save_pretrained(save_directory, **kwargs)
+        super().save_pretrained(save_directory, **kwargs)
+        copy_permissions(Path(save_directory) / "config.json", Path(save_directory).glob("*.safetensors"))
+
+
+def copy_permissions(like: Path, files: Iterable[Path]) -> None:
+    """Gives files the permissions of another one, if that is there: safetensors writes for the owner alone."""
+    for file in files:
+        if like.is_file():
+            shutil.copymode(like, file)
 
 
 def damaged_file(folder: str | Path) -> str | Path:

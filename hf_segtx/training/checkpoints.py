@@ -22,6 +22,7 @@ from accelerate import Accelerator
 from safetensors import SafetensorError
 from torch import nn
 
+from ..models.segmentation_base import copy_permissions
 from .machine import everywhere
 
 
@@ -146,6 +147,7 @@ def save_checkpoint(
         if accelerator.is_main_process:
             processor.save_pretrained(partial)
             (partial / "trainer_state.json").write_text(json.dumps(state, indent=2) + "\n")
+            copy_permissions(partial / "trainer_state.json", partial.rglob("*.safetensors"))
             for file in filter(Path.is_file, partial.rglob("*")):  # else a crash of the machine could tear it
                 with file.open("rb") as written:
                     os.fsync(written.fileno())

@@ -67,11 +67,11 @@ def unify_backbone(state: StateDict):
 
 def segformer_authors(state: StateDict) -> dict:
     unify_backbone(state)
-    return segformer_fields(state)
+    return {**segformer_fields(state), "layer_norm_eps": 1e-6}
 
 
 def segformer_transformers(state: StateDict) -> dict:
-    return {**segformer_fields(state), "layer_norm_eps": 1e-5}
+    return segformer_fields(state)
 
 
 def segformer_mmsegmentation(state: StateDict) -> dict:
@@ -81,7 +81,7 @@ def segformer_mmsegmentation(state: StateDict) -> dict:
     # The concatenation starts with the finest stage.
     parts = state["decode_head.fuse.weight"].chunk(count(state, r"decode_head\.projections\.(\d)\."), dim=1)
     state["decode_head.fuse.weight"] = torch.cat(parts[::-1], dim=1)
-    return {**segformer_fields(state), "embedding_layer_norm_eps": 1e-6}
+    return {**segformer_fields(state), "layer_norm_eps": 1e-6, "embedding_layer_norm_eps": 1e-6}
 
 
 # The first mark of each is that of its backbone.

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import save_file
 from transformers import PreTrainedModel, SegformerConfig, SegformerForSemanticSegmentation, SegformerImageProcessor
 
+from ..models.segmentation_base import copy_permissions
 from .files import renamed
 
 
@@ -102,6 +103,7 @@ def save_for_transformers(model: PreTrainedModel, processor, folder: str | Path)
     state = renamed({name: tensor.contiguous().cpu() for name, tensor in model.state_dict().items()}, NAMES)
     save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
     config.save_pretrained(folder)
+    copy_permissions(folder / "config.json", [folder / "model.safetensors"])
     theirs, report = SegformerForSemanticSegmentation.from_pretrained(folder, output_loading_info=True)
     left = {key: sorted(report[key]) for key in ("missing_keys", "unexpected_keys", "mismatched_keys") if report[key]}
     pixel_values = torch.linspace(-2, 2, 64 * 96 * config.num_channels).sin().view(1, config.num_channels, 64, 96)
