@@ -179,6 +179,35 @@ def test_rates_come_from_the_table():
     assert head == pytest.approx(1.5e-3, rel=0.01)
 
 
+def test_shares_held_out():
+    for num_images, share in ((12, 0.25), (39, 0.25), (40, 0.15), (2000, 0.15), (10_000, 0.03)):
+        assert values(decisions.decide_held_out(num_images))["train_val_split"] == share
+
+
+def test_starts_with_the_smallest_size_on_a_cpu():
+    assert values(decisions.decide_start(Arguments(), 300, True)) == {"architecture": "segformer", "size": "b0"}
+    assert values(decisions.decide_start(Arguments(architecture="ocrnet"), 300, True)) == {"size": "hrnet_w18_small"}
+    assert values(decisions.decide_start(Arguments(), 7200, False))["size"] == "b1"
+    assert not decisions.decide_start(Arguments(model_name_or_path="a"), 300, True)
+    for architecture, size in decisions.SMALLEST_SIZES.items():
+        ARCHITECTURES[architecture].config.from_size(size)
+
+
+def test_weights_that_cannot_be_had_are_said():
+    """Tests run offline, with an empty cache."""
+    b0 = Arguments(architecture="segformer", size="b0")
+    decision = automatic.weights_in_reach(b0, 3)
+    assert decision.value is None and "nvidia/mit-b0 is not in the cache" in decision.reason
+    assert "sees 3 channels, not 5" in automatic.weights_in_reach(b0, 5).reason
+    assert "none are listed" in automatic.weights_in_reach(Arguments(architecture="setr", size="base"), 3).reason
+
+
+def test_weights_in_the_cache_are_taken(monkeypatch):
+    monkeypatch.setattr(automatic, "try_to_load_from_cache", lambda name, file: f"/cache/{name}/{file}")
+    decision = automatic.weights_in_reach(Arguments(architecture="segformer", size="b2"), 3)
+    assert decision.value == "nvidia/mit-b2" and "cache" in decision.reason
+
+
 def test_precision_is_the_faster_one_by_a_margin():
     fast, slow = Speed("bf16", 1.0, 2.0, 1.0), Speed("no", 1.5, 1.33, 1.0)
     assert values(decisions.decide_precision([fast, slow])) == {"mixed_precision": "bf16"}

@@ -14,6 +14,7 @@ from . import setup
 from .arguments import Arguments
 from .automatic import Automatic, configure_everywhere, settled_steps
 from .data_facts import measure_facts
+from .decisions import in_words
 from .loop import TrainingRun
 from .machine import everywhere
 from .report_page import advise, classes_at_zero, curves_part, examine_model, write_run_page
@@ -116,4 +117,6 @@ class AutomaticRun(TrainingRun):
             write_run_page(self.output_dir, results, self.automatic.facts, self.findings)
             advice = "\n".join(f"{number}. {text}" for number, text in enumerate(results["advice"], 1))
             print(f"what would help most:\n{advice}\nreport: {self.output_dir / 'report.html'}")
+            if (seconds := self.automatic.seconds) is not None:
+                print(f"took {in_words(self.automatic.elapsed())} of {in_words(seconds)}")
         return results
