@@ -89,6 +89,53 @@ def test_unknown_id_is_named_with_file_and_bound(tmp_path, mask, value):
         labels.map(mask, "masks/a.png")
 
 
+@pytest.mark.parametrize("kind", ["i1", "<i2", ">i2", ">i4", "i8"])
+def test_negative_ids_are_never_taken_for_others(kind):
+    """-1 of 8 bits has the bits of 255, which is ignored, -256 of 16 bits, read the other way round, too."""
+    for value in (-1, -128) if kind == "i1" else (-1, -256, -255):
+        with pytest.raises(ValueError, match=f"2 of 3 pixels have value {value}, .*ids are not negative"):
+            Labels(("a", "b")).map(np.array([[value, 0, value]], kind))
+
+
+def test_ids_in_the_other_byte_order():
+    labels = Labels(tuple(map(str, range(300))), ignore_index=-100)
+    assert labels.map(np.array([[1, 256, 299]], ">u2")).tolist() == [[1, 256, 299]]
+    with pytest.raises(ValueError, match="value 512"):
+        Labels(("a", "b", "c")).map(np.array([[512]], ">u2"))  # 2, read the other way round
+
+
+def test_colors_of_16_bits_are_refused(tmp_path):
+    labels = labels_of(tmp_path, {"classes": [ROAD, CAR]})
+    assert labels.map(np.array([[[10, 20, 30]]], np.uint16)).tolist() == [[0]]
+    for color in ([10 + 256, 20, 30], [10, 20 + 256, 30], [10, 20, 30 - 256]):
+        with pytest.raises(ValueError, match="8 bits for each channel"):
+            labels.map(np.array([[color]], np.int32))
+
+
+@pytest.mark.parametrize(
+    ("colors", "cure"),
+    [
+        ([[0, 0, 0], [2, 0, 0]], "red channel"),
+        ([[1, 0, 0], [0, 0, 1]], "one-hot"),
+        ([[9, 1, 0], [0, 0, 1]], "panoptic"),
+    ],
+)
+def test_ids_hidden_in_colours_are_guessed_at(colors, cure):
+    with pytest.raises(ValueError, match=cure) as raised:
+        Labels(("a", "b", "c")).map(np.array([colors], np.uint8), "masks/a.png")
+    assert len(str(raised.value)) < 400
+
+
+def test_grey_ids_for_classes_with_colours_say_so(tmp_path):
+    with pytest.raises(ValueError, match="if these are class ids, save them in one channel"):
+        labels_of(tmp_path, {"classes": [ROAD, CAR]}).map(np.array([[[0, 0, 0], [7, 7, 7]]], np.uint8))
+
+
+def test_raw_ids_of_a_contract_are_not_negative():
+    with pytest.raises(ValueError, match="raw id -1 is outside 0 .. 65535"):
+        Labels(("a", "b"), raw_to_train={-1: 255, 0: 0, 1: 1})
+
+
 def test_unknown_id_hints():
     with pytest.raises(ValueError, match="do_reduce_labels"):
         Labels(("a", "b")).map(np.array([[0, 1, 2]]))

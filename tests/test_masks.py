@@ -153,6 +153,17 @@ def test_the_ids_that_were_written_are_read(tmp_path, name, as_bytes):
     assert mask.dtype.kind in "iu" and mask.dtype.isnative and np.array_equal(mask, ids)
 
 
+@pytest.mark.parametrize(
+    "name", ["i1.tif", "i2.tif", "i2 big.tif", "i2 big zlib.tif", "i4.tif", "i4 big.tif", "i1.npy", ">i4.npy"]
+)
+def test_negative_ids_are_read_and_refused(tmp_path, name):
+    file = tmp_path / f"mask{name[-4:]}"
+    WRITTEN[name][0](file, np.array([[0, -1, 1], [-1, 0, 1]]))
+    assert read_mask(file).tolist() == [[0, -1, 1], [-1, 0, 1]]
+    with pytest.raises(ValueError, match="2 of 6 pixels have value -1"):
+        Labels(("a", "b")).map(read_mask(file))
+
+
 def test_arrays_and_pictures_in_memory_are_masks_too():
     ids = random_ids(1)
     for mask in (ids.tolist(), ids.astype(bool), Image.fromarray(ids > 0), Image.fromarray(ids.astype(np.uint16))):
