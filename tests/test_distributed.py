@@ -138,6 +138,17 @@ def test_sharded_model_matches_one_process(one_process, tmp_path):
     assert (tmp_path / "run" / "model.safetensors").read_bytes() == before
 
 
+@pytest.mark.slow
+def test_what_is_wrong_is_said_once(tmp_path):
+    """By the main process, for all; each ends with exit status 2."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "hf_segtx"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    words = [*launcher, "train", "--size", "b9", "--output_dir", str(tmp_path / "out")]
+    done = subprocess.run(words, env=environment, capture_output=True, text=True)
+    assert done.stderr.count("error: unknown SegFormer size 'b9'") == 1
+    assert "exitcode  : 2" in done.stderr and "exitcode  : 1 " not in done.stderr
+
+
 @pytest.mark.parametrize("file", sorted((ROOT / "examples/accelerate").glob("*.yaml")), ids=lambda path: path.stem)
 def test_accelerate_configuration_is_known(file):
     """Every key is one of the installed accelerate."""

@@ -458,7 +458,7 @@ def test_bad_input_gets_a_message(tmp_path, capsys):
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "notes.txt").write_text("mine")
     wrong = make_folder(tmp_path / "wrong", ids=(0, 7))
-    out = ["--output_dir", tmp_path / "new"]
+    out, slide = ["--output_dir", tmp_path / "new"], ["--eval_mode", "slide", "--window_size"]
     cases = [
         (["--output_dir", tmp_path / "file/out"], "choose another --output_dir"),
         (["--output_dir", tmp_path / "full"], "--overwrite_output_dir"),
@@ -475,7 +475,25 @@ def test_bad_input_gets_a_message(tmp_path, capsys):
         ([*out, "--class_weights", "1", "2"], "give one each"),
         ([*out, "--with_tracking", "--report_to", "nothing"], "not installed"),
         ([*out, "--size", "b9"], "unknown SegFormer size"),
-        ([*out, "--config_overrides", "{"], "--config_overrides"),
+        ([*out, "--config_overrides", "{"], "--config_overrides { is not JSON"),
+        ([*out, "--config_overrides", "[1]"], "--config_overrides [1] is no JSON object"),
+        ([*out, "--config_overrides", '{"drop_pat_rate": 0}'], "does not know; did you mean drop_path_rate?"),
+        ([*out, "--config_overrides", '{"num_labels": 3}'], "which data and architecture decide; omit it"),
+        ([*out, "--auxiliary_loss_weight", "0.4"], "SegFormerConfig has no auxiliary heads"),
+        ([*out, "--config_name", tmp_path / "full"], "is a folder without a config.json"),
+        ([*out, "--model_revision", "x"], "--model_revision x is for --model_name_or_path"),
+        ([*out, "--num_channels", "4"], "--image_mean has 3 values, [0.485, 0.456, 0.406], for 4 channels"),
+        ([*out, "--image_size", "64", "32"], "--image_size is [64, 32]; give the shortest edge, then the longest"),
+        ([*out, "--window_size", "32"], "are for --eval_mode slide"),
+        ([*out, *slide, "64", "--window_stride", "65"], "--window_stride (65, 65) for --window_size (64, 64)"),
+        ([*out, *slide, "5"], "minimum_size"),
+        ([*out, "--crop_size", "7"], "--crop_size [7] does not suit the network"),
+        ([*out, "--freeze", "backbone", "decode_head"], "--freeze backbone decode_head leaves nothing to train"),
+        ([*out, "--freeze", "neck"], "--freeze neck: there is no such module"),
+        ([*out, "--lr_scheduler_type", "greedy"], "invalid choice: 'greedy'"),
+        ([*out, "--class_weights", "auto", "1"], "give a number for each class, or 'auto' alone"),
+        ([*out, "--train_dir", ""], "--train_dir is empty; omit it"),
+        ([*out, "--cache_gigabytes", "99999"], "--cache_gigabytes 99999.0 cannot be had"),
         ([*out, "--train_dir", tmp_path / "nowhere"], "there is no such folder"),
         ([*out, "--train_dir", wrong, "--validation_dir", wrong], "value 7"),
         ([*out, "--model_name_or_path", tmp_path / "full"], "it has no config.json"),

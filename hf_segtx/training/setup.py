@@ -264,7 +264,7 @@ def set_protocol(arguments: Arguments, model: nn.Module, processor) -> None:
         if values := getattr(arguments, name):
             setattr(processor, name, values)
         if len(values := getattr(processor, name)) != channels:
-            raise ValueError(f"{name} has {len(values)} values, {values}, for {channels} channels; give one for each")
+            raise ValueError(f"{name} has {len(values)} values, {list(values)}, for {channels} channels; give one each")
     processor.do_reduce_labels = False  # the data set's label contract has done it
     if arguments.eval_mode == "slide":
         window = arguments.window_size or arguments.crop_size
@@ -292,10 +292,10 @@ def try_sizes(arguments: Arguments, model: nn.Module, processor, dataset) -> Non
     height, width = arguments.crop_size[0], arguments.crop_size[-1]
     try:
         model(pixel_values=torch.zeros(1, images[0].shape[0], height, width, device=model.device))
-    except RuntimeError as error:
+    except (RuntimeError, ValueError) as error:
         if is_out_of_memory(error):
             raise
-        raise ValueError(f"crop_size {arguments.crop_size}: the network cannot take such images ({error})") from error
+        raise ValueError(f"crop_size {arguments.crop_size} does not suit the network: {error}") from error
 
 
 def choose_parameters(arguments: Arguments, model: nn.Module) -> list[nn.Module]:
