@@ -281,7 +281,7 @@ class TrainingRun:
     def _difference(self, name: str, there, here) -> str:
         """Of an entry of two plans, in words."""
         datasets = {"training_data": self.train_dataset, "validation_data": self.validation_dataset}
-        if name in datasets:
+        if name in datasets and there is not None:
             return changed_samples(there, here, datasets[name])
         return f"{there} there, {here} here"
 
