@@ -25,11 +25,8 @@ def logits_of(model, **inputs):
         return model(torch.linspace(-2, 2, 3 * 64 * 96).sin().view(1, 3, 64, 96), **inputs).logits
 
 
-EPS = {"layer_norm_eps": 1e-5, "embedding_layer_norm_eps": 1e-5}
-
-
 def test_transformers_reads_our_segformer(tmp_path):
-    model = trained("segformer", **EPS)
+    model = trained("segformer")
     processor = CASES["segformer"].row.processor(size={"height": 64, "width": 96})
     assert save_for_transformers(model, processor, tmp_path) == []
     assert AutoConfig.from_pretrained(tmp_path).model_type == "segformer"
@@ -47,7 +44,7 @@ def test_transformers_reads_our_segformer(tmp_path):
 
 def test_what_a_processor_loses_is_said(tmp_path):
     processor = CASES["segformer"].row.processor(window_size=64)
-    lost = save_for_transformers(trained("segformer", **EPS), processor, tmp_path)
+    lost = save_for_transformers(trained("segformer"), processor, tmp_path)
     assert len(lost) == 2 and "squashed to 512" in lost[0] and "windows" in lost[1]
 
 
@@ -63,7 +60,7 @@ def test_what_a_processor_loses_is_said(tmp_path):
     ids=str,
 )
 def test_what_transformers_cannot_express_is_refused(fields, tmp_path):
-    model = CASES["segformer"].make_model(**{**EPS, **fields})
+    model = CASES["segformer"].make_model(**fields)
     with pytest.raises(ValueError, match=f"{next(iter(fields))} is .* cannot express"):
         save_for_transformers(model, CASES["segformer"].row.processor(), tmp_path)
     assert not any(tmp_path.iterdir())
@@ -77,7 +74,7 @@ def test_others_are_not_in_transformers(tmp_path):
 @pytest.mark.parametrize(
     "name, fields",
     [
-        ("segformer", {"decoder_projection_norm": True, "embedding_layer_norm_eps": 1e-6}),
+        ("segformer", {"decoder_projection_norm": True, "layer_norm_eps": 1e-6, "embedding_layer_norm_eps": 1e-6}),
         ("setr", {"decode_head": "naive"}),
         ("setr", {"decode_head": "pup"}),
         ("setr", {"decode_head": "mla", "mla_align_corners": False, "mla_classifier_kernel_size": 1}),

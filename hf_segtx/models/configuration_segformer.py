@@ -47,7 +47,7 @@ class SegFormerConfig(SegmentationConfig):
         hidden_dropout_prob, attention_probs_dropout_prob, classifier_dropout_prob: dropout after projections, on
             attention weights, and before the classifier.
         drop_path_rate: stochastic depth of the last block; grows linearly from 0 over all blocks.
-        layer_norm_eps: of the norms in blocks and after each stage (1e-6 in the authors' code, 1e-5 in transformers').
+        layer_norm_eps: of the norms in blocks and after each stage (1e-5 in transformers' code, 1e-6 in the authors').
         embedding_layer_norm_eps: of the norms after patch embeddings and key/value reduction (1e-5 in both).
         decoder_hidden_size: width of the all-MLP head (Table 1b: 256 to 2048).
         decoder_stages: stages (0 to 3) that the head reads; [3] is the paper's "S4 only" (Table 1d).
@@ -77,7 +77,7 @@ class SegFormerConfig(SegmentationConfig):
     classifier_dropout_prob: float | int = probability(0.1)
     drop_path_rate: float | int = probability(0.1)
     initializer_range: float | int = small(0.02)
-    layer_norm_eps: float | int = small(1e-6)
+    layer_norm_eps: float | int = small(1e-5)
     embedding_layer_norm_eps: float | int = small(1e-5)
     decoder_hidden_size: int = size(256)
     decoder_stages: list[int] | tuple[int, ...] = (0, 1, 2, 3)
