@@ -261,7 +261,7 @@ def write_run_page(folder: Path, results: dict, facts: DataFacts, findings: Find
     write_page(
         folder / "report.html",
         title=f"Training report: {folder.resolve().name}",
-        summary=f"Mean IoU {results['mean_iou']:.2%} on {results['images']} validation images, {results['protocol']}. "
+        summary=f"Mean IoU {results['mean_iou']:.2%} on {results['images']} validation images: {results['protocol'].rstrip('.')}. "
         f"{results['step']} steps, {results['training_seconds']:.0f} s of training on {results['machine']}.",
         decisions=results["decisions"],
         advice=results["advice"],
