@@ -256,12 +256,13 @@ def write_run_page(folder: Path, results: dict, facts: DataFacts, findings: Find
     Args:
         results: what all_results.json holds.
     """
+    protocol = results["protocol"].rstrip(".")
     rows = zip(facts.class_names, findings.class_iou, facts.class_shares, facts.class_images, strict=True)
     curves = folder / "curves.png"
     write_page(
         folder / "report.html",
         title=f"Training report: {folder.resolve().name}",
-        summary=f"Mean IoU {results['mean_iou']:.2%} on {results['images']} validation images: {results['protocol'].rstrip('.')}. "
+        summary=f"Mean IoU {results['mean_iou']:.2%} on {results['images']} validation images: {protocol}. "
         f"{results['step']} steps, {results['training_seconds']:.0f} s of training on {results['machine']}.",
         decisions=results["decisions"],
         advice=results["advice"],
