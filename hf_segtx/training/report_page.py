@@ -95,7 +95,7 @@ def classes_at_zero(class_iou: np.ndarray, step: int, total: int, facts: DataFac
     ]
     return (
         f"{len(zero)} of {len(class_iou)} classes are still at 0 after step {step}: {', '.join(shown)}. More images of "
-        "them, more time, a larger image_size where they are small, or class_weights auto would help"
+        "them, more time, or a larger image_size where they are small would help"
     )
 
 
@@ -149,7 +149,7 @@ def advise(
         _of_gap(findings, is_pretrained),
         _of_size(findings, image_scale),
         _of_confusion(findings, facts),
-        _of_start(findings, is_pretrained),
+        _of_start(findings, is_pretrained or facts.num_channels != 3),  # there are none for other channels
     ]
     found = sorted((advice for advice in candidates if advice), reverse=True)
     return [advice.text for advice in found[:3]]
