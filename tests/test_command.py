@@ -170,6 +170,15 @@ def test_interrupted_commands_say_what_there_is(monkeypatch, capsys, tmp_path):
     assert "y is not complete yet, the same command goes on" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("command", ["evaluate m", "check --train_dir x", "prepare --train_dir x", "convert m"])
+def test_file_in_the_place_of_the_output_is_named(command, tmp_path, capsys):
+    (tmp_path / "file").write_text("mine")
+    for place in (tmp_path / "file", tmp_path / "file/below"):
+        assert main([*command.split(), "--output_dir", str(place)]) == 2
+        assert f"{tmp_path / 'file'} is not a folder; choose another" in capsys.readouterr().err
+    assert (tmp_path / "file").read_text() == "mine"
+
+
 def test_switches_and_words_with_dashes(capsys):
     parser = flags.FlagParser("test", "")
     parser.add_argument("model", help="A model.")

@@ -217,7 +217,7 @@ def test_wrong_flags_are_named(script, checkpoint, tmp_path, capsys):
         ("--mode whole --window_size 64", "omit --window_size"),
         ("--window_size 64 64 64", "--window_size has 3 values"),
         ("--image_size 1 2 3", "--image_size has 3 values"),
-        ("--scales 1 0", "--scales is 0.0; it must lie in (0, 100]"),
+        ("--scales 1 0", "--scales is 0.0; it must lie in [0.01, 100]"),
         ("--scales nan", "--scales is nan"),
         ("--batch_size 0", "--batch_size is 0; it must be at least 1"),
         ("--device cuda:99", "--device cuda:99 cannot be used"),

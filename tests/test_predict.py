@@ -294,6 +294,15 @@ def test_pictures_of_one_name_get_results_each(run, model, tmp_path):
         assert np.array_equal(np.asarray(Image.open(output / f"{result}_labels.png")), label_map)
 
 
+def test_empty_name_is_not_the_working_folder(tmp_path, monkeypatch):
+    write_photo(tmp_path / "x.jpg")
+    monkeypatch.chdir(tmp_path)
+    for name in ("", " "):
+        with pytest.raises(ValueError, match="one of the names of pictures is empty"):
+            find_sources([name])
+    assert set(find_sources(["."]).names) == {Path("x.jpg")}
+
+
 def test_names_that_differ_in_case_are_told_apart(run, model, tmp_path):
     write_photo(tmp_path / "in/X.jpg"), write_photo(tmp_path / "in/x.jpg", 1)
     if len(list((tmp_path / "in").iterdir())) < 2:

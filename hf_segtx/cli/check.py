@@ -17,7 +17,7 @@ from pathlib import Path
 
 from ..data.settings import DataSettings
 from ..settings import setting
-from .flags import FlagParser
+from .flags import FlagParser, check_output_dir
 from .training_flags import named_flags
 
 
@@ -36,6 +36,7 @@ def run(command_line: list[str]) -> int:
     parser.add_dataclass(CheckSettings)
     arguments = parser.parse_args(command_line)
     data, settings = (parser.values_of(dataclass_, arguments) for dataclass_ in (DataSettings, CheckSettings))
+    check_output_dir(settings.output_dir)
     if not (data.train_dir or data.validation_dir or data.dataset_name):
         raise ValueError("give --train_dir, --validation_dir or --dataset_name")
     with named_flags(DataSettings, CheckSettings):

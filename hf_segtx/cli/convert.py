@@ -15,7 +15,7 @@ from typing import Literal
 
 from ..settings import setting
 from ..training.arguments import config_overrides
-from .flags import FlagParser
+from .flags import FlagParser, check_output_dir
 from .training_flags import named_flags
 
 
@@ -38,6 +38,7 @@ def run(command_line: list[str]) -> int:
     parser.add_dataclass(ConversionSettings)
     arguments = parser.parse_args(command_line)
     settings = parser.values_of(ConversionSettings, arguments)
+    check_output_dir(settings.output_dir)
     with named_flags(ConversionSettings):
         overrides = config_overrides(settings)
         from ..weights.conversion import convert

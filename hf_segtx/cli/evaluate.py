@@ -30,7 +30,7 @@ from typing import Literal
 
 from ..data.settings import DataSettings
 from ..settings import setting
-from .flags import FlagParser
+from .flags import FlagParser, as_flags, check_output_dir
 from .model_flags import ModelSettings, load
 from .training_flags import named_flags
 
@@ -55,7 +55,7 @@ class ProtocolSettings:
     image_size: list[int] = setting(
         [], "Shortest and longest edge that images are resized to, ratio kept.", "[1, 100000]", "1-2"
     )
-    scales: list[float] = setting([1.0], "Factors of the image size; their predictions are averaged.", "(0, 100]")
+    scales: list[float] = setting([1.0], "Factors of the image size; their predictions are averaged.", "[0.01, 100]")
     flip: bool = setting(False, "Average with the mirrored image.")
     precision: Literal["fp32", "bf16", "fp16"] = setting("fp32", "Of the model (autocast).")
 
@@ -96,8 +96,10 @@ def parse_arguments(command_line: list[str]) -> tuple[FlagParser, argparse.Names
     if arguments.from_card is not None:
         from ..evaluation import read_card
 
-        with named_flags():
+        try:
             card = read_card(arguments.model, arguments.from_card, cache_dir=arguments.cache_dir, token=arguments.token)
+        except ValueError as error:
+            raise ValueError(as_flags(str(error), ["from_card"])) from error
         given = any(getattr(arguments, name) for name in PLACES)
         of_card = parser.parse_args([arguments.model, *words_of_card(card, without_places=given)])
         arguments = parser.parse_args(command_line, of_card)  # whose values are kept where the command line has none
@@ -149,6 +151,7 @@ def evaluate(parser: FlagParser, arguments: argparse.Namespace) -> dict:
     """
     settings = parser.values_of(EvaluationSettings, arguments)
     protocol = vars(parser.values_of(ProtocolSettings, arguments))
+    check_output_dir(settings.output_dir)
     model_settings, card = parser.values_of(ModelSettings, arguments), arguments.card
     parser.values_of(DataSettings, arguments)  # checked before the model is loaded
     import torch

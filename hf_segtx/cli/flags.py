@@ -16,6 +16,7 @@ import shlex
 from collections.abc import Collection
 from dataclasses import MISSING, Field, fields
 from difflib import get_close_matches
+from pathlib import Path
 from types import NoneType, UnionType
 from typing import Literal, Union, get_args, get_origin, get_type_hints
 
@@ -116,6 +117,14 @@ def as_flags(message: str, names: Collection[str]) -> str:
         message = f"--{message}"
     joined = "|".join(sorted((name for name in names if "_" in name), key=len, reverse=True))
     return re.sub(rf"(?<![\w./\\'\"-])({joined})(?!\.?[\w/\\'\"])", r"--\1", message) if joined else message
+
+
+def check_output_dir(path: str | None) -> None:
+    """Raises ValueError if there is a file where that folder, or one above it, would be."""
+    folder = Path(path or ".").absolute()
+    place = next(place for place in (folder, *folder.parents) if place.exists())
+    if not place.is_dir():
+        raise ValueError(f"--output_dir {path}: {place} is not a folder; choose another")
 
 
 def _underscored(word: str) -> str:

@@ -50,6 +50,8 @@ def find_sources(patterns: Sequence[str]) -> Sources:
         if is_stream(pattern):
             names[pattern] = Path("".join(letter if letter.isalnum() else "_" for letter in pattern))
             continue
+        if not pattern.strip():
+            raise ValueError("one of the names of pictures is empty; is a variable of the shell not set?")
         root, files = _files_of(pattern)
         stems = {file.with_suffix("") for file in files}
         results = []
