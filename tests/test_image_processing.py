@@ -202,6 +202,9 @@ def test_16_bits_are_what_the_training_reader_makes_of_them(backend, tmp_path):
     assert expected.std() > 0.2
     for given in (Image.open(tmp_path / "grey.png"), *deep_kinds(values)):
         assert torch.equal(backend()(given, **settings)["pixel_values"], expected)
+    plain = backend(do_resize=False, do_pad=False, do_normalize=False)
+    plain = plain(values[None], return_tensors="pt")["pixel_values"]
+    assert (plain[0].double() - torch.from_numpy(values / 65535)).abs().max() < 1e-6  # float32 rounding
     (tmp_path / "rgb.png").write_bytes(png(np.stack([values, values // 2, values // 3], -1)))
     colors = read_image(tmp_path / "rgb.png")
     for given in (
