@@ -37,7 +37,6 @@ from .machine import everywhere
 USED_SHARE = 0.97  # of the budget: it is kept within 10 %, and a machine is rarely faster than measured
 START_SECONDS = 5.0  # to build the model, and to write it at the end
 FORWARD_SHARE = 0.45  # of a step's time, which an image of as many pixels takes in evaluation
-CROP_MEGAPIXELS = 0.16  # of a crop, where nothing else is known
 TRIAL_MEGAPIXELS = 400.0  # of crops that the steps whose speed is measured are meant for
 ROOMY = 6.0  # 1e9 bytes of free memory, of which a step of the trial fills a small part
 HUB_SECONDS = 3.0  # to ask the Hub once
@@ -189,7 +188,7 @@ def configure(
     settle(rules.decide_loss(facts))
     speed = _settle_precision(arguments, automatic, labels, settle)  # of one process
     views = rules.deserved_views(facts, is_pretrained)
-    megapixels = views * CROP_MEGAPIXELS
+    megapixels = views * facts.megapixels
     if automatic.seconds:
         seconds = max(1.0, (1 - rules.EVALUATION_SHARE) * automatic.seconds - automatic.elapsed())
         megapixels = seconds * speed.megapixels * num_processes
@@ -198,7 +197,7 @@ def configure(
         settle(rules.decide_images(facts, megapixels, architecture))
     crop = arguments.crop_size[0] * arguments.crop_size[-1] / 1e6
     megapixels = megapixels if automatic.seconds else views * crop
-    passes = megapixels / crop / facts.num_images
+    passes = megapixels / facts.megapixels / rules.shown_scale(facts, arguments) ** 2 / facts.num_images
     settle(rules.decide_augmentation(facts, passes))
     settle(rules.decide_dropout(arguments, architecture, passes))
     if architecture in ("setr", "segmenter") and not arguments.model_name_or_path:
@@ -283,7 +282,7 @@ def _settle_length(arguments: Arguments, automatic: Automatic, speed: Speed, vie
     crop = arguments.crop_size[0] * arguments.crop_size[-1] / 1e6
     megapixels = speed.megapixels * automatic.num_processes  # a second
     step_seconds = batch * crop / megapixels
-    scale = min(1.0, min(arguments.image_size) / min(facts.height, facts.width)) if arguments.image_size else 1.0
+    scale = rules.shown_scale(facts, arguments)
     shown = facts.num_validation_images * facts.megapixels
     automatic.evaluation_seconds = 1.0 + FORWARD_SHARE * shown * scale**2 / megapixels + 0.02 * shown
     if automatic.given & LENGTH_ARGUMENTS:
