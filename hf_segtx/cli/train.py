@@ -27,8 +27,8 @@ The final model has the weights of the last step, as papers report (averaged one
 A checkpoint is written under another name and renamed when it is whole, so `step_N` is never torn. A run that was
 killed and resumed takes the same steps as one that was not. SIGTERM, with which clusters announce that a machine is
 taken away, and Ctrl-C let the step (and an evaluation that is due) end, save, print the command that goes on, and end
-with exit status 143 or 130; a second Ctrl-C ends at once. Resuming with arguments that would make another run is
-refused. Exit status 2: something that you can cure, said in a line.
+with exit status 143 or 130; a second Ctrl-C ends at once. Resuming with arguments or data that would make another run
+is refused, and so is a folder that a living run writes to. Exit status 2: something that you can cure, said in a line.
 """
 
 import os
