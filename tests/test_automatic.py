@@ -76,7 +76,11 @@ def test_what_is_explicit_decides_nothing(words, expected):
 
 
 def test_given_names_are_those_written():
-    assert given_names("--train_dir --x --learning-rate=1 --no_fused".split()) == {"train_dir", "learning_rate", "fused"}
+    assert given_names("--train_dir --x --learning-rate=1 --no_fused".split()) == {
+        "train_dir",
+        "learning_rate",
+        "fused",
+    }
 
 
 # ---- rules
@@ -97,13 +101,14 @@ def test_seconds_of_what_is_no_time(text):
 
 def test_images_are_shown_smaller_only_where_time_is_short():
     small, large = FACTS, replace(FACTS, height=1024, width=2048, largest=(1024, 2048))
-    assert decisions.working_scale(small, 2000) == 1
-    assert decisions.working_scale(large, 1e6) == 1
+    assert decisions.working_scale(small, 2000, 8000) == 1
+    assert decisions.working_scale(large, 1e6, 8000) == 1
     # By hand: 8000 views of 1600 megapixels are 0.2 each, of 2.097 are 0.09537, the square of 0.3088.
     coarse = replace(large, object_sides=[200.0] * 3)
-    assert decisions.working_scale(coarse, 1600) == pytest.approx(0.3088, abs=1e-3)
-    assert decisions.working_scale(large, 1600) == pytest.approx(1.2 * 0.3088, abs=1e-3)  # poles of 8 pixels
-    assert decisions.working_scale(coarse, 1) * 1024 == pytest.approx(192)
+    assert decisions.working_scale(coarse, 1600, 8000) == pytest.approx(0.3088, abs=1e-3)
+    assert decisions.working_scale(large, 1600, 8000) == pytest.approx(1.2 * 0.3088, abs=1e-3)  # poles of 8 pixels
+    assert decisions.working_scale(coarse, 1600, 2000) == pytest.approx(2 * 0.3088, abs=1e-3)
+    assert decisions.working_scale(coarse, 1, 8000) * 1024 == pytest.approx(192)
 
 
 def test_crops_fit_into_the_images():

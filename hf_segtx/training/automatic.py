@@ -194,7 +194,7 @@ def configure(
         megapixels = seconds * speed.megapixels * num_processes
     architecture = architecture_name(arguments)
     if not arguments.image_size:
-        settle(rules.decide_images(facts, megapixels, architecture))
+        settle(rules.decide_images(facts, megapixels, architecture, is_pretrained))
     crop = arguments.crop_size[0] * arguments.crop_size[-1] / 1e6
     megapixels = megapixels if automatic.seconds else views * crop
     passes = megapixels / facts.megapixels / rules.shown_scale(facts, arguments) ** 2 / facts.num_images

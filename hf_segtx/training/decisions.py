@@ -20,6 +20,7 @@ REPORT_EVALUATIONS = 3.5  # what the last evaluation, the best model's and the r
 # From random weights on CamVid, with as many pixels in both: 4 images a step and 579 steps gave ten points more of mean
 # IoU than 8 images and 289 steps, about four of them from class weights.
 WANTED_STEPS = 3000
+VIEWS = 8000  # of whole images, from random weights; see `working_scale`
 MANY_PASSES = 60  # through the training images, from which on they could be learned by heart
 RAREST = 1e-4  # of the pixels, for the weight of a class
 SMALLEST_SHORT_EDGE = 192  # pixels that an image is shown at, at least: 6 cells of the last stage
@@ -165,14 +166,17 @@ def decide_held_out(num_images: int) -> list[Decision]:
     return [Decision("train_val_split", share, reason), Decision("keep_near_duplicates_together", True, alike)]
 
 
-def decide_images(facts: DataFacts, megapixels: float, architecture: str) -> list[Decision]:
+def decide_images(
+    facts: DataFacts, megapixels: float, architecture: str, is_pretrained: bool = False
+) -> list[Decision]:
     """Working size, crop, range of scales and protocol of evaluation.
 
     Args:
         megapixels: of crops that there is time for.
+        is_pretrained: then a quarter of the images are enough.
     """
     decisions = []
-    scale = working_scale(facts, megapixels)
+    scale = working_scale(facts, megapixels, VIEWS // 4 if is_pretrained else VIEWS)
     height, width = facts.height * scale, facts.width * scale
     if scale < 1:
         short = multiple_of(min(height, width), 32)
@@ -202,7 +206,7 @@ def multiple_of(value: float, step: int) -> int:
     return max(step, round(value / step) * step)
 
 
-def working_scale(facts: DataFacts, megapixels: float, views: int = 8000, object_side: float = 6.0) -> float:
+def working_scale(facts: DataFacts, megapixels: float, views: int, object_side: float = 6.0) -> float:
     """The factor, at most 1, at which the pixels of the time are those of so many images.
 
     Measured with SegFormer-B0 from random weights on CamVid, 100 megapixels: mean IoU 40.7 % at half the size, 29.9 %
