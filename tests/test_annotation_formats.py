@@ -148,6 +148,12 @@ def test_coco_file_alone_and_classes_by_name(tmp_path):
         load_data(train_dir=str(file))
 
 
+def test_images_of_a_file_without_a_split_are_rather_not_in_a_folder_for_one(tmp_path):
+    write_coco(tmp_path / "labels.json", [(0, 7, [ROAD])], 1, folder=tmp_path / "various")
+    picture(tmp_path / "train/0.jpg")
+    assert find_layout(tmp_path).records("train")[0][0] == str(tmp_path / "various/0.jpg")
+
+
 def test_coco_leaves_roboflows_root_category_out(tmp_path):
     file = write_coco(tmp_path / "_annotations.coco.json", [(0, 1, [ROAD])], 1)
     content = json.loads(file.read_text())

@@ -86,6 +86,14 @@ def test_names_that_only_look_alike_are_no_pairs(tmp_path, image, mask):
         pairs(tmp_path)
 
 
+def test_one_pair_says_nothing_about_an_ending_that_is_no_word_for_masks(tmp_path):
+    write(tmp_path, masks="masks/{}_night.png", stems="a")
+    with pytest.raises(ValueError, match="1 of 1 files have no mask"):
+        pairs(tmp_path)
+    write(tmp_path, images="more/images/{}.jpg", masks="more/masks/{}_mask.png", stems="a")
+    assert len(pairs(tmp_path / "more")) == 1
+
+
 @pytest.mark.parametrize("other", ["{}_mask.png", "{}_label.png", "{}.jpg.png", "M{}.png"])
 def test_mixed_names_are_refused(tmp_path, other):
     write(tmp_path, stems="ab")
@@ -137,6 +145,13 @@ def test_splits_are_never_mixed(tmp_path, names, form, kinds):
     assert labels.names == NAMES
     for dataset, stems in ((train, "abc"), (validation, "de")):
         assert [dataset.files(index)[0][-5] for index in range(len(dataset))] == list(stems)
+
+
+def test_other_words_for_a_split_are_the_same_split(tmp_path):
+    write(tmp_path, "images/train/{}.jpg", "masks/Training/{}.png", stems="abc")
+    write(tmp_path, "images/val/city/{}.jpg", "masks/validation/city/{}.png", stems="de")
+    train, validation, _ = load_data(train_dir=str(tmp_path))
+    assert (len(train), len(validation)) == (3, 2)
 
 
 def test_folders_of_any_name_beside_one_of_masks(tmp_path):
@@ -311,6 +326,9 @@ def test_vocs_own_numbers_need_vocs_own_descriptions(tmp_path):
     with pytest.raises(ValueError, match="no class names"):
         load_data(train_dir=str(tmp_path))
     (root / "Annotations").mkdir()
+    (root / "Annotations/000032.xml").write_text("<source><database>Unknown</database></source>")
+    with pytest.raises(ValueError, match="no class names"):
+        load_data(train_dir=str(tmp_path))
     (root / "Annotations/000032.xml").write_text("<source><database>The VOC2007 Database</database></source>")
     assert load_data(train_dir=str(tmp_path))[2].num_labels == 21
     labelmap(root)
