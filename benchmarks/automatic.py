@@ -38,7 +38,7 @@ FLAGS = {
     "recipe": ["--recipe", str(RECIPE)],
     "defaults": ["--architecture", "segformer", "--size", "b0"],
     "transformers": "--architecture segformer --size b0 --scale_range 1 1 --learning_rate 5e-5 --weight_decay 0 "
-    "--color_changes False --max_grad_norm 1".split(),
+    "--photometric none --max_grad_norm 1".split(),
 }
 TRIAL_STEPS = 12  # whose time is measured for the contestants that have no budget of their own
 

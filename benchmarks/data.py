@@ -163,7 +163,7 @@ def images_per_second(loader, warm_up: int, batches: int) -> float:
 def compare(title: str, folder: Path, crop_size: tuple[int, int], workers: int, rounds: int, images: int) -> None:
     records, labels = folder_records(folder), Labels.from_folder(folder)
     batches, epoch = max(1, images // BATCH_SIZE), -(-len(records) // BATCH_SIZE)
-    crop_only = {"scale_range": (1, 1), "photometric_distortion": False, "max_share": 1.0}
+    crop_only = {"scale_range": (1, 1), "photometric": "none", "max_share": 1.0}
     arguments = crop_size, workers
     tasks = {
         "full": ({}, {"torchvision": lambda: endless(PlainDataset(records, crop_size), workers)}),

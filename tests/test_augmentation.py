@@ -31,7 +31,7 @@ def augmented(transform, image, label, seed=0):
 
 @pytest.mark.parametrize("seed", range(8))
 def test_image_and_mask_stay_aligned(seed):
-    transform = TrainingTransform(PROCESSOR, (60, 80), (0.4, 2.0), photometric_distortion=False)
+    transform = TrainingTransform(PROCESSOR, (60, 80), (0.4, 2.0), photometric="none")
     batch = transform.collate([transform.crop(*blocks(), np.random.default_rng(seed))])
     pixels, labels = batch["pixel_values"][0].permute(2, 0, 1), batch["labels"][0]
     valid = labels != 255
@@ -59,7 +59,7 @@ def test_scaled_crop_matches_resizing_the_whole_image(dtype, as_pil):
     doubled = torch.from_numpy(mask).repeat_interleave(2, 0).repeat_interleave(2, 1)
     flips = set()
     for seed in range(6):
-        transform = TrainingTransform(PROCESSOR, (40, 40), (2, 2), photometric_distortion=False)
+        transform = TrainingTransform(PROCESSOR, (40, 40), (2, 2), photometric="none")
         random = np.random.default_rng(seed)
         (top, left, bottom, right), size = transform.draw(mask, random)
         assert size == [40, 40] and bottom - top == right - left == 20
@@ -143,6 +143,105 @@ def test_no_class_fills_more_than_three_quarters_of_a_crop():
     assert sum(share > 0.75 for share in shares(0.75)) < 10
 
 
+def test_every_position_is_taken_if_any_class_may_fill_a_crop():
+    """The rule that no class may fill a crop, against a slow loop that draws as often as it says; void alone, too."""
+    random = np.random.default_rng(0)
+    for seed in range(100):
+        mask = random.choice([0, 0, 0, 0, 1, 255], (20, 30)).astype(np.uint8) if seed % 4 else np.full((20, 30), 255)
+        for max_share in (0.5, 0.8, 1.0):
+            draws = np.random.default_rng(seed)
+            draws.uniform(1, 1)
+            for _ in range(10 if max_share < 1 else 1):
+                top, left = draws.integers(20 - 6 + 1), draws.integers(30 - 8 + 1)
+                valid = [value for value in mask[top : top + 6, left : left + 8].flat if value != 255]
+                if valid and max(valid.count(0), valid.count(1)) <= max_share * len(valid):
+                    break
+            transform = TrainingTransform(PROCESSOR, (6, 8), (1, 1), max_share=max_share)
+            assert transform.draw(mask, np.random.default_rng(seed))[0] == (top, left, top + 6, left + 8)
+
+
+def test_steps_of_the_scale_ratios_and_squashing_match_slow_formulas():
+    """HRNet-OCR's factors 0.5, 0.6, ..., 2.1; openseg's ratio of width to height; an image squashed to a square."""
+    label, steps = np.zeros((40, 60), np.uint8), set()
+    for seed in range(100):
+        draw = np.random.default_rng(seed)
+        factor = [number / 10 for number in range(5, 22)][draw.integers(17)]
+        steps.add(factor)
+        stepped = TrainingTransform(PROCESSOR, (500, 500), (0.5, 2.1, 0.1))
+        assert stepped.draw(label, np.random.default_rng(seed))[1] == [round(40 * factor), round(60 * factor)]
+
+        draw = np.random.default_rng(seed)
+        factor, ratio = draw.uniform(0.5, 1.5), draw.uniform(0.9, 1.1)
+        size = [max(1, round(47 * factor * (1 / ratio) ** 0.5)), max(1, round(47 * factor * ratio**0.5))]
+        squashed = TrainingTransform(
+            PROCESSOR, (500, 500), (0.5, 1.5), aspect_range=(0.9, 1.1), base_size=(47, 47), squash=True
+        )
+        box, drawn_size = squashed.draw(label, np.random.default_rng(seed))
+        assert box == (0, 0, 40, 60) and np.abs(np.subtract(drawn_size, size)).max() == 0
+        assert max(drawn_size[0] / 40, drawn_size[1] / 60) <= squashed.largest_scale(40, 60) + 0.5 / 40
+    assert steps == {number / 10 for number in range(5, 22)}  # both ends
+
+
+def test_a_squashed_crop_shows_what_resizing_the_whole_image_shows():
+    """torchvision's slow way, crops of an image that is twice as high and half as wide."""
+    image = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (3, 48, 64)).astype(np.uint8))
+    image = F.gaussian_blur(image, [5, 5])
+    array, mask = image.permute(1, 2, 0).contiguous().numpy(), np.zeros((48, 64), np.uint8)
+    whole = F.resize(image, [96, 32], antialias=True)
+    options = {"base_size": (96, 32), "squash": True, "flip_probability": 0, "photometric": "none"}
+    transform = TrainingTransform(PROCESSOR, (40, 16), (1, 1), **options)
+    for seed in range(20):
+        (top, left, bottom, right), size = transform.draw(mask, np.random.default_rng(seed))
+        assert size == [40, 16] and (bottom - top, right - left) == (20, 32)
+        if left % 2:
+            continue  # half a pixel of the squashed image
+        pixels, _ = augmented(transform, array, mask, seed)
+        expected = whole[:, 2 * top : 2 * top + 40, left // 2 : left // 2 + 16]
+        assert (pixels.int() - expected.int())[:, 1:-1, 2:-2].abs().max() <= 1  # rounding; not the rim
+
+
+def test_share_of_mirrored_images():
+    """2000 draws: three standard deviations are 0.027 at a share of 0.2."""
+    image = np.arange(6, dtype=np.uint8)[None, :, None].repeat(3, 2)
+    for share in (0.0, 0.2, 1.0):
+        transform = TrainingTransform(PROCESSOR, (1, 6), (1, 1), flip_probability=share, photometric="none")
+        flips = [augmented(transform, image, np.zeros((1, 6), np.uint8), seed)[0][0, 0, 0] == 5 for seed in range(2000)]
+        assert abs(np.mean(flips) - share) <= 0.027
+
+
+@pytest.mark.parametrize("strength", [0.5, 1.0, 2.0])
+def test_brightness_is_one_shift_of_all_channels(strength):
+    """Against a slow formula with the drawn number; all of the 21 numbers come up."""
+    image, shifts = np.random.default_rng(0).integers(0, 256, (4, 5, 3)).astype(np.uint8), set()
+    options = {"flip_probability": 0, "photometric": "brightness", "photometric_strength": strength}
+    transform = TrainingTransform(PROCESSOR, (4, 5), (1, 1), **options)
+    mean, std = (255 * np.array(values) for values in (PROCESSOR.image_mean, PROCESSOR.image_std))
+    for seed in range(200):
+        shift = int(np.random.default_rng(seed).integers(-10, 11))
+        matrix = transform.colors(np.random.default_rng(seed), 3)
+        assert np.array_equal(matrix[:, :3], np.eye(3)) and np.allclose(matrix[:, 3], strength * shift, atol=1e-5)
+        shifts.add(shift)
+    assert shifts == set(range(-10, 11))
+    batch = transform.collate([transform.crop(image, np.zeros((4, 5), np.uint8), np.random.default_rng(3))])
+    shift = batch["colors"][0, 0, 3].item()
+    assert shift != 0
+    expected = (np.clip(image + shift, 0, 255) - mean) / std
+    result = transform.finish(batch)["pixel_values"][0].permute(1, 2, 0).numpy()
+    assert np.abs(result - expected).max() < 1e-4  # float32
+
+
+def test_strength_is_a_factor_of_every_change():
+    for seed in range(100):
+        full, half = (
+            TrainingTransform(PROCESSOR, (4, 5), photometric_strength=strength).colors(np.random.default_rng(seed), 1)
+            for strength in (1.0, 0.5)
+        )
+        brightness, contrast, _, _ = drawn(seed)
+        for matrix, strength in ((full, 1.0), (half, 0.5)):
+            gain = 1 + 0.5 * strength * contrast
+            assert np.allclose(matrix, [[gain, gain * 32 * strength * brightness]], atol=1e-4)
+
+
 def drawn(seed):
     """Brightness, contrast, saturation and hue in [-1, 1] that `TrainingTransform.colors` draws."""
     chances, values = np.random.default_rng(seed).random((2, 4))
@@ -206,7 +305,7 @@ def test_normalization_equals_the_processors(num_channels):
     processor = SegFormerImageProcessor(image_mean=mean, image_std=std, do_resize=False, do_pad=False)
     image = torch.randint(0, 256, (num_channels, 10, 12), dtype=torch.uint8)
     sample = image.permute(1, 2, 0).numpy(), np.zeros((10, 12), np.uint8), np.random.default_rng(0)
-    transform = TrainingTransform(processor, (10, 12), (1, 1), flip_probability=0, photometric_distortion=False)
+    transform = TrainingTransform(processor, (10, 12), (1, 1), flip_probability=0, photometric="none")
     expected = processor(image, input_data_format="channels_first", return_tensors="pt")["pixel_values"][0]
     result = transform.finish(transform.collate([transform.crop(*sample)]))
     assert torch.equal(result["pixel_values"][0], expected)
@@ -222,7 +321,7 @@ def test_jpegs_far_larger_than_needed_are_decoded_smaller(tmp_path):
     write_sample(tmp_path, "a", smooth, np.zeros((251, 333), np.uint8), (".jpg", ".png"))
     dataset = SegmentationDataset(folder_records(tmp_path), Labels(names=("a", "b")))
     for base, decoded_height in (((100, 133), 126), ((200, 266), 251)):
-        transform = TrainingTransform(PROCESSOR, (50, 50), (0.3, 1.0), base_size=base, photometric_distortion=False)
+        transform = TrainingTransform(PROCESSOR, (50, 50), (0.3, 1.0), base_size=base, photometric="none")
         read_image, label = dataset.open(0, largest_scale=transform.largest_scale)
         image = read_image()
         assert image.height == decoded_height and label.shape == (251, 333)

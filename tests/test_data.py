@@ -266,7 +266,7 @@ def test_streaming_is_exact_and_resumes_anywhere(streams, monkeypatch):
     for module in (loaders, tables_module):
         monkeypatch.setattr(module, "POOL_SIZE", 30)
     train, _, _ = streamed(streams)
-    transform = TrainingTransform(PROCESSOR, (4, 4), (1, 1), flip_probability=0, photometric_distortion=False)
+    transform = TrainingTransform(PROCESSOR, (4, 4), (1, 1), flip_probability=0, photometric="none")
 
     def rows(batches, count):
         red = 255 * (PROCESSOR.image_std[0] * batches["pixel_values"][:, 0, 0, 0] + PROCESSOR.image_mean[0])

@@ -243,7 +243,7 @@ def test_many_channels_go_through_training_and_evaluation(tmp_path):
     train, validation, _ = load_data(train_dir=folder, validation_dir=folder, num_channels=5)
     mean, std = [0.1] * 5, [0.2, 0.3, 0.4, 0.5, 0.6]
     processor = SegFormerImageProcessor(image_mean=mean, image_std=std, do_resize=False, do_pad=False)
-    transform = TrainingTransform(processor, (24, 32), (1, 1), flip_probability=0, photometric_distortion=False)
+    transform = TrainingTransform(processor, (24, 32), (1, 1), flip_probability=0, photometric="none")
     batch = next(iter(training_dataloader(train, transform, 4)))
     (evaluation,) = evaluation_dataloader(validation, 4)
     expected = processor(evaluation["images"], return_tensors="pt")["pixel_values"]

@@ -60,6 +60,18 @@ def test_groups_follow_the_recipe():
     }
 
 
+def test_norms_that_decay():
+    """Of the heads alone, as SegFormer's authors have it, and of everything, as OCRNet's."""
+    model = Model()
+    norms = {f"backbone.{i}.{name}" for i in (0, 1) for name in ("pos_embed", "norm1.weight", "norm1.bias")}
+    for which, undecayed in (("heads", {"backbone, no decay": norms}), ("all", {})):
+        groups = parameter_groups(model, 1e-3, weight_decay=0.01, norm_decay=which)
+        names = names_by_group(model, groups)
+        assert {name: names[name] for name in names if "no decay" in name} == undecayed
+        assert {group["weight_decay"] for group in groups if "no decay" not in group["name"]} == {0.01}
+        assert set.union(*names.values()) == {name for name, _ in model.named_parameters()}
+
+
 def test_frozen_and_shared_parameters():
     model = Model()
     model.backbone[0].requires_grad_(False)

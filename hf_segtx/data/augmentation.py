@@ -25,18 +25,24 @@ class TrainingTransform:
     more than `max_share` of its valid pixels is drawn again, ten times at most. Differs: the resize is antialiased, as
     in the processor, and does not look beyond the crop.
 
-    Colours as mmsegmentation's PhotoMetricDistortion: brightness +-32, contrast x0.5-1.5, saturation x0.5-1.5 and hue
-    +-36 degrees, each with probability 0.5. Differs: saturation and hue scale and turn the chroma plane of YIQ instead
-    of going through HSV, so that all four are one 3x3 matrix, and values are clipped once, at the end. Images without
-    three channels get brightness and contrast only.
+    "full" colours as mmsegmentation's PhotoMetricDistortion: brightness +-32, contrast x0.5-1.5, saturation x0.5-1.5
+    and hue +-36 degrees, each with probability 0.5. Differs: saturation and hue scale and turn the chroma plane of YIQ
+    instead of going through HSV, so that all four are one 3x3 matrix, and values are clipped once, at the end. Images
+    without three channels get brightness and contrast only. "brightness" is openseg's: one whole number within +-10,
+    for every image.
 
     Args:
         processor: image processor; its `rescale_factor`, `image_mean` and `image_std` are used.
         crop_size: (h, w) pixels of the result; smaller images are padded at the bottom and right.
-        scale_range: bounds of the uniform random factor.
+        scale_range: bounds of the uniform random factor; a third number makes it one of those that many apart from the
+            lower bound on, up to the upper one.
+        aspect_range: bounds of a uniform random factor of the ratio of width to height, the area kept (openseg).
         base_size: what factor 1 means: None, the image's own size; (short, long), the largest keep-ratio size whose
-            sides fit into these pixels.
-        photometric_distortion: change colours. Not done if the processor does not rescale: then the range is unknown.
+            sides fit into these pixels; with `squash`, exactly this height and width.
+        max_share: of one class in a crop; 1 for any.
+        photometric: "none", "brightness" or "full" changes of the colours. "none" if the processor does not rescale:
+            then the range is unknown.
+        photometric_strength: factor of all these changes, in (0, 2].
         flip_permutation: class that each class is in a mirrored image ("left arm", "right arm"), of
             `hf_segtx.data.labels.flip_permutation`; None if all stay.
     """
@@ -53,12 +59,15 @@ class TrainingTransform:
         self,
         processor,
         crop_size: tuple[int, int],
-        scale_range: tuple[float, float] = (0.5, 2.0),
+        scale_range: tuple[float, ...] = (0.5, 2.0),
         *,
+        aspect_range: tuple[float, float] | None = None,
         base_size: tuple[int, int] | None = None,
+        squash: bool = False,
         max_share: float = 0.75,
         flip_probability: float = 0.5,
-        photometric_distortion: bool = True,
+        photometric: str = "full",
+        photometric_strength: float = 1.0,
         ignore_index: int = 255,
         flip_permutation: Sequence[int] | None = None,
     ):
@@ -68,10 +77,13 @@ class TrainingTransform:
         self.mean, self.std = (torch.tensor(x) * unit for x in (processor.image_mean, processor.image_std))
         self.crop_size = tuple(crop_size)
         self.scale_range = scale_range
+        self.aspect_range = aspect_range
         self.base_size = base_size
+        self.squash = squash
         self.max_share = max_share
         self.flip_probability = flip_probability
-        self.photometric_distortion = photometric_distortion and self.white is not None
+        self.photometric = "none" if self.white is None else photometric
+        self.photometric_strength = photometric_strength
         self.ignore_index = ignore_index
         self.flip_permutation = None if flip_permutation is None else np.asarray(flip_permutation)
 
@@ -83,7 +95,7 @@ class TrainingTransform:
 
         Shape:
             returns: "pixel_values" (B, h, w, C), 8 bits (float32 for deeper images), "labels" (B, h, w), "sizes" the
-                height and width of each without its padding, and, with `photometric_distortion`, "colors" (B, C, C + 1)
+                height and width of each without its padding, and, if colours change, "colors" (B, C, C + 1)
         """
         shape, channels = (len(crops), *self.crop_size), crops[0][0].shape[-1]
         depth = functools.reduce(torch.promote_types, (pixels.dtype for pixels, _, _ in crops))
@@ -98,7 +110,7 @@ class TrainingTransform:
             batch["labels"][number, :height, :width] = labels
             batch["labels"][number, height:] = self.ignore_index
             batch["labels"][number, :, width:] = self.ignore_index
-        if self.photometric_distortion:
+        if self.photometric != "none":
             batch["colors"] = empty((len(crops), channels, channels + 1), dtype=torch.float32)
             batch["colors"].numpy()[:] = [colors for _, _, colors in crops]
         return batch
@@ -126,26 +138,49 @@ class TrainingTransform:
             result[:, :, width:] = 0
         return {"pixel_values": pixels, "labels": _large(labels.shape, torch.int64, labels.device).copy_(labels)}
 
-    def _base_scale(self, height: int, width: int) -> float:
-        """What factor 1 means for an image of this size."""
+    def _base_scales(self, height: int, width: int) -> tuple[float, float]:
+        """What factor 1 means for the rows and the columns of an image of this size."""
         if self.base_size is None:
-            return 1.0
+            return 1.0, 1.0
+        if self.squash:
+            return self.base_size[0] / height, self.base_size[1] / width
         sides = height, width
-        return min(min(self.base_size) / min(sides), max(self.base_size) / max(sides))
+        scale = min(min(self.base_size) / min(sides), max(self.base_size) / max(sides))
+        return scale, scale
 
     def largest_scale(self, height: int, width: int) -> float:
         """The largest factor that an image of this size can be resized by; a JPEG need not be decoded larger."""
-        return self.scale_range[1] * self._base_scale(height, width)
+        low, high = self.aspect_range or (1, 1)
+        return self.scale_range[1] * max(self._base_scales(height, width)) * math.sqrt(max(high, 1 / low))
+
+    def _draw_scales(self, sides: tuple[int, int], random: np.random.Generator) -> list[float]:
+        """Factors of rows and columns."""
+        low, high, *step = self.scale_range
+        if step:
+            scale = low + step[0] * random.integers(math.floor((high - low) / step[0] + 1e-6) + 1)
+        else:
+            scale = random.uniform(low, high)
+        stretch = math.sqrt(random.uniform(*self.aspect_range)) if self.aspect_range else 1.0
+        rows, columns = self._base_scales(*sides)
+        return [scale * rows / stretch, scale * columns * stretch]
 
     def draw(self, labels: np.ndarray, random: np.random.Generator) -> tuple[tuple[int, int, int, int], list[int]]:
         """A part of the labels, (top, left, bottom, right), and the size that it gets, at most the crop size."""
         sides = labels.shape
-        scale = random.uniform(*self.scale_range) * self._base_scale(*sides)
-        size = [min(crop, max(1, round(side * scale))) for crop, side in zip(self.crop_size, sides, strict=True)]
-        height, width = (min(side, max(1, round(out / scale))) for out, side in zip(size, sides, strict=True))
+        scales = self._draw_scales(sides, random)
+        size = [
+            min(crop, max(1, round(side * scale)))
+            for crop, side, scale in zip(self.crop_size, sides, scales, strict=True)
+        ]
+        height, width = (
+            side if out < crop else min(side, max(1, round(out / scale)))
+            for out, crop, side, scale in zip(size, self.crop_size, sides, scales, strict=True)
+        )
         step = max(1, round(math.sqrt(height * width) / 100))  # some 10,000 pixels tell the share well enough
         for _ in range(10):
             top, left = (int(random.integers(side - part + 1)) for side, part in zip(sides, (height, width)))
+            if self.max_share >= 1:
+                break
             crop = labels[top : top + height : step, left : left + width : step]
             counts = np.bincount(crop[crop != self.ignore_index])
             if counts.size and counts.max() <= self.max_share * counts.sum():
@@ -160,7 +195,7 @@ class TrainingTransform:
                 `largest_scale`); or a function of the number of rows that are needed that gives these of it, or more
             labels: (H, W)
             returns: pixels (h', w', C), 8 bits (float32 for deeper images), labels (h', w'), at most of the crop size;
-                with `photometric_distortion` (C, C + 1), a matrix and an offset for the colours, else None
+                and (C, C + 1), a matrix and an offset for the colours, or None if they stay
         """
         box, size = self.draw(labels, random)
         flip = random.random() < self.flip_probability
@@ -184,15 +219,18 @@ class TrainingTransform:
         if flip and self.flip_permutation is not None:
             is_class = labels != self.ignore_index
             labels[is_class] = self.flip_permutation[labels[is_class]]
-        colors = self.colors(random, pixels.shape[-1]) if self.photometric_distortion else None
+        colors = self.colors(random, pixels.shape[-1]) if self.photometric != "none" else None
         return pixels.flip(1) if flip else pixels, torch.from_numpy(labels), colors
 
     def colors(self, random: np.random.Generator, channels: int) -> np.ndarray:
         """(C, C + 1) float32: a matrix, and an offset, for the colours of an image."""
+        colors, strength = np.eye(channels, channels + 1), self.photometric_strength
+        if self.photometric == "brightness":
+            colors[:, -1] = strength * random.integers(-10, 11) / 255 * self.white
+            return colors.astype(np.float32)
         chances, values = random.random((2, 4)).tolist()
-        drawn = (2 * value - 1 if chance < 0.5 else 0.0 for chance, value in zip(chances, values))
-        brightness, contrast, saturation, hue = drawn  # each in [-1, 1]
-        colors = np.eye(channels, channels + 1)
+        drawn = (strength * (2 * value - 1) if chance < 0.5 else 0.0 for chance, value in zip(chances, values))
+        brightness, contrast, saturation, hue = drawn  # each in [-strength, strength]
         if channels == 3:
             chroma = (1 + 0.5 * saturation) * cmath.exp(1j * math.radians(36) * hue)
             colors[:, :3] = self.LUMA + chroma.real * self.CHROMA + chroma.imag * self.TURNED_CHROMA

@@ -50,9 +50,13 @@ class ImageSettings:
     """Images: sizes, normalization, augmentation, reading."""
 
     image_size: list[int] = setting(
-        [], "Shortest and longest edge (pixels) that images are resized to, ratio kept, in training (before "
+        [], "Shortest and longest edge (pixels; see resize_mode) that images are resized to, in training (before "
         "scale_range), evaluation and in the saved processor. If not given: the model's processor, else own size.",
         "[1, 100000]", "1-2",
+    )  # fmt: skip
+    resize_mode: Literal["keep", "squash", "long"] = setting(
+        "keep", "What image_size is: shortest and longest edge, height and width, or the longest edge alone; squash "
+        "does not keep the ratio.",
     )  # fmt: skip
     image_mean: list[float] = setting(
         [], "Mean of each channel, of 0-1, for the processor; else the architecture's.", "[0, 1]"
@@ -62,8 +66,25 @@ class ImageSettings:
         [512], "Height and width of training crops in pixels; one number is a square.", "[1, 100000]", "1-2"
     )
     scale_range: list[float] = setting([0.5, 2.0], "Range of the random resizing before the crop.", "(0, 100]", "2")
-    flip: bool = setting(True, "Mirror half of the training images; classes of the left and the right change places.")
-    color_changes: bool = setting(True, "Change brightness, contrast and colours of the training images.")
+    scale_step: float | None = setting(
+        None, "Draw the factor of scale_range from those this far apart; else any number.", "(0, 100]"
+    )
+    aspect_range: list[float] = setting(
+        [], "Range of a random factor of the ratio of width to height, the area kept; else 1.", "[0.1, 10]", "2"
+    )
+    max_class_share: float = setting(
+        0.75, "Draw a crop anew, up to ten times, if a class has more than this share of its pixels; 1: never.",
+        "(0, 1]",
+    )  # fmt: skip
+    flip_probability: float = setting(
+        0.5,
+        "Share of training images that are mirrored; classes of the left and the right change places.",
+        "[0, 1]",
+    )
+    photometric: Literal["none", "brightness", "full"] = setting(
+        "full", "Changes of training images: none, a shift by 10 levels of 255, or brightness, contrast and colours."
+    )
+    photometric_strength: float = setting(1.0, "Factor of the changes of photometric.", "(0, 2]")
     dataloader_num_workers: int | None = setting(
         None, "Processes that read images; else 0 on a CPU, up to 8 on a GPU.", "[0, 1024]"
     )
@@ -96,7 +117,10 @@ class OptimizationSettings:
     ema_decay: float | None = setting(
         None, "Evaluate and save a moving average of the weights, with this decay, e.g. 0.999.", "[0, 1)"
     )
-    weight_decay: float = setting(0.01, "Weight decay; norms and position tables have none.", "[0, 1000]")
+    weight_decay: float = setting(0.01, "Weight decay; for norms and position tables see norm_decay.", "[0, 1000]")
+    norm_decay: Literal["none", "heads", "all"] = setting(
+        "none", "Which norms and position tables have weight decay, too: none, those of the heads, or all."
+    )
     adam_beta1: float = setting(0.9, "AdamW's beta 1.", "[0, 1)")
     adam_beta2: float = setting(0.999, "AdamW's beta 2.", "[0, 1)")
     adam_epsilon: float = setting(1e-8, "AdamW's epsilon.", "(0, 1]")
@@ -260,13 +284,26 @@ def check_arguments(arguments: Arguments) -> None:
     every = arguments.checkpointing_steps
     if every is not None and every != "epoch" and not (every.isdecimal() and int(every) > 0):
         raise ValueError(f"checkpointing_steps is {every!r}; give a number of steps, or 'epoch'")
-    if arguments.image_size != sorted(arguments.image_size):
+    if arguments.resize_mode != "keep" and not arguments.image_size:
+        raise ValueError(f"resize_mode {arguments.resize_mode} is for image_size; add it, or omit resize_mode")
+    if arguments.resize_mode == "long" and len(arguments.image_size) != 1:
+        raise ValueError(f"image_size is {arguments.image_size}; with resize_mode long, give the longest edge alone")
+    if arguments.resize_mode == "keep" and arguments.image_size != sorted(arguments.image_size):
         raise ValueError(f"image_size is {arguments.image_size}; give the shortest edge, then the longest")
     if (arguments.window_size or arguments.window_stride) and arguments.eval_mode != "slide":
         raise ValueError("window_size and window_stride are for eval_mode slide; add it, or omit them")
     smallest, largest = arguments.scale_range
     if smallest > largest:
         raise ValueError(f"scale_range is {arguments.scale_range}; give smallest and largest factor, e.g. 0.5 2")
+    if arguments.scale_step is not None and arguments.scale_step > largest - smallest:
+        raise ValueError(
+            f"scale_step {arguments.scale_step} leaves one factor of scale_range {arguments.scale_range}; lower it, or "
+            "omit it"
+        )
+    if arguments.aspect_range != sorted(arguments.aspect_range):
+        raise ValueError(f"aspect_range is {arguments.aspect_range}; give smallest and largest factor, e.g. 0.9 1.1")
+    if arguments.photometric == "none" and arguments.photometric_strength != 1:
+        raise ValueError("photometric_strength is for photometric brightness or full; omit it")
     if arguments.nesterov and arguments.momentum == 0:
         raise ValueError("nesterov needs a momentum above 0; momentum is 0")
     if arguments.class_weights != ["auto"]:

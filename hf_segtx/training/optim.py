@@ -68,6 +68,7 @@ def parameter_groups(
     weight_decay: float = 0.0,
     head_lr_multiplier: float = 1.0,
     layer_decay: float = 1.0,
+    norm_decay: str = "none",
 ) -> list[dict]:
     """Splits the trainable parameters into groups: backbone (a layer of it) or head, decayed or not.
 
@@ -76,11 +77,13 @@ def parameter_groups(
 
     Args:
         learning_rate: of the backbone, per optimizer step.
-        weight_decay: as the optimizer understands it (decoupled for AdamW); 0 for norms and position tables.
+        weight_decay: as the optimizer understands it (decoupled for AdamW).
         head_lr_multiplier: the heads' learning rate divided by the backbone's.
         layer_decay: factor of the learning rate from a layer of the backbone to the one before it, in (0, 1] (BEiT,
             arXiv 2106.08254: 0.65 to 0.9). The last of L layers has `layer_decay` times the rate, the first, which has
             the embeddings of a ViT, `layer_decay ** L`. Layers are a ViT's blocks, else stages.
+        norm_decay: "none" leaves norms and position tables without weight decay, "heads" those of the backbone
+            (SegFormer's authors), "all" nothing (OCRNet's).
 
     Returns:
         groups for a torch optimizer, each parameter in exactly one, with a `name` such as "head, no decay".
@@ -102,7 +105,8 @@ def parameter_groups(
                 continue
             seen.add(id(parameter))
             is_head, layer = id(parameter) not in backbone, backbone.get(id(parameter), depth)
-            key = (is_head, layer, is_undecayed(module, name))
+            decays = norm_decay == "all" or (norm_decay == "heads" and is_head) or not is_undecayed(module, name)
+            key = (is_head, layer, not decays)
             if key not in groups:
                 part = "head" if is_head else "backbone"
                 groups[key] = {

@@ -141,13 +141,18 @@ def build_loader(
     arguments: Arguments, accelerator: Accelerator, dataset, processor, labels: Labels, start_step: int
 ) -> TrainingLoader:
     """The endless batches of a process, from optimizer step `start_step` on."""
+    squash = arguments.resize_mode == "squash"
     transform = TrainingTransform(
         processor,
         (arguments.crop_size[0], arguments.crop_size[-1]),
-        scale_range=tuple(arguments.scale_range),
-        base_size=base_size(processor),
-        flip_probability=0.5 if arguments.flip else 0.0,
-        photometric_distortion=arguments.color_changes,
+        scale_range=(*arguments.scale_range, *[arguments.scale_step] * (arguments.scale_step is not None)),
+        aspect_range=tuple(arguments.aspect_range) or None,
+        base_size=(processor.size.height, processor.size.width) if squash else base_size(processor),
+        squash=squash,
+        max_share=arguments.max_class_share,
+        flip_probability=arguments.flip_probability,
+        photometric=arguments.photometric,
+        photometric_strength=arguments.photometric_strength,
         ignore_index=labels.ignore_index,
         flip_permutation=flip_permutation(labels.id2label),
     )
@@ -258,7 +263,13 @@ def set_protocol(arguments: Arguments, model: nn.Module, processor) -> None:
     """
     if arguments.image_size:
         processor.do_resize = True
-        processor.size = SizeDict(**dict(zip(("shortest_edge", "longest_edge"), arguments.image_size)))
+        first, last = arguments.image_size[0], arguments.image_size[-1]
+        if arguments.resize_mode == "squash":
+            processor.size = SizeDict(height=first, width=last)
+        elif arguments.resize_mode == "long":  # both edges fit into it, so the longest has it
+            processor.size = SizeDict(shortest_edge=first, longest_edge=first)
+        else:
+            processor.size = SizeDict(**dict(zip(("shortest_edge", "longest_edge"), arguments.image_size)))
     channels = getattr(model.config, "num_channels", 3)
     for name in ("image_mean", "image_std"):
         if values := getattr(arguments, name):
@@ -361,7 +372,12 @@ def build_optimizer(arguments: Arguments, model: nn.Module, total_steps: int):
         ValueError: if the schedule does not fit, or its name is unknown.
     """
     groups = parameter_groups(
-        model, arguments.learning_rate, arguments.weight_decay, arguments.head_lr_multiplier, arguments.layer_decay
+        model,
+        arguments.learning_rate,
+        arguments.weight_decay,
+        arguments.head_lr_multiplier,
+        arguments.layer_decay,
+        arguments.norm_decay,
     )
     if arguments.optimizer == "sgd":
         momentum = {"momentum": arguments.momentum, "nesterov": arguments.nesterov}
