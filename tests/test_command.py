@@ -108,7 +108,7 @@ def test_usage_fits_the_terminal():
     assert set(COMMANDS) == modules - {"__init__", "flags", "model_flags", "training_flags"}
 
 
-@pytest.mark.parametrize("command", COMMANDS.keys() - {"recipes"})
+@pytest.mark.parametrize("command", sorted(COMMANDS.keys() - {"recipes"}))
 def test_script_is_the_command(command):
     """The scripts of examples/ are how people start under a launcher; their own folder hides no library."""
     if not (ROOT / f"examples/{SCRIPTS.get(command, command)}.py").exists():

@@ -4,8 +4,8 @@ import copy
 
 import pytest
 import torch
-from conformance.table import CASES
 from safetensors.torch import load_file
+from tiny import CASES
 
 
 peft = pytest.importorskip("peft")
@@ -13,9 +13,9 @@ peft = pytest.importorskip("peft")
 from hf_segtx.training.lora import add_adapters, lora_config, merged  # noqa: E402
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 def test_trains_saves_reloads_and_merges(case, tmp_path):
-    original = case.get("ForSemanticSegmentation")(case.make_config())
+    original = case.row.model(case.make_config())
     model = peft.get_peft_model(copy.deepcopy(original), lora_config(original, r=4))
     size = case.image_size
     pixel_values, labels = torch.randn(2, 3, size, size), torch.zeros(2, size, size, dtype=torch.long)
@@ -49,10 +49,10 @@ def test_trains_saves_reloads_and_merges(case, tmp_path):
         assert torch.equal(again(pixel_values).logits, merged(pixel_values).logits)
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 def test_model_without_adapters_predicts_as_the_one_with_them(case):
     """Product of the factors times alpha / rank = 2, in the model as it trains and in what is saved of it."""
-    model = case.get("ForSemanticSegmentation")(case.make_config()).eval()
+    model = case.make_model()
     original = copy.deepcopy(model)
     add_adapters(model, rank=3)
     factors = [parameter for name, parameter in model.named_parameters() if ".lora_" in name]
