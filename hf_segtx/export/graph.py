@@ -31,8 +31,8 @@ class GraphOptions:
     Args:
         outputs: among "label_map" (B, H, W), uint8 or, for more than 256 classes, int16; "logits" (B, K, h, w) float32,
             at the resolution of the head; "confidence" (B, H, W) float32, the softmax probability of the label.
-        mean, std: of the normalisation if the graph shall take RGB of 0-255 (B, 3, H, W) uint8; None: the input is
-            float32 as the image processor normalises it.
+        mean, std: of the normalisation, in units of 0-255, if the graph shall take RGB of 0-255 (B, 3, H, W) uint8;
+            None: the input is float32 as the image processor normalises it.
         half: compute in 16 bits; input and outputs stay what they are.
         static_shape: (B, H, W) if the graph shall serve that size only.
     """
@@ -140,10 +140,10 @@ class Graph(nn.Module):
         self.num_labels = model.config.num_labels
         self.outputs, self.align_corners, self.channels_last = tuple(options.outputs), align_corners, channels_last
         self.normalize = options.mean is not None
-        if self.normalize:  # (x / 255 - mean) / std as one product and one sum
-            std = torch.tensor(options.std)
-            self.register_buffer("scale", (1 / (255 * std)).view(-1, 1, 1))
-            self.register_buffer("shift", (-torch.tensor(options.mean) / std).view(-1, 1, 1))
+        if self.normalize:  # (x - mean) / std as one product and one sum
+            mean, std = torch.tensor(options.mean).view(-1, 1, 1), torch.tensor(options.std).view(-1, 1, 1)
+            self.register_buffer("scale", 1 / std)
+            self.register_buffer("shift", -mean / std)
         self.eval()
 
     def forward(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, ...]:
