@@ -3,6 +3,7 @@
 import re
 from functools import wraps
 from numbers import Integral
+from types import NoneType
 
 from huggingface_hub.dataclasses import as_validated_field, strict
 from huggingface_hub.errors import StrictDataclassError
@@ -81,7 +82,7 @@ class SegmentationConfig(PreTrainedConfig):
         if num_labels is not None and not (is_number and 1 <= num_labels <= 2**16):
             raise ValueError(f"num_labels: {num_labels!r} is out of range; give a whole number from 1 to {2**16}")
         attention = kwargs.get("attn_implementation")
-        if not isinstance(attention, (str, dict, type(None))):
+        if not isinstance(attention, (str, dict, NoneType)):
             raise ValueError(f"attn_implementation is {attention!r}; give a name, such as 'sdpa' or 'eager'")
         if self.id2label is None and self.is_binary:
             self.id2label = {0: "background", 1: "LABEL_0"}
@@ -132,7 +133,7 @@ class SegmentationConfig(PreTrainedConfig):
     def validate_flags(self):
         """What concerns every call of the model; transformers checks it when it is too late."""
         for name in ("output_hidden_states", "return_dict", "output_attentions"):
-            if getattr(self, name) not in (True, False, None):
+            if not isinstance(getattr(self, name), (bool, NoneType)):
                 raise ValueError(f"{name} is {getattr(self, name)!r}; give true or false")
 
     @classmethod
