@@ -11,7 +11,7 @@ from PIL import Image
 from small_data import CLASSES, PROCESSOR, write_folder, write_sample
 
 from hf_segtx.data import SegmentationDataset, load_data, loaders
-from hf_segtx.data import tables as tables_module
+from hf_segtx.data import shards as shards_module
 from hf_segtx.data.augmentation import TrainingTransform
 from hf_segtx.data.folders import folder_records
 from hf_segtx.data.labels import Labels
@@ -263,7 +263,7 @@ def streams(request, shards, tmp_path):
 
 def test_streaming_is_exact_and_resumes_anywhere(streams, monkeypatch):
     """Each row once an epoch; two processes and a resumed run see what one uninterrupted run sees."""
-    for module in (loaders, tables_module):
+    for module in (loaders, shards_module):
         monkeypatch.setattr(module, "POOL_SIZE", 30)
     train, _, _ = streamed(streams)
     transform = TrainingTransform(PROCESSOR, (4, 4), (1, 1), flip_probability=0, photometric="none")
@@ -291,7 +291,7 @@ def test_a_stream_reads_each_row_group_once_an_epoch(shards, monkeypatch):
 
     groups = []
     read = pyarrow.parquet.ParquetFile.read_row_group
-    for module in (loaders, tables_module):
+    for module in (loaders, shards_module):
         monkeypatch.setattr(module, "POOL_SIZE", 30)
     train, _, _ = streamed(shards)
     monkeypatch.setattr(

@@ -6,8 +6,9 @@ files, rows  ->  layouts, tables     pairs of undecoded images and masks
              ->  augmentation, loaders    batches
 
 settings                what `load_data` can be told
-layouts                 which form files have: public_layouts, voc_folders, folders (with pairing), pair_files, and
-                        annotations of coco, labelme and yolo; files is what these share
+layouts                 which form files have: public_layouts (with pascal_layouts, public_files), voc_folders, folders
+                        (with pairing), pair_files, and annotations of coco, labelme and yolo; files is what these share
+tables, shards          rows of `datasets`; Parquet files and archives that are read where they are
 annotations, outlines   polygons and run lengths -> masks; label maps -> polygons
 labels, label_tables    the label contract, and those of public data sets; class_files: what lies beside data
 checks, diagnosis       what would spoil a run, and what is wrong with a data set, in words

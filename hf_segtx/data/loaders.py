@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from .augmentation import TrainingTransform, to_array
 from .dataset import SegmentationDataset, note_errors
-from .tables import POOL_SIZE, ParquetRecords
+from .shards import POOL_SIZE, ParquetRecords
 
 
 logger = logging.getLogger(__name__)

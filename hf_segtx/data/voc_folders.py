@@ -8,7 +8,7 @@ from pathlib import Path
 from .class_files import by_palette, class_file
 from .files import ALL, Layout, canonical_split, pictures_below, some
 from .pairing import pair
-from .public_layouts import voc_root
+from .pascal_layouts import voc_root
 
 
 def find_own_voc(folder: Path) -> Layout | None:

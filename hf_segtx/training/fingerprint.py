@@ -15,7 +15,7 @@ import numpy as np
 from torch.utils.data import Dataset
 
 from ..data.dataset import evenly
-from ..data.tables import ParquetRecords, TarRecords
+from ..data.shards import ParquetRecords, TarRecords
 
 
 BLOCKS = 64  # of neighbouring samples, each with a fingerprint of its own: they tell where the data differ
