@@ -66,8 +66,9 @@ def test_model_without_adapters_predicts_as_the_one_with_them(case):
     with torch.no_grad():
         expected = model(pixel_values=pixel_values).logits
         assert not torch.allclose(expected, original(pixel_values=pixel_values).logits, atol=1e-3)
-        # W x + B (A x) and (W + B A) x differ in rounding
-        torch.testing.assert_close(plain(pixel_values=pixel_values).logits, expected, rtol=1e-3, atol=1e-4)
+        # W x + B (A x) and (W + B A) x differ in rounding, which goes through all layers
+        difference = (plain(pixel_values=pixel_values).logits - expected).abs().max()
+        assert difference < 1e-4 * expected.std()
     name, layer = next((name, module) for name, module in model.named_modules() if hasattr(module, "lora_A"))
     down, up = layer.lora_A["default"].weight, layer.lora_B["default"].weight
     product = 2 * (up.flatten(1) @ down.flatten(1)).view_as(original.get_submodule(name).weight)
