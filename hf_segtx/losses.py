@@ -42,6 +42,7 @@ def parse_loss(
     class_weights: torch.Tensor | None = None,
     label_smoothing: float = 0.0,
     auxiliary_weights: Sequence[float] | None = None,
+    mean_over: str = "valid",
 ) -> Callable[..., torch.Tensor]:
     """A weighted sum of losses, such as "ce + 0.5*lovasz", to be set as `model.loss_function`.
 
@@ -53,6 +54,8 @@ def parse_loss(
         class_weights: (K,) (two if K = 1), of the pixels in ce, ohem, focal, boundary.
         label_smoothing: share of the target spread over all classes in ce, ohem and the auxiliary heads, in [0, 1].
         auxiliary_weights: factor of each auxiliary head's loss; default: the configuration's for all.
+        mean_over: "valid" pixels, or "all" of a batch, of which ignored ones count as 0 (mmsegmentation's default);
+            for cross-entropy without `class_weights`.
 
     Returns:
         a function (logits (B, K, h, w), labels (B, H, W), config, auxiliary_logits=()) -> scalar.
@@ -80,11 +83,14 @@ def parse_loss(
         raise ValueError(f"label_smoothing is {label_smoothing}; it is a share of the target, between 0 and 1")
     if label_smoothing and not any(name in ("ce", "ohem") for _, name, _ in terms):
         raise ValueError(f"the loss {text!r} takes no label_smoothing, only ce and ohem do; add one or set it to 0")
+    if mean_over == "all" and (class_weights is not None or any(name != "ce" for _, name, _ in terms)):
+        raise ValueError(f"the mean of the loss over all pixels is for ce without weights of classes, not {text!r}")
     smoothing = {"label_smoothing": label_smoothing, "class_weights": class_weights}
     weighted = {"class_weights": class_weights}
     of_all = {"ce": smoothing, "ohem": smoothing, "focal": weighted, "boundary": weighted, "dice": {}, "lovasz": {}}
     main = [(factor, LOSSES[name], of_all[name] | settings) for factor, name, settings in terms]
-    return partial(_sum_of_losses, main=main, auxiliary=smoothing, auxiliary_weights=auxiliary_weights)
+    rest = {"auxiliary": smoothing, "auxiliary_weights": auxiliary_weights, "mean_over": mean_over}
+    return partial(_sum_of_losses, main=main, **rest)
 
 
 def _sum_of_losses(
@@ -96,6 +102,7 @@ def _sum_of_losses(
     main: list[tuple[float, Callable, dict]],
     auxiliary: dict,
     auxiliary_weights: Sequence[float] | None,
+    mean_over: str,
 ) -> torch.Tensor:
     if auxiliary_weights is None:
         auxiliary_weights = [getattr(config, "auxiliary_loss_weight", 0.4)] * len(auxiliary_logits)
@@ -108,6 +115,8 @@ def _sum_of_losses(
     loss = sum(factor * function(logits, labels, **resize, **settings) for factor, function, settings in main)
     for factor, head_logits in zip(auxiliary_weights, auxiliary_logits, strict=True):
         loss = loss + factor * upsampled_cross_entropy(head_logits, labels, **resize, **auxiliary)
+    if mean_over == "all":
+        loss = loss * (labels != config.semantic_loss_ignore_index).float().mean()
     return loss
 
 

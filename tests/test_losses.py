@@ -177,6 +177,21 @@ def test_sum_with_auxiliary_heads_matches_its_terms():
         parse_loss(text, auxiliary_weights=[1.0])(logits, labels, config(), heads)
 
 
+def test_mean_over_all_pixels_matches_torchs_sum_over_their_number():
+    """mmsegmentation's mean: ignored pixels count as 0, in auxiliary heads, too."""
+    torch.manual_seed(0)
+    logits, auxiliary = torch.randn(2, 5, 6, 7), torch.randn(2, 5, 6, 7)
+    labels = torch.randint(0, 5, (2, 6, 7))
+    labels[:, :2], labels[1] = 255, 255
+    loss = parse_loss("ce", mean_over="all")(logits, labels, config(), (auxiliary,))
+    sums = [F.cross_entropy(x, labels, ignore_index=255, reduction="sum") for x in (logits, auxiliary)]
+    factor = config().auxiliary_loss_weight
+    torch.testing.assert_close(loss, (sums[0] + factor * sums[1]) / labels.numel())
+    for text, weights in (("ce + dice", None), ("ce", torch.ones(5))):
+        with pytest.raises(ValueError, match="mean of the loss over all pixels is for ce without"):
+            parse_loss(text, class_weights=weights, mean_over="all")
+
+
 def test_settings_in_the_text_match_the_formulas_with_them():
     logits, labels = example()
     focal = slow_pixel_loss(lambda log_p, labels: -((1 - log_p.exp()) ** 3) * log_p)

@@ -139,6 +139,9 @@ class OptimizationSettings:
     loss: str = setting(
         "ce", "Sum of ce, ohem, focal, boundary, dice and lovasz, such as 'focal(gamma=3) + 0.5*lovasz'."
     )
+    loss_mean: Literal["valid", "all"] = setting(
+        "valid", "Mean of ce over the pixels that have a label, or over all, the others as 0 (mmsegmentation)."
+    )
     class_weights: list[str] = setting([], "Weight of each class in the mean of the loss, or 'auto': from the masks.")
     auxiliary_loss_weight: list[float] = setting(
         [], "Weight of all auxiliary heads, or of each; else the configuration's.", "[0, 1000]"

@@ -362,6 +362,7 @@ def build_loss(arguments: Arguments, class_weights: list[float] | None, accelera
         class_weights=class_weights,
         label_smoothing=arguments.label_smoothing,
         auxiliary_weights=arguments.auxiliary_loss_weight if len(arguments.auxiliary_loss_weight) > 1 else None,
+        mean_over=arguments.loss_mean,
     )
 
 
