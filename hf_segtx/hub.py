@@ -1,6 +1,6 @@
 """The model card with measured results, and the upload of a trained model to the Hub.
 
-    python -m hf_segtx.hub outputs/run USER/NAME      # uploads an output folder of examples/train.py, or repeats it
+python -m hf_segtx.hub outputs/run USER/NAME      # uploads an output folder of examples/train.py, or repeats it
 """
 
 import re
@@ -26,12 +26,15 @@ from huggingface_hub.errors import (
 )
 from jinja2 import Environment, FileSystemLoader
 
+from .architectures import ARCHITECTURES
+from .markdown import plain
 from .visualization.curves import training_curves
 
 
 RECORDS = ("all_results.json", "train.args")  # of a training, which repeat its arguments
 # What goes wrong with a network or the Hub; HTTPError is that of the HTTP library that huggingface_hub uses.
 HUB_ERRORS = (OSError, HTTPError, OfflineModeIsEnabled)
+
 
 def check_token(token: str | None = None) -> str:
     """The user that a Hub token belongs to; with None the token of `hf auth login` or HF_TOKEN.
@@ -76,13 +79,14 @@ def write_card(
         dataset_name: the Hub's name of that data set; a folder is passed over.
         start: Hub name, folder or file of the weights that the training started from; None for random ones.
         license: identifier of the Hub, such as "apache-2.0"; default: that of `start`, if its card says one.
-        training: Markdown on how it was trained.
+        training: Markdown on how it was trained; all other texts may hold anything and are shown as they are.
     """
     folder = Path(folder)
-    base_model, base_license = lineage(start)
+    base_model, base_license = lineage(start, ARCHITECTURES[Path(template).stem].weights.HUB_OWNER)
     if dataset_name is not None and not is_hub_name(dataset_name):
         dataset_name = None
     data, start, training = (text and without_folders(str(text)) for text in (data, start, training))
+    name, data = (" ".join(text.split()) for text in (name, data))  # a line each
     score = round(results["mean_iou"], 4)
     card_data = ModelCardData(
         model_name=name,
@@ -116,20 +120,18 @@ def write_card(
     if has_curves:
         training_curves(evaluations, losses).save(folder / "curves.png")
     template = Path(template)
-    text = (
-        Environment(loader=FileSystemLoader(template.parent), trim_blocks=True, lstrip_blocks=True)
-        .get_template(template.name)
-        .render(
-            card_data=card_data,
-            results=results,
-            name=name,
-            data=data,
-            start=start,
-            base_model=base_model,
-            training=training,
-            has_curves=has_curves,
-            has_predictions=(folder / "predictions.png").is_file(),
-        )
+    environment = Environment(loader=FileSystemLoader(template.parent), trim_blocks=True, lstrip_blocks=True)
+    environment.filters["plain"] = plain  # for whatever users named
+    text = environment.get_template(template.name).render(
+        card_data=card_data,
+        results=results,
+        name=name,
+        data=data,
+        start=start,
+        base_model=base_model,
+        training=training,
+        has_curves=has_curves,
+        has_predictions=(folder / "predictions.png").is_file(),
     )
     path = folder / "README.md"
     ModelCard(text).save(path)
@@ -146,11 +148,13 @@ def without_folders(text: str) -> str:
     return re.sub(r"(?<![\w.:/-])(?:~|[A-Za-z]:)?/(?:[^\s'\"`/]+/)*([^\s'\"`/]+)/*(?=[\s'\"`,;:)]|$)", r"\1", text)
 
 
-def lineage(start: str | None) -> tuple[str | None, dict]:
+def lineage(start: str | None, owner: str) -> tuple[str | None, dict]:
     """Where weights come from: the model of the Hub that training started from, and the licence that its card states.
 
     Args:
-        start: Hub name, name of timm, or folder, in which case its card tells where it came from; None for nowhere.
+        start: Hub name, bare name of a backbone, or folder, in which case its card tells where it came from; None for
+            nowhere.
+        owner: of backbones with a bare name.
 
     Returns:
         name on the Hub or None, and those of {"license", "license_name", "license_link"} that are known.
@@ -159,14 +163,16 @@ def lineage(start: str | None) -> tuple[str | None, dict]:
         return None, {}
     base_model = None
     if not Path(start).exists() and is_hub_name(start):
-        base_model = start if "/" in start else f"timm/{start}"
+        base_model = start if "/" in start else f"{owner}/{start}"
     source = base_model or Path(start) / "README.md"
     try:
         base = ModelCard.load(source, ignore_metadata_errors=True).data
     except (*HUB_ERRORS, ValueError, HFValidationError):  # no card, or no network
         return base_model, {}
     keys = ("license", "license_name", "license_link")
-    return base_model or base.base_model, {key: base.get(key) for key in keys if base.get(key)}
+    if base_model is None and isinstance(base.base_model, str) and is_hub_name(base.base_model):
+        base_model = base.base_model
+    return base_model, {key: base.get(key) for key in keys if base.get(key)}
 
 
 def push(folder: str | Path, repository: str, token: str | None = None) -> str:

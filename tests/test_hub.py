@@ -1,8 +1,10 @@
 """The model card against what huggingface_hub reads in it; tokens and uploads against a local stand-in of the Hub."""
 
+import ast
 import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,9 +14,11 @@ import pytest
 import yaml
 from conformance.fake_hub import FakeHub
 from huggingface_hub import ModelCard, parse_eval_result_entries
+from markdown_it import MarkdownIt
 from PIL import Image
+from tiny import CASES
 
-from hf_segtx import SegFormerConfig, SegFormerForSemanticSegmentation, SegFormerImageProcessor
+from hf_segtx import SegFormerImageProcessor
 from hf_segtx.hub import check_token, push, without_folders, write_card
 from hf_segtx.visualization import training_curves
 
@@ -34,7 +38,6 @@ RESULTS = {
     "evaluations": [{"step": 5, "mean_iou": 0.2}, {"step": 10, "mean_iou": 0.41236}],
     "losses": [{"step": step, "loss": 1 / step} for step in range(1, 11)],
 }
-SIZES = {"hidden_sizes": [8] * 4, "depths": [1] * 4, "num_attention_heads": [1] * 4, "decoder_hidden_size": 16}
 TEMPLATES = sorted(path for path in (ROOT / "model_cards").glob("*.md") if path.name != "card.md")
 
 
@@ -85,6 +88,69 @@ def test_card_without_data_of_the_hub_and_curves(tmp_path):
     assert card.data.eval_results[0].dataset_type == "local"
     assert "from random weights" in card.text and ".png" not in card.text
     assert not (tmp_path / ".eval_results").exists()
+
+
+MARKS = [
+    "*bold*", "_under_score_", "`code`", "[link](https://a.b)", "![image](x.png)", "<script>alert(1)</script>", "<b>",
+    "a|b", "a\\|b", "a\\", "&lt;", "~~gone~~", "line\nnext | row |", "line\r\n\r\n# Title", "https://a.b", "www.a.b",
+    "a@b.c", "# Title", "```\nfence", "{{ results }}", "{% for %}", "---", "- item", "1. item", "$x$", "Straße", "道路",
+    "e\u0301", "क्\u200dष", "\u202eturned", "tab\tstop", "a\x00b", " spaces  between ", "https://<b>", "\\<i>", "| | |",
+    "'\"", "Title #",
+]  # fmt: skip
+
+
+def shown(mark):
+    return " ".join(re.sub("[\x00\u202e]", " ", mark).split())
+
+
+def rendered(markdown):
+    """(texts by row of the only table, all text, tags that occur) of a Markdown text, with HTML as the Hub shows it."""
+    tokens = MarkdownIt("gfm-like", {"html": True, "linkify": True}).parse(markdown)
+    rows, inside = [], False
+    inline = []
+    for token in tokens:
+        if token.type == "tr_open":
+            rows.append([])
+        if token.type == "inline":
+            (rows[-1] if inside else inline).append(token)
+        inside = token.type in ("td_open", "th_open")
+    kinds = {child.type for token in [*inline, *sum(rows, [])] for child in token.children}
+
+    def text(token):
+        return "".join(child.content for child in token.children)
+
+    return [[text(token) for token in row] for row in rows], [text(token) for token in inline], kinds, tokens
+
+
+def test_cards_show_names_as_they_are(tmp_path):
+    """Every name comes out of a Markdown renderer as the text that it is, and adds neither tag, link, nor row."""
+    names = [shown(mark) for mark in MARKS]
+    classes = {mark: {"iou": 0.1, "accuracy": 0.2} for mark in MARKS}
+    harmless = {str(number): {"iou": 0.1, "accuracy": 0.2} for number in range(len(MARKS))}
+    kinds = {}
+    for name, results in (("harmless", {**RESULTS, "classes": harmless}), ("names", {**RESULTS, "classes": classes})):
+        (tmp_path / name).mkdir()
+        card = ModelCard.load(write_card(tmp_path / name, TEMPLATES[0], results, name="me/run", data="CamVid"))
+        rows, texts, kinds[name], tokens = rendered(card.text)
+        kinds[name] = (kinds[name], [token.type for token in tokens if token.type != "inline"])
+    assert [row[0] for row in rows[1:]] == names and all(len(row) == 3 for row in rows)
+    assert any(f"below 50 %: {', '.join(names)}." in text for text in texts)
+    assert kinds["names"][1] == kinds["harmless"][1] and kinds["names"][0] - {"text_special"} == kinds["harmless"][0]
+
+
+@pytest.mark.parametrize("mark", MARKS)
+def test_cards_show_other_texts_as_they_are(mark, tmp_path):
+    """The name of the model, the data, the start and the licence; the example remains Python, the metadata YAML."""
+    settings = {"name": mark, "data": mark, "start": f"nowhere/{mark}", "license": mark}
+    card = ModelCard.load(write_card(tmp_path, TEMPLATES[0], RESULTS, **settings))
+    _, texts, kinds, tokens = rendered(card.text)
+    assert texts[0] == shown(mark) and any(f"on {shown(without_folders(mark))}, from" in text for text in texts)
+    assert any(f"Weights: {shown(mark)}" in text for text in texts)
+    assert not kinds & {"em_open", "html_inline", "s_open"} and "html_block" not in [token.type for token in tokens]
+    code = next(token.content for token in tokens if token.type == "fence" and token.info == "python")
+    calls = [node for node in ast.walk(ast.parse(code)) if isinstance(node, ast.keyword) and node.arg == "model"]
+    assert [call.value.value for call in calls] == [" ".join(mark.split())]
+    assert card.data.model_name == " ".join(mark.split())
 
 
 def test_card_inherits_licence_and_lineage(tmp_path, hub):
@@ -141,8 +207,7 @@ def test_tokens_are_checked(hub, monkeypatch):
 
 
 def test_push_is_one_commit_and_can_be_repeated(tmp_path, hub, monkeypatch):
-    model = SegFormerForSemanticSegmentation(SegFormerConfig(**SIZES))
-    model.save_pretrained(tmp_path)
+    CASES["segformer"].make_model().save_pretrained(tmp_path)
     SegFormerImageProcessor().save_pretrained(tmp_path)
     Image.new("RGB", (8, 8)).save(tmp_path / "predictions.png")
     write_card(tmp_path, TEMPLATES[0], RESULTS, name="me/run", data="CamVid", dataset_name="me/camvid")
@@ -172,7 +237,7 @@ def test_push_is_one_commit_and_can_be_repeated(tmp_path, hub, monkeypatch):
 @pytest.mark.slow
 def test_training_pushes_the_final_model_and_no_token(tmp_path):
     """In a process of its own: the address of the Hub is read at import."""
-    flags = ["--config_overrides", json.dumps(SIZES), "--max_train_steps", "2"]
+    flags = ["--config_overrides", json.dumps(CASES["segformer"].config), "--max_train_steps", "2"]
     flags += ["--num_warmup_steps", "0", "--max_eval_samples", "2", "--per_device_train_batch_size", "2"]
     flags += ["--push_to_hub", "--hub_model_id", "me/scenes", "--output_dir", str(tmp_path / "out")]
     flags += ["--logging_steps", "1", "--evaluation_steps", "1"]

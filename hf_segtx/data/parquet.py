@@ -26,6 +26,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset, Subset
 from tqdm.auto import tqdm
 
+from ..markdown import plain
 from .checks import check_data
 from .dataset import SegmentationDataset, note_errors
 from .files import ALL, canonical_split
@@ -307,13 +308,13 @@ def _write_card(output: Path, title: str, labels: Labels, rows: dict[str, int], 
     ignored = json.loads((output / "classes.json").read_text())["ignore_index"]
     first = labels.num_ids - labels.num_labels  # a single class is 1
     rows_of_classes = enumerate(zip(labels.names, labels.palette), first)
-    table = "\n".join(f"| {i} | {_cell(name)} | #{bytes(color).hex()} |" for i, (name, color) in rows_of_classes)
+    table = "\n".join(f"| {i} | {plain(name)} | #{bytes(color).hex()} |" for i, (name, color) in rows_of_classes)
     counts = ", ".join(f"{count} images in `{split}`" for split, count in rows.items())
     text = f"""---
 {data.to_yaml()}
 ---
 
-# {_cell(title)}
+# {plain(title)}
 
 Semantic segmentation in {labels.num_labels} classes; {counts}.
 
@@ -335,9 +336,3 @@ segtx train --dataset_name "{where}" --streaming   # of hf_segtx
 {table}
 """
     DatasetCard(text).save(output / "README.md")
-
-
-def _cell(text: str) -> str:
-    """A name as plain text in Markdown: it can be neither a tag, nor a link, nor another cell."""
-    plain = " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;")
-    return "".join(f"\\{letter}" if letter in "\\`*[]|" else letter for letter in plain)

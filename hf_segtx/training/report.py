@@ -18,6 +18,7 @@ import hf_segtx
 from ..architectures import ARCHITECTURES
 from ..hub import write_card
 from ..inference import predict
+from ..markdown import code_block
 from ..resources import resource_folder
 from ..visualization import comparison
 from .arguments import Arguments
@@ -130,5 +131,5 @@ def describe(
             start=arguments.model_name_or_path or arguments.backbone_weights,
             license=arguments.license,
             training=f"{results['step']} steps of {images_per_step} images on {results['machine']}; the arguments of "
-            f"`segtx train`:\n\n```\n{as_recipe(arguments, reasons)}```",
+            f"`segtx train`:\n\n{code_block(as_recipe(arguments, reasons))}",
         )
