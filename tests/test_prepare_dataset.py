@@ -126,6 +126,28 @@ def test_own_folders_and_pairs(tmp_path, prepare):
         prepare(own_folders(tmp_path / "binary", (0, 255)), tmp_path / "prepared_binary")
 
 
+def test_annotations_become_masks_and_the_card_has_no_local_paths(tmp_path, prepare):
+    for number in range(3):
+        write_pair(tmp_path / f"own/photos/{number}.png", tmp_path / "unused.png", [0], number)
+    polygon = [4, 2, 10, 2, 10, 8, 4, 8]
+    content = {
+        "images": [{"id": number, "file_name": f"{number}.png"} for number in range(3)],
+        "annotations": [{"id": 1, "image_id": 2, "category_id": 5, "segmentation": [polygon]}],
+        "categories": [{"id": 5, "name": "crack"}],
+    }
+    (tmp_path / "own/instances.json").write_text(json.dumps(content))
+    prepare(tmp_path / "own", tmp_path / "prepared")
+    card = (tmp_path / "prepared/README.md").read_text()
+    assert "# own\n" in card and str(tmp_path / "own") not in card
+    train, validation, labels = load_data(
+        dataset_name=str(tmp_path / "prepared"), streaming=True, train_val_split=0.3, check=False
+    )
+    expected = np.zeros(SIZE, int)
+    expected[2:8, 4:10] = 1
+    assert labels.names == ("background", "crack")
+    assert np.array_equal(sum(item["label"].astype(int) for part in (train, validation) for item in part), expected)
+
+
 def test_bad_samples_stop_or_are_left_out_and_said(tmp_path, prepare, capsys):
     source = own_folders(tmp_path / "own")
     (source / "train/images/1.jpg").write_bytes(b"no picture")

@@ -44,6 +44,11 @@ class Layout:
     notes: tuple[str, ...] = ()
     names: tuple[str, ...] = ()
 
+    @property
+    def is_public(self) -> bool:
+        """Whether it is a data set with a name of its own: nothing beside the files changes its classes."""
+        return self.labels is not None and not self.places
+
     def records(self, split: str, labels: Labels | None = None, alone: list[str] | None = None) -> list[tuple]:
         """The pairs of a split.
 

@@ -170,7 +170,7 @@ def _folders(
     places = {split: str(place) for split, place in places.items() if place}
     layouts = {place: find_layout(place) for place in places.values()}
     labels = labels or layout_labels(layouts, settings.do_reduce_labels)
-    title = next((layout.title for layout in layouts.values() if layout.labels is not None), "")
+    title = next((layout.title for layout in layouts.values() if layout.is_public), "")
     title = title or Path(next(iter(layouts))).resolve().name
     if settings.train_dir and not settings.validation_dir:  # all that is there
         layout = layouts[places["train"]]
