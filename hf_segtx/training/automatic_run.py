@@ -17,7 +17,15 @@ from .data_facts import measure_facts
 from .decisions import in_words
 from .loop import TrainingRun
 from .machine import everywhere
-from .report_page import advise, classes_at_zero, curves_part, examine_model, write_run_page
+from .report_page import (
+    REPORTED_IMAGES,
+    WORST_IMAGES,
+    advise,
+    classes_at_zero,
+    curves_part,
+    examine_model,
+    write_run_page,
+)
 
 
 __all__ = ["AutomaticRun", "configure_everywhere"]
@@ -96,9 +104,9 @@ class AutomaticRun(TrainingRun):
     def examine(self, plain: nn.Module) -> dict:
         """What would help most, and for the page what the model does with single images."""
         facts, arguments, automatic = self.automatic.facts, self.arguments, self.automatic
-        self.findings = examine_model(
-            plain, self.processor, self.train_dataset, self.validation_dataset, self.labels, self.scores
-        )
+        data = self.train_dataset, self.validation_dataset
+        images = everywhere(self._images_in_time, only_main=True)
+        self.findings = examine_model(plain, self.processor, *data, self.labels, self.scores, images)
         base = setup.base_size(self.processor)
         advice = advise(
             self.findings,
@@ -109,6 +117,14 @@ class AutomaticRun(TrainingRun):
         )
         decisions = [decision._asdict() for decision in automatic.decisions]
         return {"decisions": decisions, "warnings": self.warnings, "advice": advice}
+
+    def _images_in_time(self) -> int:
+        """How many validation images the report may look at: few where the time is over, as on a busy machine."""
+        if self.automatic.seconds is None:
+            return REPORTED_IMAGES
+        a_image = self.scores["seconds"] / max(1, self.scores["images"])
+        left = self.automatic.seconds - self.automatic.elapsed()
+        return max(WORST_IMAGES, min(REPORTED_IMAGES, int(left / (2 * a_image))))
 
     def finish(self) -> dict:
         """As any run's, and report.html."""

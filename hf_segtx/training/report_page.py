@@ -102,13 +102,16 @@ def classes_at_zero(class_iou: np.ndarray, step: int, total: int, facts: DataFac
 # ------------------------------------------------------------------------------------------------------------- reading
 
 
-def examine_model(model, processor, train_dataset, validation_dataset, labels, scores: dict) -> Findings:
+def examine_model(
+    model, processor, train_dataset, validation_dataset, labels, scores: dict, max_images: int = REPORTED_IMAGES
+) -> Findings:
     """Looks at the final model on some images of both parts.
 
     Args:
         scores: of `evaluate`, on the whole validation set.
+        max_images: of the validation images.
     """
-    shown = evenly(len(validation_dataset), REPORTED_IMAGES)
+    shown = evenly(len(validation_dataset), max_images)
     part = validation_dataset.select(shown)
     images, sizes = ImageScores(labels.num_ids, labels.ignore_index), SizeIoU(labels.num_ids, labels.ignore_index)
     evaluate(model, processor, part, batch_size=1, extra_metrics=(images, sizes), progress=False)
