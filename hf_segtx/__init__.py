@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _ROOMS = set(
-    "data error_analysis evaluation hub inference large_images losses metrics prediction training visualization "
+    "data error_analysis evaluation export hub inference large_images losses metrics prediction training visualization "
     "weights".split()
 )
 

@@ -30,6 +30,26 @@ def _resize_channels_last(logits, height, width, align_corners: bool):
     )
 
 
+def translated(program: torch.export.ExportedProgram, inputs: list[str], outputs: list[str], opset: int):
+    """The ONNX program of an exported one, which may upsample with channels last.
+
+    Raises:
+        ValueError: if the opset is older than the exporter can write.
+    """
+    if opset < LEAST_OPSET:
+        raise ValueError(f"opset is {opset}; the exporter of torch {torch.__version__} writes {LEAST_OPSET} and later")
+    return torch.onnx.export(
+        program,
+        dynamo=True,
+        opset_version=opset,
+        input_names=list(inputs),
+        output_names=list(outputs),
+        custom_translation_table={torch.ops.hf_segtx_export.resize_channels_last.default: _resize_channels_last},
+        external_data=False,
+        verbose=False,
+    )
+
+
 def write_onnx(
     program: torch.export.ExportedProgram, path: Path, outputs: list[str], metadata: Mapping[str, str], opset: int = 20
 ) -> None:
@@ -39,24 +59,8 @@ def write_onnx(
         outputs: their names.
         metadata: becomes the file's `metadata_props`.
         opset: of the ONNX standard; from 20 on GELU is one node.
-
-    Raises:
-        ValueError: if the opset is older than the exporter can write.
     """
-    if opset < LEAST_OPSET:
-        raise ValueError(f"opset is {opset}; the exporter of torch {torch.__version__} writes {LEAST_OPSET} and later")
-    table = {torch.ops.hf_segtx_export.resize_channels_last.default: _resize_channels_last}
-    exported = torch.onnx.export(
-        program,
-        dynamo=True,
-        opset_version=opset,
-        input_names=["pixel_values"],
-        output_names=list(outputs),
-        custom_translation_table=table,
-        external_data=False,
-        verbose=False,
-    )
-    model = exported.model_proto
+    model = translated(program, ["pixel_values"], outputs, opset).model_proto
     name_dimensions(model)
     onnx.helper.set_model_props(model, dict(metadata))
     onnx.checker.check_model(model)
