@@ -198,7 +198,8 @@ def configure(
     crop = arguments.crop_size[0] * arguments.crop_size[-1] / 1e6
     megapixels = megapixels if automatic.seconds else views * crop
     passes = megapixels / facts.megapixels / rules.shown_scale(facts, arguments) ** 2 / facts.num_images
-    settle(rules.decide_augmentation(facts, passes))
+    changes = rules.decide_augmentation(facts, passes)
+    settle([change for change in changes if change.name != "photometric" or arguments.photometric_strength == 1])
     settle(rules.decide_dropout(arguments, architecture, passes))
     if architecture in ("setr", "segmenter") and not arguments.model_name_or_path:
         settle(rules.decide_positions(arguments))
