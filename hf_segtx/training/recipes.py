@@ -2,6 +2,8 @@
 
     find_recipe("segformer_b0_ade20k_512")   # one that comes with the package, by its name; or the path of a file
     as_recipe(arguments)                     # the text of one
+
+Needs nothing but Python itself.
 """
 
 import re
