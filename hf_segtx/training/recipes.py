@@ -40,7 +40,10 @@ def describe(name: str) -> tuple[str, str]:
     head = " ".join(line.removeprefix("#").strip() for line in takewhile(lambda line: line.startswith("#"), lines))
     title, _, rest = head.partition(". ")
     data = title.rpartition(" on ")[2].partition(", for ")[0].partition(";")[0]
-    published, protocol, score = re.search(r"(Published )?mIoU(?:, [^(]+?)?(?: \((.+?)\))?: ([\d.]+) %", rest).groups()
+    found = re.search(r"(Published )?mIoU(?: \((.+?)\))?: ([\d.]+) %", rest)
+    if found is None:
+        return data, "none published for validation"
+    published, protocol, score = found.groups()
     return data, f"{score} % ({protocol})" if published else f"{score} % (measured here)"
 
 
