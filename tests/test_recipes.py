@@ -316,10 +316,11 @@ def test_recipe_trains(recipe, data, tmp_path):
     flags = ["--recipe", str(recipe), "--config_overrides", json.dumps(overrides), "--output_dir", str(tmp_path)]
     # Its weights are on the Hub: the same architecture from nothing.
     unset = ["model_name_or_path"] if arguments.model_name_or_path else ["backbone_weights", "size"]
-    sizes = ["64"] if arguments.resize_mode == "long" else ["64", "128"]
+    if arguments.image_size:
+        flags += ["--image_size", "64", *["128"] * (arguments.resize_mode != "long")]
     folder = str(data(num_labels(recipe)))
     flags += ["--train_dir", folder, "--validation_dir", folder, "--max_train_steps", "2", "--num_warmup_steps", "0"]
-    flags += ["--evaluation_steps", "2", "--total_batch_size", "2", "--crop_size", "64", "--image_size", *sizes]
+    flags += ["--evaluation_steps", "2", "--total_batch_size", "2", "--crop_size", "64"]
     if arguments.window_size:
         flags += ["--window_size", "64", "--window_stride", str(max(1, 64 * arguments.window_stride[0] // 768))]
     arguments = replace(parse_training(flags), architecture=architecture(recipe), **dict.fromkeys(unset))
@@ -328,6 +329,10 @@ def test_recipe_trains(recipe, data, tmp_path):
     assert AutoConfig.from_pretrained(tmp_path).num_labels == num_labels(recipe)
     processor = AutoImageProcessor.from_pretrained(tmp_path)
     assert bool(processor.window_size) == bool(arguments.window_size)
+    if arguments.image_size:
+        sizes = {"squash": (64, 128), "long": (64, 64), "keep": (64, 128)}[arguments.resize_mode]
+        names = ("height", "width") if arguments.resize_mode == "squash" else ("shortest_edge", "longest_edge")
+        assert processor.do_resize and tuple(processor.size[name] for name in names) == sizes
 
 
 if __name__ == "__main__":
