@@ -49,9 +49,9 @@ class Architecture(NamedTuple):
         config, base_model, model: the configuration, the backbone's class for `AutoModel`, and the class for
             `AutoModelForSemanticSegmentation`.
         processor, processor_pil: the image processors of the torchvision and of the PIL back-end.
-        weights_module: the module of `hf_segtx.weights` that knows its checkpoints in other code bases (`SOURCES`) and
-            puts pre-trained weights into its backbone (`load_backbone`).
         card: file of `model_cards/` about the architecture.
+        weights_module: the module of `hf_segtx.weights` that knows its checkpoints in other code bases (`SOURCES`) and
+            puts pre-trained weights, of the Hub's `HUB_OWNER`, into its backbone (`load_backbone`).
         classifier: the class for `AutoModelForImageClassification`, if there is one.
     """
 
@@ -60,8 +60,8 @@ class Architecture(NamedTuple):
     model: type[PreTrainedModel]
     processor: type
     processor_pil: type
-    weights_module: str
     card: str
+    weights_module: str = "unknown"
     classifier: type[PreTrainedModel] | None = None
 
     @property
@@ -77,8 +77,8 @@ ARCHITECTURES = {
         SETRForSemanticSegmentation,
         SETRImageProcessor,
         SETRImageProcessorPil,
-        weights_module="setr",
         card="setr.md",
+        weights_module="setr",
     ),
     "segformer": Architecture(
         SegFormerConfig,
@@ -86,8 +86,8 @@ ARCHITECTURES = {
         SegFormerForSemanticSegmentation,
         SegFormerImageProcessor,
         SegFormerImageProcessorPil,
-        weights_module="segformer",
         card="segformer.md",
+        weights_module="segformer",
         classifier=SegFormerForImageClassification,
     ),
     "segmenter": Architecture(
@@ -96,8 +96,8 @@ ARCHITECTURES = {
         SegmenterForSemanticSegmentation,
         SegmenterImageProcessor,
         SegmenterImageProcessorPil,
-        weights_module="segmenter",
         card="segmenter.md",
+        weights_module="segmenter",
     ),
     "ocrnet": Architecture(
         OCRNetConfig,
@@ -105,16 +105,23 @@ ARCHITECTURES = {
         OCRNetForSemanticSegmentation,
         OCRNetImageProcessor,
         OCRNetImageProcessorPil,
-        weights_module="ocrnet",
         card="ocrnet.md",
+        weights_module="ocrnet",
     ),
 }
 
 
 def architecture_of(model_or_config: PreTrainedModel | PreTrainedConfig) -> Architecture:
-    """The row of a model or configuration of this package."""
+    """The row of a model or configuration of this package.
+
+    Raises:
+        ValueError: if it is of another one.
+    """
     config = getattr(model_or_config, "config", model_or_config)
-    return ARCHITECTURES[config.model_type.removeprefix("segtx_")]
+    for row in ARCHITECTURES.values():
+        if config.model_type == row.config.model_type:
+            return row
+    raise ValueError(f"{type(model_or_config).__name__} is none of hf_segtx's; give one of {', '.join(__all__)}")
 
 
 def _register(row: Architecture) -> None:

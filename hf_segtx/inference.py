@@ -85,7 +85,7 @@ def load_model(
         if Path(name_or_path).exists():
             raise
         raise OSError(f"{name_or_path}: no such folder, and the Hub gives none: {error}") from error
-    model_type = settings.get("model_type", "")
+    model_type = str(settings.get("model_type", ""))
     own = ARCHITECTURES.get(model_type.removeprefix("segtx_"))
     load, load_processor, options = AutoModelForSemanticSegmentation, AutoImageProcessor, remote
     if own is not None:

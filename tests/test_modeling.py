@@ -12,7 +12,7 @@ from transformers import Trainer, TrainingArguments, pipeline
 import hf_segtx
 from hf_segtx.inference import predict, segment
 from hf_segtx.losses import parse_loss
-from hf_segtx.models import cpu, image_processing_segtx
+from hf_segtx.models import cpu
 from hf_segtx.models.cpu import Linear
 from hf_segtx.models.segmentation_base import segmentation_loss
 
@@ -166,9 +166,9 @@ def test_one_class_has_one_logit_and_a_background_in_the_label_map(name, given, 
     """`pipeline` looks up each value of a label map in id2label."""
     names = {0: "background", 1: "road"}
     build(name, **given, num_labels=1).save_pretrained(tmp_path)
-    processor = getattr(hf_segtx, f"{name}ImageProcessor")(do_resize=False)
+    processor = TINY[name].row.processor(do_resize=False)
     processor.save_pretrained(tmp_path)
-    model = getattr(hf_segtx, f"{name}ForSemanticSegmentation").from_pretrained(tmp_path).eval()
+    model = TINY[name].row.model.from_pretrained(tmp_path).eval()
     assert (model.config.num_labels, model.config.is_binary, model.config.id2label) == (1, True, names)
     picture = Image.fromarray(torch.randint(0, 256, (SIDE, SIDE, 3), dtype=torch.uint8).numpy())
     with torch.no_grad():
@@ -291,7 +291,7 @@ def assert_equal_segments(result, expected):
 @pytest.mark.parametrize("size", [(1, 1), (1, 50), (16, 16), (28, 28), (31, 33), (300, 5)])
 def test_small_images_and_strips_are_predicted(name, size):
     """Oracle: the network on what the processor made, upsampled as a whole, without what was padded."""
-    model, processor = build(name), getattr(hf_segtx, f"{name}ImageProcessor")(do_resize=False)
+    model, processor = build(name), TINY[name].row.processor(do_resize=False)
     (picture,) = pictures(size)
     pixel_values = processor(picture, return_tensors="pt")["pixel_values"]
     logits = torch.nn.functional.interpolate(model(pixel_values).logits, pixel_values.shape[2:], mode="bilinear")
@@ -304,7 +304,7 @@ def test_small_images_and_strips_are_predicted(name, size):
 
 @pytest.mark.parametrize("batch_size", [2, 3, 8])  # so that the last batch has several images, or one
 def test_pipeline_of_batches_with_windows_is_that_of_images(name, batch_size):
-    processor = getattr(hf_segtx, f"{name}ImageProcessor")(do_resize=False, window_size=64, window_stride=48)
+    processor = TINY[name].row.processor(do_resize=False, window_size=64, window_stride=48)
     segmenter = pipeline("image-segmentation", model=build(name), image_processor=processor)
     given = pictures((60, 100), (100, 120), (100, 60), (40, 40))  # 2, 6, 2 windows, and 1
     results = segmenter(given, batch_size=batch_size)
@@ -313,9 +313,10 @@ def test_pipeline_of_batches_with_windows_is_that_of_images(name, batch_size):
         assert_equal_segments(result, segmenter(picture))
 
 
-@pytest.mark.parametrize("backend", ["", "Pil"])
+@pytest.mark.parametrize("backend", ["torchvision", "pil"])
 def test_pipeline_of_batches_with_other_sizes_says_what_to_set(name, backend):
-    processor = getattr(image_processing_segtx, f"{name}ImageProcessor{backend}")(size={"shortest_edge": 64})
+    kind = TINY[name].row.processor_pil if backend == "pil" else TINY[name].row.processor
+    processor = kind(size={"shortest_edge": 64})
     segmenter = pipeline("image-segmentation", model=build(name), image_processor=processor)
     *alike, other = pictures((60, 100), (60, 100), (100, 60))
     for result, picture in zip(segmenter(alike, batch_size=2), alike, strict=True):
