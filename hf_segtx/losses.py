@@ -78,6 +78,8 @@ def parse_loss(
                 takes = " and ".join(f"{name}=NUMBER" for name in known) or "no settings"
                 raise ValueError(f"{setting.strip()!r} in the loss {text!r}: {match[2]} takes {takes}")
             settings[name] = known[name](float(value))
+        if float(match[1] or 1) == 0:
+            raise ValueError(f"{term!r} in the loss {text!r} would do nothing; omit it, or give a factor above 0")
         terms.append((float(match[1] or 1), match[2], settings))
     if not 0 <= label_smoothing <= 1:
         raise ValueError(f"label_smoothing is {label_smoothing}; it is a share of the target, between 0 and 1")

@@ -355,3 +355,8 @@ def test_gpu_equals_cpu(name):
     torch.testing.assert_close(ours.cpu(), expected, **CLOSE[torch.float32])
     gradients = torch.autograd.grad(ours, on_gpu)[0].cpu(), torch.autograd.grad(expected, logits)[0]
     torch.testing.assert_close(*gradients, **CLOSE[torch.float32])
+
+
+def test_a_factor_of_nothing_is_refused():
+    with pytest.raises(ValueError, match="'0\\*ce' in the loss '0\\*ce' would do nothing"):
+        parse_loss("0*ce")

@@ -122,8 +122,9 @@ def test_own_folders_and_pairs(tmp_path, prepare):
     (source / "val/id2label.json").write_text('{"0": "road", "1": "puddle"}')
     with pytest.raises(ValueError, match="class 1 is 'crack' .* but 'puddle' in"):
         prepare(source, tmp_path / "other")
-    with pytest.raises(ValueError, match="0 and 255 only"):  # not silently: all of it would be road
-        prepare(own_folders(tmp_path / "binary", (0, 255)), tmp_path / "prepared_binary")
+    prepare(own_folders(tmp_path / "binary", (0, 255)), tmp_path / "prepared_binary")  # 255 is the crack, as in training
+    train, _, labels = load_data(dataset_name=str(tmp_path / "prepared_binary"))
+    assert labels.names == ("road", "crack") and {int(i) for item in train for i in np.unique(item["label"])} == {0, 1}
 
 
 def test_annotations_become_masks_and_the_card_has_no_local_paths(tmp_path, prepare):

@@ -50,3 +50,9 @@ def test_settings_are_there_before_torch():
     code = "import hf_segtx.cli, hf_segtx.data.settings, sys; print(*{'torch', 'numpy', 'PIL'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == []
+
+
+@pytest.mark.parametrize("name", ["dataset_config_name", "revision", "image_column_name", "label_column_name"])
+def test_what_is_for_tables_is_refused_for_folders(name):
+    with pytest.raises(ValueError, match=f"{name} is 'x', which is for dataset_name"):
+        DataSettings(train_dir="data", **{name: "x"})

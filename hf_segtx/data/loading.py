@@ -53,7 +53,7 @@ def load_data(
     found = _find_in_tables(settings) if settings.dataset_name else _find_in_folders(settings)
     train, validation = _datasets(found, settings)
     max_checks = 64 if settings.streaming else 1000  # each may read a shard's whole row group
-    labels = _with_255_as_class(train, validation, found.labels, max_checks)
+    labels = with_255_as_class([dataset for dataset in (train, validation) if dataset], found.labels, max_checks)
     if check:
         for split, dataset in (("training", train), ("validation", validation)):
             if dataset is not None:
@@ -187,9 +187,8 @@ def _datasets(found: _Found, settings: DataSettings) -> tuple[SegmentationDatase
     return train, validation
 
 
-def _with_255_as_class(train: Dataset | None, validation: Dataset, labels: Labels, max_checks: int) -> Labels:
-    """The contract that fits masks of 0 and 255 only, if these are two classes; also set in both data sets."""
-    datasets = [dataset for dataset in (train, validation) if dataset]
+def with_255_as_class(datasets: list[SegmentationDataset], labels: Labels, max_checks: int) -> Labels:
+    """The contract that fits masks of 0 and 255 only, if these are two classes; also set in the data sets."""
     if labels.num_ids == 2 and labels.raw_to_train in (None, {0: 0, 1: 1}):
         if set().union(*(mask_values(dataset, max_checks) for dataset in datasets)) == {0, 255}:
             logger.info("The masks hold 0 and 255 only: 255 is taken as the class %r.", labels.names[-1])

@@ -32,7 +32,7 @@ from .dataset import SegmentationDataset, note_errors
 from .files import ALL, canonical_split
 from .labels import Labels
 from .layouts import find_layout
-from .loading import layout_labels
+from .loading import layout_labels, with_255_as_class
 from .settings import DataSettings
 from .tables import find_tables
 
@@ -80,7 +80,7 @@ def write_parquet(
         ValueError, OSError: for data that are missing or wrong, or a folder that holds something else.
     """
     found, title = find_splits(settings, splits)
-    labels = next(iter(found.values())).labels
+    labels = with_255_as_class(list(found.values()), next(iter(found.values())).labels, max_checks=1000)
     left_out = {split: list(dataset.skipped) for split, dataset in found.items()}  # files without a partner
     output = Path(output_dir)
     plan = {name: getattr(settings, name) for name in PLANNED}

@@ -77,3 +77,6 @@ class DataSettings:
             raise ValueError("give either dataset_name or train_dir and validation_dir, not both")
         if self.streaming and not self.dataset_name:
             raise ValueError("streaming is for dataset_name; the files of folders are read one by one anyway")
+        for name in ("dataset_config_name", "revision", "image_column_name", "label_column_name"):
+            if getattr(self, name) is not None and not self.dataset_name:
+                raise ValueError(f"{name} is {getattr(self, name)!r}, which is for dataset_name; omit it")

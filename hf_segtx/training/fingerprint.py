@@ -50,7 +50,7 @@ def data_fingerprint(dataset: Dataset) -> list[str]:
                 elif isinstance(part, dict):
                     digest.update(_of_file(part["path"], index in contents))
                 elif index in drawn:
-                    digest.update(np.ascontiguousarray(np.asarray(part)))
+                    digest.update(_of_array(part))
         return digest.digest()
 
     with ThreadPoolExecutor(16) as pool:
@@ -83,6 +83,14 @@ def changed_samples(there: list[str], here: list[str], dataset: Dataset) -> str:
 def _name(dataset: Dataset, index: int) -> str:
     image = dataset.records[dataset.indices[index]][0] if hasattr(dataset, "records") else None
     return Path(image).name if isinstance(image, str) else f"sample {index}"
+
+
+def _of_array(part) -> bytes:
+    """Values of a mask that is drawn or of a table; of one that cannot be drawn that it is so."""
+    try:
+        return np.ascontiguousarray(np.asarray(part)).tobytes()
+    except ValueError:
+        return b"unreadable"
 
 
 def _of_file(path: str, with_content: bool) -> bytes:
