@@ -1,7 +1,7 @@
 """examples/recipes: each is complete, does what its authors published, agrees with its own head, and trains.
 
-`published_runs.json` has what the authors' files and papers say of 97 runs, read from them by hand: of each family what
-most of its runs have in common, of each run the rest. This file compares; `docs/recipes.md` is the result as a table:
+`published_runs.json` has what the authors' files and papers say of 97 runs, frozen: of each family what most of its
+runs have in common, of each run the rest. This file compares; `docs/recipes.md` is the result as a table:
 
     python tests/test_recipes.py > docs/recipes.md
 """
