@@ -294,6 +294,19 @@ def test_ignore_index_of_any_value():
         torch.testing.assert_close(parse_loss(name)(logits, other, settings), expected)
 
 
+@pytest.mark.parametrize("name", losses.LOSSES)
+def test_defaults_are_those_named(name):
+    """255 ignored, corners not aligned; HRNet-OCR's 0.9 and 131072, the paper's gamma of 2, no smoothing."""
+    named = {"ohem": {"threshold": 0.9, "min_kept": 131072, "label_smoothing": 0}, "ce": {"label_smoothing": 0}}
+    named |= {"focal": {"gamma": 2}, "boundary": {"weight": 5, "width": 3}}
+    logits, labels = example()
+    settings = {"ignore_index": 255, "align_corners": False, **named.get(name, {})}
+    assert losses.LOSSES[name](logits, labels) == losses.LOSSES[name](logits, labels, **settings)
+    if name == "ohem":  # in the example all pixels are among the kept
+        defaults = losses.ohem_cross_entropy.__kwdefaults__
+        assert (defaults["threshold"], defaults["min_kept"]) == (0.9, 131072)
+
+
 def test_bad_labels_get_a_clear_error():
     logits, labels = example()
     for name in losses.LOSSES:
