@@ -198,6 +198,16 @@ def test_number_of_labels_can_be_changed(name, tmp_path):
         type(config)(**TINY[name].config, id2label=dict(enumerate("abc")), is_binary=True)
 
 
+def test_tuples_instead_of_outputs(name):
+    """As the configuration or the call says, of the model and not of the parts inside it."""
+    model, x = build(name), images(SIDE, SIDE)
+    with torch.no_grad():
+        expected = model(x).logits
+        assert torch.equal(model(x, return_dict=False)[0], expected)
+        model.config.return_dict = False
+        assert torch.equal(model(x)[0], expected) and torch.equal(model(x, return_dict=True).logits, expected)
+
+
 def test_unknown_size_is_refused(name):
     with pytest.raises(ValueError, match="unknown .* size 'b9'; choose one of"):
         type(configuration(name)).from_size("b9")

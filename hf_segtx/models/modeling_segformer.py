@@ -415,7 +415,7 @@ class SegFormerForSemanticSegmentation(SegFormerPreTrainedModel):
         windows: torch.Tensor | None = None,
         **kwargs,
     ) -> SegmentationOutput:
-        features = self.backbone(pixel_values, **kwargs)
+        features = self.backbone(pixel_values, return_dict=True, **kwargs)
         logits = self.decode_head(features.feature_maps)
         loss = None if labels is None else self.loss_function(logits, labels, self.config)
         return SegmentationOutput(
@@ -446,7 +446,7 @@ class SegFormerForImageClassification(SegFormerPreTrainedModel):
     def forward(
         self, pixel_values: torch.Tensor, labels: torch.Tensor | None = None, **kwargs
     ) -> ImageClassifierOutput:
-        features = self.backbone(pixel_values, **kwargs)
+        features = self.backbone(pixel_values, return_dict=True, **kwargs)
         logits = self.classifier(features.last_hidden_state.mean(dim=(2, 3)))
         loss = None if labels is None else LOSS_MAPPING["ForImageClassification"](labels, logits, self.config)
         return ImageClassifierOutput(
