@@ -27,11 +27,11 @@ segtx predict {folder} photo.jpg                                       # with hf
 
 Python:
 ```python
-import numpy as np, onnxruntime as ort
-from segment import load, prepare                       # beside this page
+from PIL import Image
+from segment import load, segment  # beside this page; without PyTorch
+
 session, facts = load("model.onnx")
-pixel_values, place = prepare(Image.open("photo.jpg"), facts)
-(label_map,) = session.run(["label_map"], {{"pixel_values": pixel_values}})
+label_map = segment(session, facts, Image.open("photo.jpg"))  # (height, width), class ids
 ```
 C++:
 ```cpp
