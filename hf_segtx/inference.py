@@ -40,6 +40,7 @@ from .models.sliding_windows import (
     window_pair,
 )
 from .models.upsampling import logits_at
+from .weights.files import check_tensors
 
 
 def load_model(
@@ -69,7 +70,8 @@ def load_model(
 
     Raises:
         ValueError: if a folder holds no model or no processor, its architecture is unknown, a file is damaged, pickled
-            weights hold more than tensors, or weights are missing or of other shapes without `allow_new_weights`.
+            weights hold more than tensors, weights are not finite, or they are missing or of other shapes without
+            `allow_new_weights`.
         OSError: as transformers, if there is no such model or a JSON file is damaged.
     """
     if is_exported(name_or_path):
@@ -110,6 +112,11 @@ def load_model(
             if unknown := sorted(report["unexpected_keys"]):
                 cure = f"it has {unknown[0]}: hf_segtx.weights.load_original reads checkpoints of other code bases"
             raise ValueError(f"{name_or_path} lacks {len(missing)} weights, such as {missing[0]}; {cure}")
+    if own is not None:
+        try:
+            check_tensors(model.state_dict())
+        except ValueError as error:
+            raise ValueError(f"{name_or_path}: {error}") from error
     place = processor_name_or_path or name_or_path
     if Path(place).is_dir() and not (Path(place) / "preprocessor_config.json").is_file():
         raise ValueError(

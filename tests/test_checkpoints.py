@@ -50,6 +50,12 @@ def put_other_shape(folder):
     save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
 
 
+def put_nan(folder):
+    state = load_file(folder / "model.safetensors")
+    state["decode_head.classifier.bias"][1] = float("nan")
+    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+
+
 class Code:
     """Unpickled, it runs a function: that of a thief, say."""
 
@@ -105,6 +111,7 @@ CONFIGURATIONS = [  # fields, and what the message says of them
         (cut_off, "/model.safetensors is cut off", "download it again"),
         (put_pointer, "/model.safetensors is cut off or no safetensors file", "download it again"),
         (put_foreign, r" lacks \d+ weights, such as backbone", "it has conv1.weight: hf_segtx.weights.load_original"),
+        (put_nan, "the tensor decode_head.classifier.bias has values that are not finite", "damaged"),
         (put_other_shape, r"classifier.weight is \(7, 16, 1, 1\), but config.json", "take both from the same"),
         (unlink("model.safetensors"), "no file named model.safetensors", "directory"),
         (unlink("config.json"), " is not the folder of a model", "config.json"),

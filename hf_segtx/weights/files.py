@@ -61,7 +61,7 @@ def read_file(path: Path) -> dict:
         else:
             content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # bytes that are no such file make these readers raise anything
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
         raise ValueError(
             f"{path} cannot be read ({reason}): it is cut off, no file of weights, or holds more than tensors, which "
             "could run code. Copy or download it again; where you trust it, save its tensors alone where its own "
