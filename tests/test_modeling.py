@@ -264,6 +264,7 @@ def test_trainer_that_would_smooth_labels_itself_is_refused(name, tmp_path):
     trainer = Trainer(build(name), TrainingArguments(label_smoothing_factor=0.1, **options), train_dataset=data)
     with pytest.raises(ValueError, match="label_smoothing_factor 0.1 .*parse_loss.label_smoothing"):
         trainer.train()
+    assert (lambda self: repr(self.model))(trainer).startswith(type(trainer.model).__name__)  # as a Trainer may log it
     model = build(name)
     model.loss_function = parse_loss(label_smoothing=0.1)  # what the message advises
     assert Trainer(model, TrainingArguments(**options), train_dataset=data).train().global_step == 1
