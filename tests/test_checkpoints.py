@@ -10,7 +10,7 @@ import torch
 from accelerate import Accelerator
 from safetensors.torch import load_file, save_file
 from tiny import CASES
-from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation, BertConfig
+from transformers import AutoConfig, AutoImageProcessor, AutoModelForSemanticSegmentation, BertConfig
 
 from hf_segtx import SegFormerImageProcessor
 from hf_segtx.inference import load_model
@@ -127,6 +127,22 @@ def test_error_names_file_and_cure(whole, tmp_path, damage, file, cure):
     damage(folder)
     with pytest.raises((ValueError, OSError), match=f"(?s){file}.*{cure}"):
         load_model(folder)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [({"depths": [1, 1]}, "depths has 2 entries, hidden_sizes 4"), ({"hidden_dropout_prob": 2}, "2 is out of range")],
+)
+def test_fields_that_override_are_checked(whole, fields, message):
+    """By all who read a configuration, also where transformers would set them one by one."""
+    for load in (
+        lambda: load_model(whole, config=fields),
+        lambda: CASES["segformer"].row.config.from_pretrained(whole, **fields),
+        lambda: AutoConfig.from_pretrained(whole, **fields),
+        lambda: AutoModelForSemanticSegmentation.from_pretrained(whole, **fields),
+    ):
+        with pytest.raises(ValueError, match=f"(?s){whole}/config.json: .*{message}"):
+            load()
 
 
 SETTINGS = [  # of preprocessor_config.json

@@ -92,8 +92,9 @@ def test_card_without_data_of_the_hub_and_curves(tmp_path):
 
 MARKS = [
     "*bold*", "_under_score_", "`code`", "[link](https://a.b)", "![image](x.png)", "<script>alert(1)</script>", "<b>",
-    "a|b", "a\\|b", "a\\", "&lt;", "~~gone~~", "line\nnext | row |", "line\r\n\r\n# Title", "https://a.b", "www.a.b",
-    "a@b.c", "# Title", "```\nfence", "{{ results }}", "{% for %}", "---", "- item", "1. item", "$x$", "Straße", "道路",
+    "a|b", "a\\|b", "a\\", "&lt;", "~~gone~~", "line\nnext | row |", "line\r\n\r\n# Title", "https://a.b",
+    "www.evil.com", "me@evil.com", "# Title", "```\nfence", "{{ results }}", "{% for %}", "---", "- item", "1. item", "$x$",
+    "Straße", "道路",
     "e\u0301", "क्\u200dष", "\u202eturned", "tab\tstop", "a\x00b", " spaces  between ", "https://<b>", "\\<i>", "| | |",
     "'\"", "Title #",
 ]  # fmt: skip
@@ -114,7 +115,10 @@ def rendered(markdown):
         if token.type == "inline":
             (rows[-1] if inside else inline).append(token)
         inside = token.type in ("td_open", "th_open")
-    kinds = {child.type for token in [*inline, *sum(rows, [])] for child in token.children}
+    children = [child for token in [*inline, *sum(rows, [])] for child in token.children]
+    kinds = {child.type for child in children} | {
+        f"link to {child.attrGet('href')}" for child in children if child.attrs
+    }
 
     def text(token):
         return "".join(child.content for child in token.children)
@@ -146,6 +150,9 @@ def test_cards_show_other_texts_as_they_are(mark, tmp_path):
     _, texts, kinds, tokens = rendered(card.text)
     assert texts[0] == shown(mark) and any(f"on {shown(without_folders(mark))}, from" in text for text in texts)
     assert any(f"Weights: {shown(mark)}" in text for text in texts)
+    links = [kind for kind in kinds if kind.startswith("link to ")]
+    known = ("https://hf.co/nowhere/", "https://arxiv.org/", "https://pypi.org/", "None")  # None: of pictures
+    assert all(link.removeprefix("link to ").startswith(known) for link in links)
     assert not kinds & {"em_open", "html_inline", "s_open"} and "html_block" not in [token.type for token in tokens]
     code = next(token.content for token in tokens if token.type == "fence" and token.info == "python")
     calls = [node for node in ast.walk(ast.parse(code)) if isinstance(node, ast.keyword) and node.arg == "model"]
