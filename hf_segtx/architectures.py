@@ -5,6 +5,7 @@ and a row here; CONTRIBUTING.md says the rest.
 """
 
 import importlib
+import sys
 from types import ModuleType
 from typing import NamedTuple
 
@@ -63,6 +64,16 @@ class Architecture(NamedTuple):
     card: str
     weights_module: str = "unknown"
     classifier: type[PreTrainedModel] | None = None
+
+    @property
+    def sizes(self) -> list[str]:
+        """Names of the published sizes, for `config.from_size`, the smallest first."""
+        return list(sys.modules[self.config.__module__].SIZES)
+
+    @property
+    def has_position_table(self) -> bool:
+        """Whether positions are learned for images of one size, and resized for others."""
+        return "position_resize_mode" in self.config.__dataclass_fields__
 
     @property
     def weights(self) -> ModuleType:

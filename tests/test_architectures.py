@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import torch
 from tiny import CASES
 from transformers import SegformerConfig, SegformerModel
 
@@ -82,6 +83,20 @@ def test_row_of_a_model(name):
         assert architecture_of(part) is ARCHITECTURES[name]
     with pytest.raises(ValueError, match="no pre-trained weights are known that fit"):
         hf_segtx.weights.unknown.load_backbone(model.backbone, Path("vit.pth"))
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_the_first_size_is_the_smallest(name):
+    """Automatic runs on a CPU take it."""
+    row = ARCHITECTURES[name]
+    with torch.device("meta"):
+        numbers = [row.model(row.config.from_size(size)).num_parameters() for size in row.sizes]
+    assert numbers[0] == min(numbers) and len(numbers) > 1
+
+
+def test_who_has_a_position_table():
+    """Those whose published models are shown windows of the size that they were trained with."""
+    assert [name for name, row in ARCHITECTURES.items() if row.has_position_table] == ["setr", "segmenter"]
 
 
 def test_models_of_others_have_no_row():

@@ -49,7 +49,7 @@ def quantize(
     is_onnx = file.suffix == ".onnx"
     model = onnx.load(file) if is_onnx else openvino.Core().read_model(file)
     wrapper = ExportedModel(file)
-    is_transformer = wrapper.config.model_type != "segtx_ocrnet"
+    is_transformer = hasattr(wrapper.config, "num_attention_heads")
     settings = {"model_type": nncf.ModelType.TRANSFORMER if is_transformer else None, "subset_size": len(calibration)}
     data = nncf.Dataset(calibration, lambda inputs: {"pixel_values": inputs} if is_onnx else inputs)
 

@@ -201,7 +201,7 @@ def configure(
     changes = rules.decide_augmentation(facts, passes)
     settle([change for change in changes if change.name != "photometric" or arguments.photometric_strength == 1])
     settle(rules.decide_dropout(arguments, architecture, passes))
-    if architecture in ("setr", "segmenter") and not arguments.model_name_or_path:
+    if rules.has_position_table(architecture) and not arguments.model_name_or_path:
         settle(rules.decide_positions(arguments))
     if not automatic.given & BATCH_ARGUMENTS:
         settle(rules.decide_batch(arguments.crop_size, facts.num_images, megapixels / num_processes, num_processes))

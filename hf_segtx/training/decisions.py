@@ -8,6 +8,7 @@ import math
 import re
 from typing import NamedTuple
 
+from ..architectures import ARCHITECTURES
 from ..data.labels import flip_permutation
 from .arguments import Arguments, config_overrides
 from .data_facts import DataFacts
@@ -61,9 +62,13 @@ PRETRAINED_RATES = {
     "segmenter": Rates("sgd", 1e-3, 1.0, 0.0, "arXiv 2105.05633, Section 4.1"),
     "setr": Rates("sgd", 1e-3, 10.0, 0.0, "arXiv 2012.15840, Section 4.1"),
 }
-SMALLEST_SIZES = {"segformer": "b0", "ocrnet": "hrnet_w18_small", "segmenter": "tiny", "setr": "base"}
 DROPOUTS = {"segformer": ("drop_path_rate", "classifier_dropout_prob"), "segmenter": ("drop_path_rate",)}
 PUBLISHED_STEPS = 160_000  # over which the rates for pre-trained weights were found
+
+
+def has_position_table(architecture: str) -> bool:
+    """Whether it learns positions for images of one size; False for those of other libraries."""
+    return architecture in ARCHITECTURES and ARCHITECTURES[architecture].has_position_table
 
 
 # ----------------------------------------------------------------------------------------------------------------- time
@@ -146,7 +151,7 @@ def decide_start(arguments: Arguments, seconds: float | None, on_cpu: bool) -> l
         reason = "learns most in little time of the four, from random weights too (recipes *_camvid: 49 against 45 %)"
         decisions.append(Decision("architecture", architecture, reason))
     if size is None and (on_cpu or architecture == "segformer"):
-        size, reason = SMALLEST_SIZES[architecture], "a CPU can show it the most images"
+        size, reason = ARCHITECTURES[architecture].sizes[0], "a CPU can show it the most images"
         if not on_cpu:
             hours = math.inf if seconds is None else seconds / 3600
             size = "b0" if hours < 1 else "b1" if hours < 3 else "b2"
@@ -195,7 +200,7 @@ def decide_images(
     reason = f"two thirds of the median image, {width:.0f}x{height:.0f}: most of what surrounds an object, in less time"
     decisions.append(Decision("crop_size", crop, reason))
     decisions.append(Decision("scale_range", [0.5, 1.5], "objects at distances that the images do not show"))
-    if architecture in ("setr", "segmenter") and (crop[0] < height or crop[1] < width):
+    if has_position_table(architecture) and (crop[0] < height or crop[1] < width):
         reason = f"{architecture} learns its positions in crops of this size"
         decisions.append(Decision("eval_mode", "slide", reason))
     return decisions
