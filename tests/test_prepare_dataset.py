@@ -122,7 +122,7 @@ def test_own_folders_and_pairs(tmp_path, prepare):
     (source / "val/id2label.json").write_text('{"0": "road", "1": "puddle"}')
     with pytest.raises(ValueError, match="class 1 is 'crack' .* but 'puddle' in"):
         prepare(source, tmp_path / "other")
-    prepare(own_folders(tmp_path / "binary", (0, 255)), tmp_path / "prepared_binary")  # 255 is the crack, as in training
+    prepare(own_folders(tmp_path / "binary", (0, 255)), tmp_path / "prepared_binary")  # 255 is the crack
     train, _, labels = load_data(dataset_name=str(tmp_path / "prepared_binary"))
     assert labels.names == ("road", "crack") and {int(i) for item in train for i in np.unique(item["label"])} == {0, 1}
 
