@@ -2,8 +2,8 @@
 
 Nothing is imported here. The configurations are registered after `AutoConfig` was imported, the image processors after
 `AutoImageProcessor` was. The models, which are found through a configuration, follow with the first of those that is
-made. What was imported before is registered at once. So the Auto classes never lack what they are asked for, and
-whoever asks for nothing waits for nothing.
+made. The pipeline is exchanged after `transformers.pipelines` was imported. What was imported before is registered at
+once. So the Auto classes never lack what they are asked for, and whoever asks for nothing waits for nothing.
 """
 
 import importlib
@@ -72,6 +72,15 @@ def register_all() -> None:
     importlib.import_module(f"{__package__}.architectures")
 
 
+def register_pipeline() -> None:
+    """Lets `pipeline("image-segmentation")` read images as this package does."""
+    from transformers.pipelines import PIPELINE_REGISTRY
+
+    from .pipeline import SegmentationPipeline
+
+    PIPELINE_REGISTRY.supported_tasks["image-segmentation"]["impl"] = SegmentationPipeline
+
+
 def register_when_needed() -> None:
     """Registers what transformers needs by now, and arranges the rest."""
     functions = {
@@ -79,6 +88,7 @@ def register_when_needed() -> None:
         f"{__package__}.models.image_processing_segtx": register_all,  # which lets them be saved with their code
         "transformers.models.auto.configuration_auto": register_configurations,
         "transformers.models.auto.image_processing_auto": register_all,
+        "transformers.pipelines": register_pipeline,
     }
     there = [name for name in functions if name in sys.modules]
     now = [functions.pop(name) for name in there]
