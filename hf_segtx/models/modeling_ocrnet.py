@@ -483,7 +483,7 @@ class OCRNetForSemanticSegmentation(OCRNetPreTrainedModel):
         output_regions: bool = False,
         **kwargs,
     ) -> OCRNetOutput:
-        features = self.backbone(pixel_values, return_dict=True, **kwargs)
+        features = self.features(pixel_values, **kwargs)
         maps = list(features.feature_maps)
         if self.config.backbone_type == "resnet":  # regions from the last but one stage, pixels from the last
             maps_of_regions, maps_of_pixels = maps[-2:-1], maps[-1:]

@@ -415,7 +415,7 @@ class SegFormerForSemanticSegmentation(SegFormerPreTrainedModel):
         windows: torch.Tensor | None = None,
         **kwargs,
     ) -> SegmentationOutput:
-        features = self.backbone(pixel_values, return_dict=True, **kwargs)
+        features = self.features(pixel_values, **kwargs)
         logits = self.decode_head(features.feature_maps)
         loss = None if labels is None else self.loss_function(logits, labels, self.config)
         return SegmentationOutput(

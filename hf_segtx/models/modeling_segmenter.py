@@ -191,7 +191,7 @@ class SegmenterForSemanticSegmentation(SegmenterPreTrainedModel):
         windows: torch.Tensor | None = None,
         **kwargs,
     ) -> SegmentationOutput:
-        features = self.backbone(pixel_values, return_dict=True, **kwargs)
+        features = self.features(pixel_values, **kwargs)
         logits = self.decode_head(features.feature_maps[-1])
         logits = crop_padding(logits, pixel_values.shape[2:], self.config.patch_size)
         loss = None if labels is None else self.loss_function(logits, labels, self.config)

@@ -236,7 +236,7 @@ class SETRForSemanticSegmentation(SETRPreTrainedModel):
         output_auxiliary_logits: bool = False,
         **kwargs,
     ) -> SegmentationOutput:
-        features = self.backbone(pixel_values, return_dict=True, **kwargs)
+        features = self.features(pixel_values, **kwargs)
         levels = features.feature_maps
         logits = self.decode_head(levels if self.config.decode_head == "mla" else levels[-1])
         auxiliary_logits = []

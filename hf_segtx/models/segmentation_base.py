@@ -13,7 +13,7 @@ from pickle import UnpicklingError
 import torch
 from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedConfig, PreTrainedModel
-from transformers.modeling_outputs import SemanticSegmenterOutput
+from transformers.modeling_outputs import BackboneOutput, ModelOutput, SemanticSegmenterOutput
 
 from .sliding_windows import stack_by_image
 from .upsampling import upsampled_cross_entropy
@@ -96,6 +96,63 @@ class SegmentationPreTrainedModel(PreTrainedModel):
     _auto_map: dict[str, str] = {}
     # Settable, as in every transformers model: `model.loss_function = hf_segtx.losses.parse_loss(...)`.
     _loss_function = staticmethod(segmentation_loss)
+    _frozen: tuple[str, ...] = ()  # names of modules; a state of training, which no checkpoint has
+
+    def freeze(self, *names: str) -> None:
+        """Makes exactly these modules stay as they are: no gradients, and evaluation mode whatever `train()` says.
+
+        So neither dropout nor a batch norm's statistics are those of training in them, in any loop, Trainer's, too. A
+        frozen "backbone" runs without autograd. What an earlier call froze and this one does not name trains again.
+
+        Args:
+            names: such as "backbone" or "decode_head.norm"; none: everything trains.
+
+        Raises:
+            ValueError: if there is no such module.
+        """
+        for name in names:
+            try:
+                self.get_submodule(name)
+            except AttributeError as error:
+                known = ", ".join(name for name, _ in self.base_model.named_children())
+                raise ValueError(f"freeze {name}: there is no such module; the backbone has {known}") from error
+        for name in self._frozen:
+            self.get_submodule(name).requires_grad_(True)
+        for name in names:
+            self.get_submodule(name).requires_grad_(False)
+        self._frozen = names
+        self.train(self.training)
+
+    def train(self, mode: bool = True):
+        """As in torch, but for what is frozen."""
+        super().train(mode)
+        for name in self._frozen:
+            self.get_submodule(name).eval()
+        return self
+
+    def features(
+        self, pixel_values: torch.Tensor, feature_maps: tuple[torch.Tensor, ...] | None = None, **kwargs
+    ) -> ModelOutput:
+        """The output of the backbone; or, with `feature_maps`, these, which it made of the images before."""
+        if feature_maps is not None:
+            return BackboneOutput(feature_maps=feature_maps)
+        if "backbone" in self._frozen:
+            with torch.no_grad():
+                return self.backbone(pixel_values, return_dict=True, **kwargs)
+        return self.backbone(pixel_values, return_dict=True, **kwargs)
+
+    def classifiers(self) -> list[str]:
+        """Names of the layers whose output are the logits: the `classifier` of each head, or the head if it is a layer.
+
+        Raises:
+            ValueError: if a head has none: the mask transformer compares patches with its classes.
+        """
+        heads = {"decode_head": self.decode_head}
+        heads |= {f"auxiliary_heads.{index}": head for index, head in enumerate(getattr(self, "auxiliary_heads", ()))}
+        for name, head in heads.items():
+            if any(head.children()) and not hasattr(head, "classifier"):
+                raise ValueError(f"{name}, a {type(head).__name__}, has no classifier, the only layer to be trained")
+        return [f"{name}.classifier" if any(head.children()) else name for name, head in heads.items()]
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
