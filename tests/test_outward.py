@@ -54,6 +54,7 @@ def test_what_a_processor_loses_is_said(tmp_path):
         {"position_encoding": "learned"},
         {"decoder_projection_norm": True},
         {"decoder_stages": [1, 2, 3]},
+        {"decoder_fusion": False, "decoder_stages": [3]},
         {"layer_norm_eps": 1e-6},
         {"embedding_layer_norm_eps": 1e-6},
     ],

@@ -123,6 +123,27 @@ def test_parameters_and_flops_of_table_1(size):
     assert counter.get_total_flops() / 2e9 < 0.75 * flops  # what evaluating the head at each stage's resolution saves
 
 
+# Table 1d, as above, at 512x512.
+TABLE_1D = {"b2_s4": (24.7, 22.3)}
+
+
+@pytest.mark.parametrize("size", TABLE_1D)
+def test_parameters_and_flops_of_table_1d(size):
+    parameters, flops = TABLE_1D[size]
+    config = SegFormerConfig.from_size(size, num_labels=150)
+    with torch.device("meta"):
+        model = SegFormerForSemanticSegmentation(config).eval()
+        x = torch.randn(1, 3, 512, 512)
+    assert sum(p.numel() for p in model.parameters()) / 1e6 == pytest.approx(parameters, abs=0.05)
+    with FlopCounterMode(display=False) as counter:
+        maps = model.backbone(x).feature_maps
+    # As the paper writes it: project, upsample to 1/4, concatenate and fuse if there are several, classify.
+    width, read = config.decoder_hidden_size, [maps[stage] for stage in config.decoder_stages]
+    project = sum(width * feature_map[0].numel() for feature_map in read)
+    head = project + 128**2 * width * (150 + len(read) * width * config.decoder_fusion)
+    assert counter.get_total_flops() / 2e9 + head / 1e9 == pytest.approx(flops, rel=0.005)  # the paper's counts norms
+
+
 @pytest.mark.parametrize("normalized", [False, True], ids=["authors", "mmsegmentation"])
 @pytest.mark.parametrize("stages", [[0, 1, 2, 3], [3], [1, 2]])
 def test_head_matches_the_paper_written_out(normalized, stages):
@@ -140,6 +161,26 @@ def test_head_matches_the_paper_written_out(normalized, stages):
         x = F.conv2d(torch.cat(upsampled[::-1], dim=1), head.fuse.weight)
         expected = head.classifier(F.relu(head.norm(x)))
         torch.testing.assert_close(head(maps), expected, rtol=1e-4, atol=1e-5)  # sums in another order
+
+
+@pytest.mark.parametrize("normalized", [False, True])
+@pytest.mark.parametrize("stage", [0, 3])
+def test_head_without_fusion_matches_the_paper_written_out(normalized, stage):
+    """Projected, upsampled to 1/4, classified."""
+    config = SegFormerConfig(
+        **TINY, num_labels=7, decoder_stages=[stage], decoder_fusion=False, decoder_projection_norm=normalized
+    )
+    model = randomize(SegFormerForSemanticSegmentation(config))
+    head, images = model.decode_head, torch.randn(2, 3, 75, 101)
+    maps = model.backbone(images).feature_maps
+    x = head.projections[0](maps[stage].permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+    if normalized:
+        x = F.relu(head.projection_norms[0](x))
+    expected = head.classifier(F.interpolate(x, size=maps[0].shape[2:], mode="bilinear", align_corners=False))
+    torch.testing.assert_close(model(images).logits, expected, rtol=1e-4, atol=1e-5)  # sums in another order
+    model.train()
+    model(images, labels=torch.zeros(2, 75, 101, dtype=torch.long)).loss.backward()  # no value is lost in place
+    assert all(parameter.grad is not None for parameter in head.parameters())
 
 
 @pytest.mark.parametrize("settings", [{}, {"decoder_projection_norm": True}, {"decoder_stages": [1, 2]}])
@@ -227,6 +268,7 @@ def test_drop_path_grows_linearly():
         (dict(num_attention_heads=[3, 2, 3, 4]), "num_attention_heads 3 does not divide hidden size 8"),
         (dict(depths=[1, 1]), "depths has 2 entries, hidden_sizes 4"),
         (dict(decoder_stages=[0, 4]), r"decoder_stages is \[0, 4\]; .* from 0 to 3"),
+        (dict(decoder_fusion=False), r"decoder_stages \[0, 1, 2, 3\]; several stages have to be fused"),
         (dict(sr_ratios=[0, 1, 1, 1]), "sr_ratios: 0 is out of range; give 1 to"),
         (dict(position_encoding="sine"), "position_encoding is 'sine'; choose"),
     ],

@@ -361,6 +361,7 @@ OWN = {
     "segformer": ("segformer", {}),
     "segformer table": ("segformer", {"position_encoding": "learned", "image_size": [64, 96]}),
     "segformer levels": ("segformer", {"decoder_stages": [1, 3], "decoder_projection_norm": True}),
+    "segformer without fusion": ("segformer", {"decoder_stages": [3], "decoder_fusion": False}),
     "segmenter mask": ("segmenter", {}),
     "segmenter linear": ("segmenter", {"decode_head": "linear", "use_distillation_token": True}),
     "ocrnet hrnet": ("ocrnet", {}),

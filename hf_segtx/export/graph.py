@@ -113,7 +113,7 @@ def convolution(weight: torch.Tensor, bias: torch.Tensor | None) -> nn.Conv2d:
 def folded(model: PreTrainedModel) -> PreTrainedModel:
     """A copy for inference, on the CPU in float32, whose BatchNorms are part of convolutions where that is possible."""
     model = copy.deepcopy(model).cpu().float().eval()
-    if isinstance(model.decode_head, SegFormerDecodeHead):
+    if isinstance(model.decode_head, SegFormerDecodeHead) and model.decode_head.fuse is not None:
         model.decode_head = FoldedSegFormerHead(model.decode_head)
         return model.requires_grad_(False)
     return fuse_batch_norm(model)

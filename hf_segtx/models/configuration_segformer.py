@@ -16,7 +16,8 @@ from .configuration_base import (
 )
 
 
-# Table 6 of the paper (MiT-B0 to B5) and its decoder widths (Section 4.1; 768 from B2 on in the authors' code).
+# Table 6 of the paper (MiT-B0 to B5) and its decoder widths (Section 4.1; 768 from B2 on in the authors' code); "b2_s4":
+# "MiT-B2 (S4)" of Table 1d.
 SIZES = {
     "b0": {"hidden_sizes": [32, 64, 160, 256], "depths": [2, 2, 2, 2], "decoder_hidden_size": 256},
     "b1": {"hidden_sizes": [64, 128, 320, 512], "depths": [2, 2, 2, 2], "decoder_hidden_size": 256},
@@ -24,6 +25,13 @@ SIZES = {
     "b3": {"hidden_sizes": [64, 128, 320, 512], "depths": [3, 4, 18, 3], "decoder_hidden_size": 768},
     "b4": {"hidden_sizes": [64, 128, 320, 512], "depths": [3, 8, 27, 3], "decoder_hidden_size": 768},
     "b5": {"hidden_sizes": [64, 128, 320, 512], "depths": [3, 6, 40, 3], "decoder_hidden_size": 768},
+    "b2_s4": {
+        "hidden_sizes": [64, 128, 320, 512],
+        "depths": [3, 4, 6, 3],
+        "decoder_hidden_size": 768,
+        "decoder_stages": [3],
+        "decoder_fusion": False,
+    },
 }
 
 
@@ -50,7 +58,9 @@ class SegFormerConfig(SegmentationConfig):
         layer_norm_eps: of the norms in blocks and after each stage (1e-5 in transformers' code, 1e-6 in the authors').
         embedding_layer_norm_eps: of the norms after patch embeddings and key/value reduction (1e-5 in both).
         decoder_hidden_size: width of the all-MLP head (Table 1b: 256 to 2048).
-        decoder_stages: stages (0 to 3) that the head reads; [3] is the paper's "S4 only" (Table 1d).
+        decoder_stages: stages (0 to 3) that the head reads.
+        decoder_fusion: the head fuses what it read by a 1x1 convolution, BatchNorm and ReLU. False, for a single stage:
+            it is projected and classified; [3] is then the paper's "S4" (Table 1d).
         decoder_projection_norm: BatchNorm and ReLU after each stage's projection, as in mmsegmentation's head.
         semantic_loss_ignore_index: label that counts in no loss.
 
@@ -81,12 +91,13 @@ class SegFormerConfig(SegmentationConfig):
     embedding_layer_norm_eps: float | int = small(1e-5)
     decoder_hidden_size: int = size(256)
     decoder_stages: list[int] | tuple[int, ...] = (0, 1, 2, 3)
+    decoder_fusion: bool = True
     decoder_projection_norm: bool = False
     semantic_loss_ignore_index: int = label(255)
 
     @classmethod
     def from_size(cls, size: str, **overrides) -> "SegFormerConfig":
-        """The configuration of a published size, "b0" to "b5", with any field overridden.
+        """The configuration of a published size, "b0" to "b5" or "b2_s4", with any field overridden.
 
         Raises:
             ValueError: if the size is unknown.
@@ -127,3 +138,5 @@ class SegFormerConfig(SegmentationConfig):
         chosen = list(self.decoder_stages)
         if not chosen or sorted(set(chosen)) != chosen or chosen[0] < 0 or chosen[-1] >= stages:
             raise ValueError(f"decoder_stages is {chosen}; give increasing stage numbers from 0 to {stages - 1}")
+        if not self.decoder_fusion and len(chosen) != 1:
+            raise ValueError(f"decoder_fusion is False and decoder_stages {chosen}; several stages have to be fused")

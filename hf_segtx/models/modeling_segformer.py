@@ -215,6 +215,7 @@ class SegFormerDecodeHead(nn.Module):
     where `fuse_i` is the block of the fusion's columns that belongs to stage i: one product C_i -> C at the stage's own
     resolution instead of C_i -> C -> C at the finest. Same parameters, same function, a small part of the work. With
     BatchNorm and ReLU between (mmsegmentation's head) the two products stay apart, still at the stage's own resolution.
+    Without fusion the classifier follows the projection, and is applied before the upsampling, too.
 
     Shape:
         feature_maps: (B, C_i, h_i, w_i) of every stage
@@ -232,11 +233,16 @@ class SegFormerDecodeHead(nn.Module):
         if self.normalize_projections:
             self.projection_norms = nn.ModuleList(nn.BatchNorm2d(width) for _ in widths)
         # Columns: coarsest stage first, as in every published checkpoint.
-        self.fuse = nn.Conv2d(width * len(widths), width, 1, bias=False)
-        self.norm = nn.BatchNorm2d(width)
+        self.fuse = nn.Conv2d(width * len(widths), width, 1, bias=False) if config.decoder_fusion else None
+        self.norm = nn.BatchNorm2d(width) if config.decoder_fusion else None
         # Whole channels, as in the authors' code; before the ReLU, with which it commutes, it takes no memory.
-        self.dropout = nn.Dropout2d(config.classifier_dropout_prob, inplace=True)
+        self.dropout = nn.Dropout2d(config.classifier_dropout_prob, inplace=config.decoder_fusion)
         self.classifier = nn.Conv2d(width, config.num_labels, 1)
+
+    def project(self, i: int, feature_map: torch.Tensor) -> torch.Tensor:
+        """(B, C_i, h_i, w_i) of stage i -> (B, C, h_i, w_i)."""
+        x = self.projections[i](feature_map.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        return F.relu(self.projection_norms[i](x)) if self.normalize_projections else x
 
     def product(self, i: int, fuse: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
         """What stage i adds to the fusion, at its own resolution: a function (B, C_i, h_i, w_i) -> (B, C, h_i, w_i)."""
@@ -244,18 +250,14 @@ class SegFormerDecodeHead(nn.Module):
         if not self.normalize_projections and type(project) is Linear and has_plain_weight(project):
             weight, bias = fuse @ project.weight, fuse @ project.bias
             return lambda feature_map: linear(feature_map.permute(0, 2, 3, 1), weight, bias).permute(0, 3, 1, 2)
-
-        def of_map(feature_map: torch.Tensor) -> torch.Tensor:
-            x = project(feature_map.permute(0, 2, 3, 1))
-            if self.normalize_projections:
-                x = F.relu(self.projection_norms[i](x.permute(0, 3, 1, 2))).permute(0, 2, 3, 1)
-            return linear(x, fuse).permute(0, 3, 1, 2)
-
-        return of_map
+        return lambda feature_map: linear(self.project(i, feature_map).permute(0, 2, 3, 1), fuse).permute(0, 3, 1, 2)
 
     def forward(self, feature_maps: tuple[torch.Tensor, ...]) -> torch.Tensor:
         size = feature_maps[0].shape[2:]
         feature_maps = [feature_maps[stage] for stage in self.stages]
+        if self.fuse is None:
+            logits = self.classifier(self.dropout(self.project(0, feature_maps[0])))
+            return F.interpolate(logits, size=size, mode="bilinear", align_corners=False)
         fuse_parts = self.fuse.weight.flatten(1).chunk(len(self.stages), dim=1)[::-1]  # (C, C) each, finest stage first
         if is_prediction(self) and isinstance(self.norm, (nn.BatchNorm2d, nn.SyncBatchNorm)):
             scale, shift = batch_norm_terms(self.norm)  # the scale goes into the fusion; upsampling leaves the shift

@@ -43,8 +43,9 @@ def segformer_fields(state: StateDict) -> dict:
     return {
         **fields,
         "num_labels": state["decode_head.classifier.weight"].shape[0],
-        "decoder_hidden_size": state["decode_head.fuse.weight"].shape[0],
+        "decoder_hidden_size": state["decode_head.classifier.weight"].shape[1],
         "decoder_stages": [stage for stage, width in enumerate(fields["hidden_sizes"]) if width in read],
+        "decoder_fusion": "decode_head.fuse.weight" in state,
         "decoder_projection_norm": "decode_head.projection_norms.0.weight" in state,
     }
 
@@ -87,7 +88,7 @@ def segformer_mmsegmentation(state: StateDict) -> dict:
 # The first mark of each is that of its backbone.
 SOURCES = {
     "SegFormer of this package": Source(
-        marks=(r"^backbone\.stages\.\d\.patch_embed\.proj\.", r"^decode_head\.fuse\."),
+        marks=(r"^backbone\.stages\.\d\.patch_embed\.proj\.", r"^decode_head\.projections\."),
         read=segformer_fields,
     ),
     "SegFormer of the authors (NVlabs/SegFormer)": Source(

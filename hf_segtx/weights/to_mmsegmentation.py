@@ -116,6 +116,7 @@ def reversed_columns(weight: torch.Tensor, parts: int) -> torch.Tensor:
 def segformer(config, state: StateDict) -> tuple[dict, list[str]]:
     stages = list(range(len(config.hidden_sizes)))
     refuse(config, position_encoding="mix_ffn", decoder_projection_norm=True, decoder_stages=stages)
+    refuse(config, decoder_fusion=True)
     refuse(config, embedding_layer_norm_eps=config.layer_norm_eps)
     join_rows(state)
     as_convolutions(state, r"\.mlp\.fc\d\.weight$|\.projections\.\d\.weight$")

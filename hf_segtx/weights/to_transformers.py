@@ -51,6 +51,7 @@ def transformers_config(model: PreTrainedModel) -> SegformerConfig:
     wanted = {
         "position_encoding": "mix_ffn",
         "decoder_projection_norm": False,
+        "decoder_fusion": True,
         "decoder_stages": stages,
         "layer_norm_eps": LAYER_NORM_EPS,
         "embedding_layer_norm_eps": LAYER_NORM_EPS,
