@@ -292,6 +292,17 @@ def test_two_processes_give_the_gradient_of_the_mean_loss(tmp_path):
     torch.testing.assert_close(torch.load(tmp_path / "gradient.pt"), model.weight.grad, **CLOSE[torch.float32])
 
 
+@pytest.mark.parametrize("classes", [3, 17])
+def test_no_value_is_waited_for_on_a_gpu(classes):
+    """A tensor on the meta device has no values: whatever asks for one, or for the number of some, raises."""
+    logits = torch.empty(2, classes, 6, 7, device="meta")
+    labels = torch.empty(2, 24, 28, dtype=torch.long, device="meta")
+    loss = upsampling._summed_loss._init_fn(logits, labels, torch.ones(classes, device="meta"), 255, 0.1, False, True)
+    assert [result.shape for result in loss] == [(), (), logits.shape]
+    label_map = upsampling._best_class(logits, upsampling.Cells.of_size(logits, (24, 28), False))
+    assert label_map.shape == labels.shape
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("classes", [3, 17])
 def test_gpu_equals_cpu(classes):

@@ -16,6 +16,7 @@ class and need no look at their pixels.
 Letters: B images, K classes, (h, w) size of the logits, (H, W) of the labels, N cells of a block, S pixels of a cell.
 """
 
+import os
 import re
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -27,6 +28,10 @@ import torch.nn.functional as F
 BLOCK_NUMEL_CPU = 5 * 2**18  # upsampled logits held at once: few enough for a CPU's cache
 BLOCK_NUMEL_GPU = 2**25  # and enough to occupy a GPU
 OPERATORS = re.sub(r"\W", "_", __name__)  # a process may hold other versions of this file, from checkpoints on the Hub
+
+# Not measured on any GPU yet, so only on request. In Triton's interpreter its kernels run on a CPU, too.
+USES_TRITON = os.environ.get("HF_SEGTX_TRITON") == "1"
+TRITON_DEVICES = ("cuda", "cpu") if os.environ.get("TRITON_INTERPRET") == "1" else ("cuda",)
 
 
 def upsampled_cross_entropy(
@@ -112,6 +117,11 @@ def upsampled_argmax(logits: torch.Tensor, size: tuple[int, int], *, align_corne
         return _label_map(logits, size[0], size[1], align_corners)
 
 
+def is_for_triton(logits: torch.Tensor) -> bool:
+    """Whether a Triton kernel computes loss and label map: if asked for, on a GPU, and for all types but float64."""
+    return USES_TRITON and logits.device.type in TRITON_DEVICES and logits.dtype != torch.float64
+
+
 def positions(size_in: float, size_out: int, align_corners: bool, dtype: torch.dtype = torch.float64) -> torch.Tensor:
     """Where bilinear upsampling of `size_in` values (not always whole) reads each of `size_out`: (size_out,).
 
@@ -195,15 +205,18 @@ class Cells:
         self.corner_buffer = torch.empty(step * self.columns, 4, classes, dtype=self.dtype, device=device)
         self.block_numel = step * row_numel
         # position in all cells' pixels (N, S) of an output pixel: the sum of its row's and its column's part
-        self.row_position = (row_cell * self.columns * self.pixels + row_slot * column_slots).to(device)
-        self.column_position = (column_cell * self.pixels + column_slot).to(device)
+        row_position = row_cell * self.columns * self.pixels + row_slot * column_slots
+        column_position = column_cell * self.pixels + column_slot
         # the two axes' factors of the weights, with equal rows of 4 S numbers, so that their product is a fast one
         sizes = (-1, 2, 2, row_slots, column_slots)
-        self.row_weights = row_weights[:, :, None, :, None].expand(sizes).reshape(-1, 1, 4, self.pixels).to(device)
-        self.column_weights = column_weights[:, None, :, None].expand(sizes).reshape(-1, 4, self.pixels).to(device)
+        row_weights = row_weights[:, :, None, :, None].expand(sizes).reshape(-1, 1, 4, self.pixels)
+        column_weights = column_weights[:, None, :, None].expand(sizes).reshape(-1, 4, self.pixels)
         # which of a block's `inputs` are the corners of each cell: (N, 4)
         corners = torch.arange(step)[:, None] * (columns + 2) + torch.arange(columns + 1)
-        self.corner_index = (corners.view(-1, 1) + torch.tensor([0, 1, columns + 2, columns + 3])).to(device)
+        corner_index = corners.view(-1, 1) + torch.tensor([0, 1, columns + 2, columns + 3])
+        tables = row_position, column_position, row_weights, column_weights, corner_index
+        tables = (table.to(device, non_blocking=True) for table in tables)  # do not wait for what a GPU has still to do
+        self.row_position, self.column_position, self.row_weights, self.column_weights, self.corner_index = tables
         self.input_column = torch.arange(-1, columns + 1, device=device).clamp_(0, columns - 1)
 
     @classmethod
@@ -362,6 +375,10 @@ def _summed_loss(
 
     An operator, so that compilers see one step, whose labels can be checked.
     """
+    if is_for_triton(logits):
+        from .triton_kernels import summed_loss
+
+        return summed_loss(logits, labels, class_weights, ignore_index, label_smoothing, align_corners, with_gradient)
     classes, dtype = logits.shape[1], torch.promote_types(logits.dtype, torch.float32)
     loss, total = (torch.zeros((), dtype=dtype, device=logits.device) for _ in range(2))
     gradient = torch.empty_like(logits, dtype=dtype) if with_gradient else None
@@ -382,7 +399,7 @@ def _summed_loss(
             loss_of_label = (logsumexp - upsampled.gather(axis, label).squeeze(axis)).masked_fill_(~counted, 0)
         scale, share = weight, 1.0  # of softmax, and of the one-hot label relative to it, in the gradient
         if label_smoothing:
-            uniform = counted * class_weights.new_tensor(label_smoothing / classes)  # weight of all classes' terms
+            uniform = counted.to(dtype) * (label_smoothing / classes)  # weight of all classes' terms
             weight *= 1 - label_smoothing
             logsumexp = loss_of_label + upsampled.gather(axis, label).squeeze(axis)
             weighted_logits = torch.bmm((block.corners @ class_weights).unsqueeze(1), block.weights).squeeze(1)
@@ -423,6 +440,10 @@ _summed_loss.register_autograd(_backward, setup_context=_save_gradient)
 @torch.library.custom_op(f"{OPERATORS}::upsampled_argmax", mutates_args=())
 def _label_map(logits: torch.Tensor, height: int, width: int, align_corners: bool) -> torch.Tensor:
     """Label map (B, H, W)."""
+    if is_for_triton(logits):
+        from .triton_kernels import label_map
+
+        return label_map(logits, height, width, align_corners)
     return _best_class(logits, Cells.of_size(logits, (height, width), align_corners))
 
 
@@ -439,23 +460,34 @@ def _best_class(logits: torch.Tensor, cells: Cells) -> torch.Tensor:
     buffer = torch.empty(cells.block_numel, dtype=cells.dtype, device=logits.device)
     for index, image in enumerate(logits):
         for start, stop in cells.blocks:
-            inputs = cells.inputs(image, start, stop)
-            smallest, largest = torch.minimum(inputs[1:], inputs[:-1]), torch.maximum(inputs[1:], inputs[:-1])
-            smallest = torch.minimum(smallest[:, 1:], smallest[:, :-1])
-            largest = torch.maximum(largest[:, 1:], largest[:, :-1])
-            candidates = largest.ge_(smallest.amax(2, keepdim=True)).view(-1, classes)  # (N, K), 0 or 1
-            undecided = (candidates.sum(1) != 1).nonzero().squeeze(1)
-            only = candidates.mul_(numbers).sum(1).long()  # the class of a cell that has one candidate
-            labels = only.unsqueeze(1).repeat(1, cells.pixels)  # (N, S)
-            corners = cells.corners(inputs, cells.corner_index.index_select(0, undecided))  # (n, 4, K)
-            weights = cells.weights(start, stop).index_select(0, undecided)  # (n, 4, S)
-            upsampled = cells.upsample(corners, weights, buffer)
+            inputs, weights = cells.inputs(image, start, stop), cells.weights(start, stop)
+            which = cells.corner_index[: len(weights)]
+            if logits.is_cpu:  # a GPU would have to wait for their number
+                only, undecided = _candidates(inputs, numbers)
+                which, weights = which.index_select(0, undecided), weights.index_select(0, undecided)
+            upsampled = cells.upsample(cells.corners(inputs, which), weights, buffer)
             if cells.classes_last:
                 best = upsampled.argmax(2)
             else:  # max_pool2d over images (K, 1) of S channels is argmax(1), several times as fast
                 upsampled = upsampled.unsqueeze(2).permute(0, 3, 1, 2)  # (n, S, K, 1)
                 best = F.max_pool2d(upsampled, (classes, 1), return_indices=True)[1].flatten(1)
-            labels.index_copy_(0, undecided, best)
+            if logits.is_cpu:
+                best = only.unsqueeze(1).repeat(1, cells.pixels).index_copy_(0, undecided, best)  # (N, S)
             rows, position = cells.output(start, stop)
-            label_map[index, rows] = labels.flatten().index_select(0, position).view(-1, width)
+            label_map[index, rows] = best.flatten().index_select(0, position).view(-1, width)
     return label_map
+
+
+def _candidates(inputs: torch.Tensor, numbers: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The class of each cell that has one candidate (N,), any number for the others, and which these are (n,).
+
+    Shape:
+        inputs: as of `Cells.inputs`
+        numbers: (K,), those of the classes
+    """
+    smallest, largest = torch.minimum(inputs[1:], inputs[:-1]), torch.maximum(inputs[1:], inputs[:-1])
+    smallest = torch.minimum(smallest[:, 1:], smallest[:, :-1])
+    largest = torch.maximum(largest[:, 1:], largest[:, :-1])
+    candidates = largest.ge_(smallest.amax(2, keepdim=True)).view(-1, len(numbers))  # (N, K), 0 or 1
+    undecided = (candidates.sum(1) != 1).nonzero().squeeze(1)
+    return candidates.mul_(numbers).sum(1).long(), undecided
