@@ -314,7 +314,7 @@ def test_averaged_weights_are_evaluated_saved_and_resumed(finished, tmp_path, mo
 NEEDS_PEFT = pytest.mark.skipif(find_spec("peft") is None, reason="peft is not installed")
 
 
-@pytest.mark.parametrize("tune", ["linear", pytest.param("lora", marks=NEEDS_PEFT)])
+@pytest.mark.parametrize("tune", ["frozen", pytest.param("lora", marks=NEEDS_PEFT)])
 def test_tuning_a_part_leaves_the_rest(finished, tmp_path, monkeypatch, tune):
     """The saved model has no adapters; its backbone is the start's, or with lora differs in linear layers only."""
     folder, _ = finished
@@ -495,7 +495,7 @@ def test_bad_input_gets_a_message(tmp_path, capsys):
         ([*out, *slide, "64", "--window_stride", "65"], "--window_stride (65, 65) for --window_size (64, 64)"),
         ([*out, *slide, "5"], "minimum_size"),
         ([*out, "--crop_size", "7"], "--crop_size [7] does not suit the network"),
-        ([*out, "--freeze", "backbone", "decode_head"], "--freeze backbone decode_head leaves nothing to train"),
+        ([*out, "--tune", "frozen", "--freeze", "decode_head"], "--freeze decode_head leaves nothing to train"),
         ([*out, "--freeze", "neck"], "--freeze neck: there is no such module"),
         ([*out, "--lr_scheduler_type", "greedy"], "invalid choice: 'greedy'"),
         ([*out, "--class_weights", "auto", "1"], "give a number for each class, or 'auto' alone"),

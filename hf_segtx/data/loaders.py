@@ -271,6 +271,8 @@ class ReadAhead:
                 pending.append(pool.submit(read, batch))
                 if len(pending) == self.depth:
                     yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
 
 
 class TrainingLoader:
@@ -302,6 +304,12 @@ class TrainingLoader:
             if self.device.type != "cpu":
                 batch = {key: self._on_device(value) for key, value in batch.items()}
             yield self.dataset.transform.finish(batch)
+
+    def with_batches(self, batches: Iterable) -> "TrainingLoader":
+        """The same for other batches of (epoch, index)."""
+        if isinstance(self.batches, ReadAhead):
+            batches = ReadAhead(batches, self.batches.dataset)
+        return TrainingLoader(self.dataset, batches, self.batch_bytes, self.num_workers, self.device)
 
     def _on_device(self, value):
         if not isinstance(value, torch.Tensor):

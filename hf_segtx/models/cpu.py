@@ -229,6 +229,7 @@ def norm_relu_conv(norm: nn.Module, conv: nn.Conv2d, x: torch.Tensor, next_norm:
     """next_norm(conv(relu(norm(x)))), the convolution without bias; when trained on a CPU, by [`NormReLUConv`]."""
     norms = [norm] if next_norm is None else [norm, next_norm]
     is_plain = all(type(norm) is nn.BatchNorm2d and norm.training and norm.momentum is not None for norm in norms)
+    is_plain = is_plain and type(conv) is nn.Conv2d  # no adapter, which has weights of its own
     if not is_plain or not torch.is_grad_enabled() or x.device.type != "cpu" or torch.is_autocast_enabled("cpu"):
         y = conv(F.relu(norm(x), inplace=True))
         return y if next_norm is None else next_norm(y)

@@ -115,7 +115,7 @@ class SegmentationPreTrainedModel(PreTrainedModel):
                 self.get_submodule(name)
             except AttributeError as error:
                 known = ", ".join(name for name, _ in self.base_model.named_children())
-                raise ValueError(f"freeze {name}: there is no such module; the backbone has {known}") from error
+                raise ValueError(f"`freeze` {name}: there is no such module; the backbone has {known}") from error
         for name in self._frozen:
             self.get_submodule(name).requires_grad_(True)
         for name in names:

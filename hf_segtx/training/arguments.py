@@ -154,11 +154,17 @@ class OptimizationSettings:
         None, "Precision of the forward pass; else what accelerate launch says."
     )
     gradient_checkpointing: bool = setting(False, "Recompute activations in the backward pass, to save memory.")
-    tune: Literal["full", "linear", "lora"] = setting(
-        "full", "Train everything, only the heads, or the heads and low-rank adapters (LoRA) of the backbone."
+    tune: Literal["full", "frozen", "linear", "lora"] = setting(
+        "full",
+        "Train everything; the heads on a backbone that stays as it is; only their classifiers; or the heads and "
+        "low-rank adapters (LoRA) of the backbone.",
     )
     lora_rank: int = setting(8, "Rank of the adapters.", "[1, 10000]")
-    freeze: list[str] = setting([], "Modules that stay as they are, such as backbone.patch_embed.")
+    freeze: list[str] = setting([], "Further modules that stay as they are, such as backbone.patch_embed.")
+    cache_features: str | None = setting(
+        None, "Folder for the feature maps of a frozen backbone, written once and read in each step instead of images."
+    )
+    feature_views: int | None = setting(None, "Augmented views of each image in cache_features; else 4.", "[1, 100000]")
     sync_bn: bool = setting(False, "Batch norm statistics over all processes (of GPUs; one process has no need of it).")
     channels_last: bool = setting(True, "Weights of convolutions in the order they are used in: a tenth faster.")
     compile: bool = setting(False, "Compile the training step with torch.compile.")
@@ -248,7 +254,7 @@ FREE_ARGUMENTS = """
     cache_dir token hub_token trust_remote_code train_dir validation_dir classes_file dataloader_num_workers
     output_dir overwrite_output_dir checkpointing_steps save_total_limit resume_from_checkpoint cache_gigabytes
     load_best_model_at_end logging_steps with_tracking report_to push_to_hub hub_model_id license max_skipped_steps
-    per_device_eval_batch_size num_train_epochs total_batch_size automatic time_budget dry_run
+    per_device_eval_batch_size cache_features num_train_epochs total_batch_size automatic time_budget dry_run
 """.split()
 
 
@@ -313,6 +319,14 @@ def check_arguments(arguments: Arguments) -> None:
         _check_class_weights(arguments.class_weights)
     if arguments.validation_dir and not arguments.train_dir:
         raise ValueError(f"validation_dir {arguments.validation_dir} without train_dir; give both")
+    if "backbone" in arguments.freeze:
+        raise ValueError("`freeze` backbone is what `tune` frozen says; use that")
+    if arguments.cache_features and arguments.tune not in ("frozen", "linear"):
+        raise ValueError(
+            f"cache_features is for a backbone that stays as it is; `tune` is {arguments.tune}, use frozen or linear"
+        )
+    if arguments.feature_views and not arguments.cache_features:
+        raise ValueError(f"feature_views {arguments.feature_views} is for cache_features; add it, or omit this")
     if arguments.model_name_or_path and (arguments.size or arguments.architecture):
         raise ValueError("`model_name_or_path` comes with an architecture and a size; omit the other two")
     if arguments.model_revision != "main" and not arguments.model_name_or_path:

@@ -50,6 +50,7 @@ from .checkpoints import (
     save_checkpoint,
     save_final,
 )
+from .feature_cache import cached_loader
 from .fingerprint import changed_samples, data_fingerprint
 from .machine import SaidByMain, clear_errors, everywhere, machine, means, peak_memory
 from .optim import EMA
@@ -190,6 +191,8 @@ class TrainingRun:
         self.name = everywhere(repository_name, arguments, user)
         resume = arguments.resume_from_checkpoint
         self.checkpoint = everywhere(checkpoint_to_resume, resume, self.output_dir, only_main=True)
+        if arguments.cache_features and arguments.feature_views is None:
+            arguments.feature_views = 4
         trackers = arguments.report_to if arguments.with_tracking else None
         self.accelerator = setup.build_accelerator(arguments, on_cpu, log_with=trackers, project_dir=self.output_dir)
         data = everywhere(setup.read_data, arguments, process.is_main_process and not self.is_checked)
@@ -220,7 +223,7 @@ class TrainingRun:
         saves_weights = needs_copy or arguments.ema_decay is not None
         if self.checkpoint is not None and not saves_weights:
             model.load_state_dict(type(model).from_pretrained(self.checkpoint).state_dict())
-        self.frozen = everywhere(setup.choose_parameters, arguments, model)
+        everywhere(setup.choose_parameters, arguments, model)
         self.copied = copy.deepcopy(model) if needs_copy else None
         prepared = everywhere(setup.prepare, arguments, accelerator, model, self.steps.total)
         self.model, self.optimizer, self.schedule = prepared
@@ -241,6 +244,10 @@ class TrainingRun:
         self.loader = setup.build_loader(
             arguments, accelerator, self.train_dataset, self.processor, self.labels, self.state.step
         )
+        if arguments.cache_features:
+            names = ("train_images", "class_names", "mask_values", "training_data")
+            data = {name: self.state.plan[name] for name in names}
+            self.loader = cached_loader(arguments, self.bare_model, self.loader, accelerator, data, self._difference)
         if arguments.with_tracking:
             start_trackers(arguments, accelerator)
         if self.checkpoint is not None:
@@ -320,7 +327,7 @@ class TrainingRun:
         self.batches = iter(self.loader)
         self.interval = Interval()
         self.scores = None  # of the last step
-        self._train_mode()
+        self.model.train()
         while not self.has_ended():
             stop = self.step()
             is_last = self.state.step == self.steps.total
@@ -345,11 +352,6 @@ class TrainingRun:
                 f"{self.accelerator.num_processes} x {self.accelerator.device.type}, precision "
                 f"{self.accelerator.mixed_precision}; output in {self.output_dir}"
             )
-
-    def _train_mode(self) -> None:
-        self.model.train()
-        for module in self.frozen:
-            module.eval()
 
     def has_ended(self) -> bool:
         """After the last step, or when as many evaluations as the patience allows came after the best one."""
@@ -471,7 +473,7 @@ class TrainingRun:
         with self.interval.paused():
             with self.exported() as plain:
                 self.scores = self._score(plain)
-            self._train_mode()
+            self.model.train()
             entry = {"step": state.step, **{key: float(self.scores[key]) for key in MEANS}}
             state.evaluations.append(entry)
             self.accelerator.log({key: entry[key] for key in MEANS}, step=state.step)

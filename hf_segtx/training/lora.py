@@ -18,18 +18,22 @@ def lora_config(model: nn.Module, **settings) -> LoraConfig:
     """Adapts every linear layer of the backbone, or every convolution where there are none (OCRNet).
 
     The heads are trained and saved whole, and so are the batch norms of the backbone: their running statistics move in
-    training, so an adapter without them would not predict as it did.
+    training, so an adapter without them would not predict as it did. A neck, which no pre-trained weights have, counts
+    among the heads.
 
     Args:
         model: a `...ForSemanticSegmentation`.
         settings: of `peft.LoraConfig`, such as `r` and `lora_alpha`.
     """
+    heads = {name: layer for name, layer in model.named_children() if name != "backbone"}
+    if getattr(model.backbone, "neck", None) is not None:
+        heads["backbone.neck"] = model.backbone.neck
     layers = {f"backbone.{name}": layer for name, layer in model.backbone.named_modules()}
+    layers = {name: layer for name, layer in layers.items() if not name.startswith(tuple(f"{n}." for n in heads))}
     targets = [name for name, layer in layers.items() if isinstance(layer, nn.Linear)]
     if not targets:
         targets = [name for name, layer in layers.items() if isinstance(layer, nn.Conv2d) and layer.groups == 1]
     whole = [name for name, layer in layers.items() if isinstance(layer, nn.BatchNorm2d)]
-    heads = {name: layer for name, layer in model.named_children() if name != "backbone"}
     for name, head in heads.items():  # peft takes no lists of modules
         whole += [f"{name}.{index}" for index in range(len(head))] if isinstance(head, nn.ModuleList) else [name]
     return LoraConfig(target_modules=targets, modules_to_save=whole, **settings)

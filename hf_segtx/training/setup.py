@@ -309,11 +309,31 @@ def try_sizes(arguments: Arguments, model: nn.Module, processor, dataset) -> Non
         raise ValueError(f"crop_size {arguments.crop_size} does not suit the network: {error}") from error
 
 
-def choose_parameters(arguments: Arguments, model: nn.Module) -> list[nn.Module]:
-    """Leaves only those parameters trainable that `tune` and `freeze` say; returns the frozen modules.
+def frozen_modules(arguments: Arguments, model: nn.Module) -> list[str]:
+    """Names of the modules that stay as they are.
+
+    The neck of a backbone, which no pre-trained weights have, trains with the heads.
 
     Raises:
-        ValueError: if there is no such module, or no peft.
+        ValueError: if `tune` is linear, and a head has no classifier.
+    """
+    if arguments.tune == "linear":
+        kept = model.classifiers()
+        parents = {name[:end] for name in kept for end in range(len(name)) if name[end] == "."}
+        names = [name for name, _ in model.named_modules() if name and name not in parents]
+        others = [name for name in names if not any(f"{name}.".startswith(f"{layer}.") for layer in kept)]
+        return [*arguments.freeze, *(name for name in others if name.rpartition(".")[0] not in others)]
+    if arguments.tune == "frozen":
+        parts = [f"backbone.{name}" for name, _ in model.backbone.named_children() if name != "neck"]
+        return [*arguments.freeze, *(["backbone"] if getattr(model.backbone, "neck", None) is None else parts)]
+    return arguments.freeze
+
+
+def choose_parameters(arguments: Arguments, model: nn.Module) -> None:
+    """Leaves only those parameters trainable that `tune` and `freeze` say.
+
+    Raises:
+        ValueError: if there is no such module, no peft, or nothing is left.
     """
     if arguments.tune == "lora":
         if importlib.util.find_spec("peft") is None:
@@ -321,16 +341,10 @@ def choose_parameters(arguments: Arguments, model: nn.Module) -> list[nn.Module]
         from . import lora
 
         lora.add_adapters(model, arguments.lora_rank)
-    frozen = []
-    for name in [*arguments.freeze, *["backbone"] * (arguments.tune == "linear")]:
-        try:
-            frozen.append(model.get_submodule(name).requires_grad_(False))
-        except AttributeError as error:
-            known = ", ".join(name for name, _ in model.backbone.named_children())
-            raise ValueError(f"`freeze` {name}: there is no such module; the backbone has {known}") from error
+    if names := frozen_modules(arguments, model):
+        model.freeze(*names)
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise ValueError(f"`freeze` {' '.join(arguments.freeze)} leaves nothing to train; name less")
-    return frozen
 
 
 # -------------------------------------------------------------------------------------------- loss, optimizer, schedule
