@@ -10,6 +10,7 @@ from types import ModuleType
 from typing import NamedTuple
 
 from transformers import (
+    AutoBackbone,
     AutoConfig,
     AutoImageProcessor,
     AutoModel,
@@ -19,6 +20,8 @@ from transformers import (
     PreTrainedModel,
 )
 
+from .models.backbones import DilatedResNetBackbone, HRNetBackbone, MiTBackbone, VisionTransformerBackbone
+from .models.configuration_backbones import DilatedResNetConfig, HRNetConfig, MiTConfig, VisionTransformerConfig
 from .models.configuration_ocrnet import OCRNetConfig
 from .models.configuration_segformer import SegFormerConfig
 from .models.configuration_segmenter import SegmenterConfig
@@ -121,6 +124,14 @@ ARCHITECTURES = {
     ),
 }
 
+# Their encoders, for the models of transformers that take any backbone.
+BACKBONES = {
+    MiTConfig: MiTBackbone,
+    VisionTransformerConfig: VisionTransformerBackbone,
+    HRNetConfig: HRNetBackbone,
+    DilatedResNetConfig: DilatedResNetBackbone,
+}
+
 
 def architecture_of(model_or_config: PreTrainedModel | PreTrainedConfig) -> Architecture:
     """The row of a model or configuration of this package.
@@ -132,7 +143,7 @@ def architecture_of(model_or_config: PreTrainedModel | PreTrainedConfig) -> Arch
     for row in ARCHITECTURES.values():
         if config.model_type == row.config.model_type:
             return row
-    raise ValueError(f"{type(model_or_config).__name__} is none of hf_segtx's; give one of {', '.join(__all__)}")
+    raise ValueError(f"{type(model_or_config).__name__} is none of hf_segtx's; give one of {', '.join(_CLASSES)}")
 
 
 def _register(row: Architecture) -> None:
@@ -158,4 +169,11 @@ def _register(row: Architecture) -> None:
 for _row in ARCHITECTURES.values():
     _register(_row)
 
-__all__ = [field.__name__ for row in ARCHITECTURES.values() for field in row if isinstance(field, type)]
+for _config, _backbone in BACKBONES.items():
+    AutoConfig.register(_config.model_type, _config, exist_ok=True)
+    AutoBackbone.register(_config, _backbone)
+    _config.register_for_auto_class()
+    _backbone.register_for_auto_class("AutoBackbone")
+
+_CLASSES = [field.__name__ for row in ARCHITECTURES.values() for field in row if isinstance(field, type)]
+__all__ = _CLASSES + [part.__name__ for pair in BACKBONES.items() for part in pair]

@@ -52,7 +52,7 @@ def register_configurations() -> None:
 
     for file in MODELS.glob("configuration_*.py"):
         for configuration in vars(importlib.import_module(f"{__package__}.models.{file.stem}")).values():
-            if getattr(configuration, "model_type", "") == f"segtx_{file.stem.removeprefix('configuration_')}":
+            if getattr(configuration, "model_type", "").startswith("segtx_"):
                 AutoConfig.register(configuration.model_type, configuration, exist_ok=True)
 
 

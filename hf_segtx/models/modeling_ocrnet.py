@@ -207,8 +207,15 @@ class HRNet(nn.Module):
         self.stage4 = stage(4)
 
     def forward(self, pixel_values: torch.Tensor) -> list[torch.Tensor]:
+        return self.stages(self.embed(pixel_values))
+
+    def embed(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """The stem: (B, stem_hidden_sizes[1], H / 4, W / 4)."""
         x = norm_relu_conv(self.bn1, self.conv2, self.conv1(pixel_values))
-        x = F.relu(self.bn2(x), inplace=True)  # 1/4
+        return F.relu(self.bn2(x), inplace=True)
+
+    def stages(self, x: torch.Tensor) -> list[torch.Tensor]:
+        """What follows the stem."""
         x = self.layer1(x)
         feature_maps = self.stage2([layer(x) for layer in self.transition1])
         feature_maps = self.stage3([*feature_maps, self.transition2[-1](feature_maps[-1])])
@@ -248,10 +255,17 @@ class ResNet(nn.Module):
         self.layer1, self.layer2, self.layer3, self.layer4 = stages
 
     def forward(self, pixel_values: torch.Tensor) -> list[torch.Tensor]:
+        return self.stages(self.embed(pixel_values))
+
+    def embed(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """The stem and the pooling: (B, stem_hidden_sizes[-1], H / 4, W / 4)."""
         x = self.stem[0](pixel_values)  # then: BatchNorm, ReLU, convolution, ..., BatchNorm, ReLU
         for norm, conv in zip(self.stem[1::3], self.stem[3::3]):
             x = norm_relu_conv(norm, conv, x)
-        x = self.maxpool(F.relu(self.stem[-2](x), inplace=True))
+        return self.maxpool(F.relu(self.stem[-2](x), inplace=True))
+
+    def stages(self, x: torch.Tensor) -> list[torch.Tensor]:
+        """What follows the stem."""
         feature_maps = []
         for layer in (self.layer1, self.layer2, self.layer3, self.layer4):
             x = layer(x)

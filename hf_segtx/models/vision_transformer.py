@@ -239,6 +239,17 @@ class VisionTransformer(nn.Module):
     def forward(
         self, pixel_values: torch.Tensor, feature_indices: tuple[int, ...] = (), **kwargs
     ) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        tokens, size = self.embed(pixel_values)
+        first_patch = 0 if self.drop_prefix else self.num_prefix_tokens
+        feature_maps = {}
+        for index, block in enumerate(self.blocks):
+            tokens = block(tokens, **kwargs)
+            if index in feature_indices:
+                feature_maps[index] = tokens_to_map(tokens[:, first_patch:], size)  # (B, C, h, w)
+        return self.norm(tokens), [feature_maps[index] for index in feature_indices]
+
+    def embed(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, tuple[int, int]]:
+        """The tokens with their positions before the first block, (B, P + N, C), and the grid of patches (h, w)."""
         refuse_tracing()
         patches = self.patch_embed(pixel_values)  # (B, C, h, w)
         size = patches.shape[2:]
@@ -247,10 +258,4 @@ class VisionTransformer(nn.Module):
         tokens = self.dropout(torch.cat(tokens, dim=1) + self.position_table(size))  # (B, P + N, C)
         if self.drop_prefix:
             tokens = tokens[:, self.num_prefix_tokens :]  # (B, N, C)
-        first_patch = 0 if self.drop_prefix else self.num_prefix_tokens
-        feature_maps = {}
-        for index, block in enumerate(self.blocks):
-            tokens = block(tokens, **kwargs)
-            if index in feature_indices:
-                feature_maps[index] = tokens_to_map(tokens[:, first_patch:], size)  # (B, C, h, w)
-        return self.norm(tokens), [feature_maps[index] for index in feature_indices]
+        return tokens, size

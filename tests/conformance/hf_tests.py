@@ -30,6 +30,7 @@ from tiny import CASES
 
 
 MIXINS = {
+    "backbone": "test_backbone_common",
     "modeling": "test_modeling_common",
     "configuration": "test_configuration_common",
     "image_processing": "test_image_processing_common",
