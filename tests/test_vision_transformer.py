@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 
 from hf_segtx.models.configuration_setr import SETRConfig
-from hf_segtx.models.vision_transformer import CACHED_TABLES, VisionTransformer, crop_padding
+from hf_segtx.models.layers import crop_padding
+from hf_segtx.models.vision_transformer import CACHED_TABLES, VisionTransformer
 from hf_segtx.weights.vision_transformer import as_timm
 
 

@@ -35,6 +35,11 @@ small = within(1e-12, 1)  # epsilons and standard deviations
 factor = within(0, 1000)  # weights of losses, and hidden widths over widths
 label = within(-(2**31), 2**31 - 1)
 
+FEATURE_NORMS = ("none", "layer_norm", "batch_norm")
+FEATURE_SCALINGS = ("none", "pyramid", "fuse")
+# What transformers' models of an earlier time took, and drop or replace by random weights today.
+OLD_BACKBONE_FIELDS = ("backbone", "use_pretrained_backbone", "use_timm_backbone", "backbone_kwargs")
+
 
 def checked(cls: type[PreTrainedConfig]) -> type[PreTrainedConfig]:
     """huggingface_hub's `strict` for a configuration, whose errors become ValueErrors of a line."""
@@ -59,10 +64,21 @@ def checked(cls: type[PreTrainedConfig]) -> type[PreTrainedConfig]:
 
 @checked
 class SegmentationConfig(PreTrainedConfig):
-    """A configuration whose `id2label` may name two values of a label map that one logit, of a sigmoid, tells apart.
+    """What every configuration has: a backbone of another library, and names of classes.
+
+    `id2label` may name two values of a label map that one logit, of a sigmoid, tells apart.
 
     Args:
         is_binary: `num_labels` is 1 and `id2label` has two names, e.g. {0: "background", 1: "road"}.
+        backbone_config: configuration, or dictionary with "model_type", of a backbone that transformers' `AutoBackbone`
+            knows, "timm_backbone" included. It takes the place of the architecture's own, whose fields then mean
+            nothing; the head reads the maps that its `out_indices` chooses. With pre-trained weights:
+            `...ForSemanticSegmentation.from_backbone`.
+        feature_norm: of each map of that backbone: "none", "layer_norm" or "batch_norm" (for frozen backbones).
+        feature_scaling: "none" hands that backbone's maps to the head as they are; "pyramid" makes four maps, of four
+            times to half the resolution, of the last one (ViTDet, arXiv 2203.16527; for plain ViTs under SegFormer's
+            and OCRNet's heads); "fuse" adds all maps, projected, at the resolution of the first (for hierarchical
+            backbones under SETR's and Segmenter's heads).
 
     Raises:
         ValueError: if a field has another type than stated or is out of range, or fields do not fit each other.
@@ -73,6 +89,9 @@ class SegmentationConfig(PreTrainedConfig):
     """
 
     is_binary: bool = False
+    backbone_config: dict | PreTrainedConfig | None = None
+    feature_norm: str = "none"
+    feature_scaling: str = "none"
     # Outputs for post-processing, that `Trainer` is not to collect with the predictions.
     keys_to_ignore_at_inference = ["windows", "align_corners"]
 
@@ -81,6 +100,12 @@ class SegmentationConfig(PreTrainedConfig):
         is_number = isinstance(num_labels, Integral) and not isinstance(num_labels, bool)
         if num_labels is not None and not (is_number and 1 <= num_labels <= 2**16):
             raise ValueError(f"num_labels: {num_labels!r} is out of range; give a whole number from 1 to {2**16}")
+        if old := [name for name in OLD_BACKBONE_FIELDS if name in kwargs]:
+            raise ValueError(
+                f"{old[0]} is {kwargs[old[0]]!r}: this would leave the backbone's weights random; give backbone_config "
+                "for its shape, or call from_backbone(name or folder) of the model for its pre-trained weights"
+            )
+        self.read_backbone()
         attention = kwargs.get("attn_implementation")
         if not isinstance(attention, (str, dict, NoneType)):
             raise ValueError(f"attn_implementation is {attention!r}; give a name, such as 'sdpa' or 'eager'")
@@ -97,6 +122,29 @@ class SegmentationConfig(PreTrainedConfig):
             raise ValueError(f"a field has an impossible value: {error}") from error
         if self.dtype is not None and type(self.dtype).__name__ != "dtype":
             raise ValueError(f"dtype is {self.dtype!r}; give a type of torch by its name, such as 'float32'")
+
+    def read_backbone(self):
+        """Makes an object of a `backbone_config` that is a dictionary.
+
+        Raises:
+            ValueError: if its "model_type" is unknown.
+        """
+        from transformers import CONFIG_MAPPING  # importing it makes this package register what is imported here
+
+        if isinstance(self.backbone_config, dict):
+            if (kind := str(self.backbone_config.get("model_type"))) not in CONFIG_MAPPING:
+                raise ValueError(
+                    f"backbone_config has the model_type {kind!r}; give that of a backbone of transformers or timm, as "
+                    "'convnext' or 'timm_backbone'"
+                )
+            self.backbone_config = CONFIG_MAPPING[kind].from_dict(self.backbone_config)
+
+    @property
+    def num_feature_maps(self) -> int:
+        """Of a `backbone_config`, after `feature_scaling`."""
+        return {"pyramid": 4, "fuse": 1}.get(self.feature_scaling) or len(
+            getattr(self.backbone_config, "out_indices", None) or [-1]
+        )
 
     @property
     def num_labels(self) -> int | None:
@@ -129,6 +177,19 @@ class SegmentationConfig(PreTrainedConfig):
                 f"is_binary, one logit, tells one class from the background, but id2label has {len(self.id2label)} "
                 "names; give two, or is_binary=False"
             )
+
+    def validate_backbone(self):
+        """Whether the fields of a backbone of another library fit; run at construction and before saving."""
+        choices = {"feature_norm": FEATURE_NORMS, "feature_scaling": FEATURE_SCALINGS}
+        for name, known in choices.items():
+            value = getattr(self, name)
+            if value not in known:
+                raise ValueError(f"{name} is {value!r}; choose one of {', '.join(known)}")
+            if value != "none" and self.backbone_config is None:
+                raise ValueError(f"{name} is {value!r}, but there is no backbone_config, which it is for; omit it")
+        own, channels = getattr(self, "num_channels", 3), getattr(self.backbone_config, "num_channels", None)
+        if channels not in (None, own):
+            raise ValueError(f"num_channels is {own}, in backbone_config {channels}; set both alike")
 
     def validate_flags(self):
         """What concerns every call of the model; transformers checks it when it is too late."""

@@ -1,6 +1,6 @@
 """Configuration of OCRNet (Yuan et al., ECCV 2020, arXiv 1909.11065)."""
 
-from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
+from transformers import AutoConfig
 from transformers.configuration_utils import SubConfigSpec
 
 from .configuration_base import SegmentationConfig, checked, depth, factor, label, probability, size
@@ -33,9 +33,8 @@ class OCRNetConfig(SegmentationConfig):
 
     Args:
         backbone_type: "hrnet", "resnet" or "auto", which is any backbone of transformers or timm, given by
-            `backbone_config`. None: "auto" if there is a `backbone_config`, else "hrnet".
-        backbone_config: configuration, or dictionary with "model_type", of a backbone that `AutoBackbone` knows;
-            all its feature maps are read.
+            `backbone_config` (see [`SegmentationConfig`], also for `feature_norm` and `feature_scaling`). None: "auto"
+            if there is a `backbone_config`, else "hrnet".
         num_channels: channels of the image.
         stem_hidden_sizes: widths of the 3x3 convolutions of the stem; a single width is a 7x7 one. None: [64, 64] for
             "hrnet", [64, 64, 128] for "resnet" (mmsegmentation: [32, 32, 64]).
@@ -70,7 +69,6 @@ class OCRNetConfig(SegmentationConfig):
     }
 
     backbone_type: str | None = None
-    backbone_config: dict | PreTrainedConfig | None = None
     num_channels: int = size(3)
     stem_hidden_sizes: list[int] | tuple[int, ...] | None = size(None)
     hidden_sizes: list[int] | tuple[int, ...] = size((18, 36, 72, 144))
@@ -93,12 +91,6 @@ class OCRNetConfig(SegmentationConfig):
     semantic_loss_ignore_index: int = label(255)
 
     def __post_init__(self, **kwargs):
-        if isinstance(self.backbone_config, dict):
-            if (kind := self.backbone_config.get("model_type")) not in CONFIG_MAPPING:
-                raise ValueError(
-                    f"backbone_config has the model_type {kind!r}; give that of a backbone of transformers or timm, as "
-                    "'convnext' or 'timm_backbone'"
-                )
         if self.backbone_type is None:
             self.backbone_type = "hrnet" if self.backbone_config is None else "auto"
         resnet = self.backbone_type == "resnet"
@@ -130,11 +122,7 @@ class OCRNetConfig(SegmentationConfig):
                 f"backbone_type is {self.backbone_type!r} and backbone_config is "
                 f"{'missing' if self.backbone_config is None else 'given'}; 'auto', and only that, takes one"
             )
-        if self.backbone_type == "auto":
-            channels = getattr(self.backbone_config, "num_channels", self.num_channels)
-            if channels != self.num_channels:
-                raise ValueError(f"num_channels is {self.num_channels}, in backbone_config {channels}; set both alike")
-        else:
+        if self.backbone_type != "auto":
             for name in ("hidden_sizes", "depths", "num_modules"):
                 values = list(getattr(self, name))
                 if len(values) != 4:

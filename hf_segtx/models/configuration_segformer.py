@@ -1,5 +1,7 @@
 """Configuration of SegFormer (Xie et al., NeurIPS 2021, arXiv 2105.15203)."""
 
+from transformers import AutoConfig
+from transformers.configuration_utils import SubConfigSpec
 from transformers.utils.type_validators import activation_fn_key
 
 from .configuration_base import (
@@ -58,11 +60,12 @@ class SegFormerConfig(SegmentationConfig):
         layer_norm_eps: of the norms in blocks and after each stage (1e-5 in transformers' code, 1e-6 in the authors').
         embedding_layer_norm_eps: of the norms after patch embeddings and key/value reduction (1e-5 in both).
         decoder_hidden_size: width of the all-MLP head (Table 1b: 256 to 2048).
-        decoder_stages: stages (0 to 3) that the head reads.
+        decoder_stages: stages (0 to 3), or maps of the `backbone_config`, that the head reads.
         decoder_fusion: the head fuses what it read by a 1x1 convolution, BatchNorm and ReLU. False, for a single stage:
             it is projected and classified; [3] is then the paper's "S4" (Table 1d).
         decoder_projection_norm: BatchNorm and ReLU after each stage's projection, as in mmsegmentation's head.
         semantic_loss_ignore_index: label that counts in no loss.
+        backbone_config, feature_norm, feature_scaling: another backbone, see [`SegmentationConfig`].
 
     Example:
         >>> SegFormerConfig.from_size("b2", num_labels=19).hidden_sizes
@@ -70,6 +73,9 @@ class SegFormerConfig(SegmentationConfig):
     """
 
     model_type = "segtx_segformer"
+    sub_configs_defaults = {
+        "backbone_config": SubConfigSpec(config_class=AutoConfig, model_type="convnext", optional=True)
+    }
 
     num_channels: int = size(3)
     hidden_sizes: list[int] | tuple[int, ...] = size((32, 64, 160, 256))
@@ -132,11 +138,14 @@ class SegFormerConfig(SegmentationConfig):
         for width, heads in zip(self.hidden_sizes, self.num_attention_heads):
             if width % heads:
                 raise ValueError(f"num_attention_heads {heads} does not divide hidden size {width}; choose a divisor")
+        if self.backbone_config is not None:
+            stages = self.num_feature_maps
         check_image_size(self.image_size)
         if self.position_encoding not in ("mix_ffn", "learned"):
             raise ValueError(f"position_encoding is {self.position_encoding!r}; choose 'mix_ffn' or 'learned'")
         chosen = list(self.decoder_stages)
         if not chosen or sorted(set(chosen)) != chosen or chosen[0] < 0 or chosen[-1] >= stages:
-            raise ValueError(f"decoder_stages is {chosen}; give increasing stage numbers from 0 to {stages - 1}")
+            cure = "" if self.backbone_config is None else ", or choose more out_indices in backbone_config"
+            raise ValueError(f"decoder_stages is {chosen}; give increasing stage numbers from 0 to {stages - 1}{cure}")
         if not self.decoder_fusion and len(chosen) != 1:
             raise ValueError(f"decoder_fusion is False and decoder_stages {chosen}; several stages have to be fused")

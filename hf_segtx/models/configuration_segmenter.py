@@ -1,5 +1,7 @@
 """Configuration of Segmenter (Strudel et al., ICCV 2021, arXiv 2105.05633)."""
 
+from transformers import AutoConfig
+from transformers.configuration_utils import SubConfigSpec
 from transformers.utils.type_validators import activation_fn_key
 
 from .configuration_base import (
@@ -30,7 +32,7 @@ SIZES = {
         "use_distillation_token": True,
     },
 }
-DECODE_HEADS = ("linear", "mask")
+DECODE_HEADS = ("linear", "mask", "probe")
 
 
 @checked
@@ -42,7 +44,7 @@ class SegmenterConfig(SegmentationConfig):
 
     Args:
         image_size: side or (height, width) in pixels that the position table is made for.
-        patch_size: side of a patch in pixels, 8, 16 or 32 in the paper.
+        patch_size: side of a patch in pixels, 8, 16 or 32 in the paper; that of a `backbone_config` is filled in.
         num_channels: channels of the image.
         hidden_size, num_hidden_layers, num_attention_heads, mlp_ratio, hidden_act: of the Vision Transformer.
         hidden_dropout_prob, attention_probs_dropout_prob: dropout after positions and projections, and on attention
@@ -51,15 +53,17 @@ class SegmenterConfig(SegmentationConfig):
         layer_norm_eps: of every LayerNorm of the Vision Transformer (mmsegmentation: 1e-6).
         position_resize_mode: "bilinear" (mmsegmentation: "bicubic"), for images of other sizes than `image_size`.
         use_distillation_token: DeiT's second token beside the class token.
-        decode_head: "linear", a classifier on the patches (Section 3.2), or "mask", the mask transformer (Section 3.3).
+        decode_head: "linear", a classifier on the patches (Section 3.2); "mask", the mask transformer (Section 3.3); or
+            "probe", DINOv3's linear head for frozen backbones: dropout, BatchNorm and a classifier.
         decoder_hidden_size, decoder_num_attention_heads: of the mask transformer. None: `hidden_size`, and one head for
-            every 64 of `decoder_hidden_size`.
+            every 64 of `decoder_hidden_size`. With a `backbone_config` None stays, and means the same for its width.
         decoder_num_hidden_layers: blocks of the mask transformer, "M" (2; 1 for the authors' model of Cityscapes).
         decoder_dropout_prob: its dropout, in the places of both `hidden_dropout_prob` and
-            `attention_probs_dropout_prob` (mmsegmentation: 0).
+            `attention_probs_dropout_prob` (mmsegmentation: 0); and of "probe", for whole channels.
         decoder_drop_path_rate: its stochastic depth (mmsegmentation: 0.1).
         decoder_layer_norm_eps: of every LayerNorm of the mask transformer.
         semantic_loss_ignore_index: label that counts in no loss.
+        backbone_config, feature_norm, feature_scaling: another backbone, see [`SegmentationConfig`].
 
     Example:
         >>> SegmenterConfig.from_size("base", patch_size=8, decode_head="linear", num_labels=19).hidden_size
@@ -67,6 +71,9 @@ class SegmenterConfig(SegmentationConfig):
     """
 
     model_type = "segtx_segmenter"
+    sub_configs_defaults = {
+        "backbone_config": SubConfigSpec(config_class=AutoConfig, model_type="convnext", optional=True)
+    }
 
     image_size: int | list[int] | tuple[int, ...] = side(512)
     patch_size: int = kernel(16)
@@ -93,9 +100,9 @@ class SegmenterConfig(SegmentationConfig):
     semantic_loss_ignore_index: int = label(255)
 
     def __post_init__(self, **kwargs):
-        if self.decoder_hidden_size is None:
+        if self.decoder_hidden_size is None and self.backbone_config is None:  # else the model knows its width
             self.decoder_hidden_size = self.hidden_size
-        if self.decoder_num_attention_heads is None:
+        if self.decoder_num_attention_heads is None and self.decoder_hidden_size is not None:
             self.decoder_num_attention_heads = max(self.decoder_hidden_size // 64, 1)
         super().__post_init__(**kwargs)
 
@@ -113,7 +120,7 @@ class SegmenterConfig(SegmentationConfig):
     def validate_architecture(self):
         """Cross-field checks; run at construction and before saving."""
         check_vision_transformer(self)
-        if self.decoder_hidden_size % self.decoder_num_attention_heads:
+        if self.decoder_hidden_size is not None and self.decoder_hidden_size % self.decoder_num_attention_heads:
             raise ValueError(
                 f"decoder_num_attention_heads {self.decoder_num_attention_heads} does not divide decoder_hidden_size "
                 f"{self.decoder_hidden_size}; choose a divisor"

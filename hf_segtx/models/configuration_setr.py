@@ -2,6 +2,8 @@
 
 import math
 
+from transformers import AutoConfig
+from transformers.configuration_utils import SubConfigSpec
 from transformers.utils.type_validators import activation_fn_key
 
 from .configuration_base import (
@@ -44,7 +46,7 @@ class SETRConfig(SegmentationConfig):
 
     Args:
         image_size: side or (height, width) in pixels that the position table is made for.
-        patch_size: side of a patch in pixels.
+        patch_size: side of a patch in pixels; that of a `backbone_config` is filled in.
         num_channels: channels of the image.
         hidden_size, num_hidden_layers, num_attention_heads, mlp_ratio, hidden_act: of the Vision Transformer.
         hidden_dropout_prob, attention_probs_dropout_prob: dropout after positions and projections, and on attention
@@ -56,7 +58,8 @@ class SETRConfig(SegmentationConfig):
         stem_depths, stem_hidden_sizes: blocks and widths of the hybrid's ResNet stages; None for plain patches.
         decode_head: "naive", "pup" (progressive upsampling) or "mla" (multi-level aggregation), Section 3.3.
         feature_indices: blocks, counted from 0, that are read. "naive" and "pup" predict from the last of them.
-            None: 9, 14, 19, 23 of 24 blocks for "naive" and "pup"; else four at even distances, as the authors'.
+            None: 9, 14, 19, 23 of 24 blocks for "naive" and "pup"; else four at even distances, as the authors'. With a
+            `backbone_config`: numbers of its maps, None for all.
         decoder_hidden_size: width of the convolutions of "naive" and "pup", and of the levels of "mla".
         decoder_upsampling: for "naive" and "pup": one convolution an entry, each followed by bilinear upsampling by
             that factor. None: [1] for "naive" (mmsegmentation: [4]), [2, 2, 2, 1] for "pup".
@@ -71,6 +74,7 @@ class SETRConfig(SegmentationConfig):
         auxiliary_bias: the auxiliary classifiers of "mla" have a bias (mmsegmentation: True).
         auxiliary_loss_weight: weight of each auxiliary loss.
         semantic_loss_ignore_index: label that counts in no loss.
+        backbone_config, feature_norm, feature_scaling: another backbone, see [`SegmentationConfig`].
 
     Example:
         >>> SETRConfig.from_size("large", decode_head="pup", num_labels=19).feature_indices
@@ -78,6 +82,9 @@ class SETRConfig(SegmentationConfig):
     """
 
     model_type = "segtx_setr"
+    sub_configs_defaults = {
+        "backbone_config": SubConfigSpec(config_class=AutoConfig, model_type="convnext", optional=True)
+    }
 
     image_size: int | list[int] | tuple[int, ...] = side(512)
     patch_size: int = kernel(16)
@@ -112,6 +119,9 @@ class SETRConfig(SegmentationConfig):
 
     def __post_init__(self, **kwargs):
         depth, naive = self.num_hidden_layers, self.decode_head == "naive"
+        self.read_backbone()
+        if self.backbone_config is not None and self.feature_indices is None:
+            self.feature_indices = list(range(self.num_feature_maps))
         if self.feature_indices is None:
             # Four blocks at even distances; fewer where there are not four.
             self.feature_indices = sorted({max((i + 1) * depth // 4 - 1, 0) for i in range(4)})
@@ -154,9 +164,11 @@ class SETRConfig(SegmentationConfig):
                     f"{stride}; set patch_size={stride}"
                 )
 
-        indices, last = list(self.feature_indices), self.num_hidden_layers - 1
+        indices, last, what = list(self.feature_indices), self.num_hidden_layers - 1, "block numbers"
+        if self.backbone_config is not None:
+            last, what = self.num_feature_maps - 1, "numbers of the backbone's maps"
         if not indices or sorted(set(indices)) != indices or indices[0] < 0 or indices[-1] > last:
-            raise ValueError(f"feature_indices is {indices}; give increasing block numbers from 0 to {last}")
+            raise ValueError(f"feature_indices is {indices}; give increasing {what} from 0 to {last}")
         if self.decode_head == "mla" and len(indices) != 4:
             raise ValueError(
                 f"feature_indices is {indices}, {len(indices)} levels; decode_head 'mla' needs exactly 4 "

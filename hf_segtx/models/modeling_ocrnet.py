@@ -27,7 +27,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers import AutoBackbone, GradientCheckpointingLayer
+from transformers import GradientCheckpointingLayer
 from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES
@@ -35,7 +35,8 @@ from transformers.utils.generic import can_return_tuple
 
 from .configuration_ocrnet import OCRNetConfig
 from .cpu import fuse_batch_norm, norm_relu_conv
-from .layers import ConvNormAct, map_to_tokens, refuse_tracing, tokens_to_map
+from .feature_maps import FeatureMaps
+from .layers import ConvNormAct, crop_padding, map_to_tokens, refuse_tracing, tokens_to_map
 from .segmentation_base import SegmentationOutput, SegmentationPreTrainedModel
 
 
@@ -440,7 +441,7 @@ class OCRNetModel(OCRNetPreTrainedModel):
     def __init__(self, config: OCRNetConfig):
         super().__init__(config)
         if config.backbone_type == "auto":
-            self.encoder = AutoBackbone.from_config(config.backbone_config)
+            self.encoder = FeatureMaps(config)
         else:
             self.encoder = (HRNet if config.backbone_type == "hrnet" else ResNet)(config)
         self.channels = list(self.encoder.channels)
@@ -453,10 +454,7 @@ class OCRNetModel(OCRNetPreTrainedModel):
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
         refuse_tracing()
-        feature_maps = self.encoder(pixel_values.contiguous(memory_format=torch.channels_last))
-        if self.config.backbone_type == "auto":
-            feature_maps = feature_maps.feature_maps
-        feature_maps = tuple(feature_maps)
+        feature_maps = tuple(self.encoder(pixel_values.contiguous(memory_format=torch.channels_last)))
         return OCRNetModelOutput(
             last_hidden_state=feature_maps[-1],
             hidden_states=feature_maps if output_hidden_states else None,
@@ -479,7 +477,8 @@ class OCRNetForSemanticSegmentation(OCRNetPreTrainedModel):
         config.name_background()
         super().__init__(config)
         self.backbone = OCRNetModel(config)
-        channels = self.backbone.channels
+        self.neck = self.build_neck()
+        channels = getattr(self.neck, "channels", self.backbone.channels)
         region_channels = pixel_channels = sum(channels)
         if config.backbone_type == "resnet":
             region_channels, pixel_channels = channels[-2:]
@@ -498,7 +497,7 @@ class OCRNetForSemanticSegmentation(OCRNetPreTrainedModel):
         **kwargs,
     ) -> OCRNetOutput:
         features = self.features(pixel_values, **kwargs)
-        maps = list(features.feature_maps)
+        maps = list(self.neck(features.feature_maps))
         if self.config.backbone_type == "resnet":  # regions from the last but one stage, pixels from the last
             maps_of_regions, maps_of_pixels = maps[-2:-1], maps[-1:]
         else:  # both from all maps; those at half the size of the first or more are simply concatenated
@@ -507,6 +506,11 @@ class OCRNetForSemanticSegmentation(OCRNetPreTrainedModel):
             maps_of_regions = maps_of_pixels = [torch.cat(fine, dim=1), *maps[len(fine) :]]
         region_logits = self.auxiliary_heads[0](maps_of_regions)
         logits, region_maps, relation, regions = self.decode_head(maps_of_pixels, region_logits)
+        if self.config.backbone_config is not None:
+            patch_size, aligned = self.backbone.encoder.patch_size, self.config.align_corners
+            logits, region_logits = (
+                crop_padding(x, pixel_values.shape[2:], patch_size, aligned) for x in (logits, region_logits)
+            )
         loss = None
         if labels is not None:
             auxiliary_logits = (region_logits,) if self.training else ()

@@ -36,7 +36,8 @@ from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from .configuration_segformer import SegFormerConfig
 from .cpu import Linear, add_upsampled_by_rows, batch_norm_terms, by_rows, has_plain_weight, is_prediction, linear
-from .layers import DropPath, eager_attention_forward, refuse_tracing
+from .feature_maps import FeatureMaps
+from .layers import DropPath, crop_padding, eager_attention_forward, refuse_tracing
 from .segmentation_base import SegmentationOutput, SegmentationPreTrainedModel
 
 
@@ -222,12 +223,12 @@ class SegFormerDecodeHead(nn.Module):
         returns: logits (B, K, h_0, w_0), before softmax
     """
 
-    def __init__(self, config: SegFormerConfig):
+    def __init__(self, config: SegFormerConfig, channels: list[int] | None = None):
         super().__init__()
         self.stages = list(config.decoder_stages)
         self.normalize_projections = config.decoder_projection_norm
         width = config.decoder_hidden_size
-        widths = [config.hidden_sizes[stage] for stage in self.stages]
+        widths = [(channels or config.hidden_sizes)[stage] for stage in self.stages]
         self.projections = nn.ModuleList(Linear(n, width, bias=not self.normalize_projections) for n in widths)
         self.projection_norms = None
         if self.normalize_projections:
@@ -322,6 +323,16 @@ class SegFormerPreTrainedModel(SegmentationPreTrainedModel):
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
         """As in transformers; folders and repositories of transformers' own SegFormer load too."""
+        config = kwargs.get("config")
+        if isinstance(config, SegFormerConfig):
+            other_backbone = config.backbone_config
+        else:
+            hub = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
+            options = {name: kwargs[name] for name in hub if name in kwargs}
+            config, _ = cls.config_class.get_config_dict(config or pretrained_model_name_or_path, **options)
+            other_backbone = {**config, **kwargs}.get("backbone_config")
+        if other_backbone is not None:  # whose parameters may have names of transformers' SegFormer
+            return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
         loaded = super().from_pretrained(
             pretrained_model_name_or_path, *args, **{"key_mapping": TRANSFORMERS_NAMES, **kwargs}
         )
@@ -365,17 +376,26 @@ class SegFormerModel(SegFormerPreTrainedModel):
 
     def __init__(self, config: SegFormerConfig):
         super().__init__(config)
+        if config.backbone_config is not None:
+            self.encoder = FeatureMaps(config)
+            self.post_init()
+            return
         rates = torch.linspace(0, config.drop_path_rate, sum(config.depths), device="cpu").split(list(config.depths))
         self.stages = nn.ModuleList(SegFormerStage(config, i, rate.tolist()) for i, rate in enumerate(rates))
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
+        if self.config.backbone_config is not None:
+            return self.encoder.backbone.get_input_embeddings()
         return self.stages[0].patch_embed.proj
 
     @merge_with_config_defaults
     @capture_outputs(tie_last_hidden_states=False)
     def forward(self, pixel_values: torch.Tensor, **kwargs) -> SegFormerModelOutput:
         refuse_tracing()
+        if self.config.backbone_config is not None:
+            feature_maps = self.encoder(pixel_values)
+            return SegFormerModelOutput(last_hidden_state=feature_maps[-1], feature_maps=feature_maps)
         height, width = pixel_values.shape[2:]
         if not torch.compiler.is_compiling() and min(height, width) < (least := minimum_side(self.config)):
             raise ValueError(
@@ -406,7 +426,8 @@ class SegFormerForSemanticSegmentation(SegFormerPreTrainedModel):
         config.name_background()
         super().__init__(config)
         self.backbone = SegFormerModel(config)
-        self.decode_head = SegFormerDecodeHead(config)
+        self.neck = self.build_neck()
+        self.decode_head = SegFormerDecodeHead(config, getattr(self.neck, "channels", None))
         self.post_init()
 
     @can_return_tuple
@@ -418,7 +439,9 @@ class SegFormerForSemanticSegmentation(SegFormerPreTrainedModel):
         **kwargs,
     ) -> SegmentationOutput:
         features = self.features(pixel_values, **kwargs)
-        logits = self.decode_head(features.feature_maps)
+        logits = self.decode_head(self.neck(features.feature_maps))
+        if self.config.backbone_config is not None:
+            logits = crop_padding(logits, pixel_values.shape[2:], self.backbone.encoder.patch_size)
         loss = None if labels is None else self.loss_function(logits, labels, self.config)
         return SegmentationOutput(
             loss=loss,

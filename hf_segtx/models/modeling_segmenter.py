@@ -31,9 +31,10 @@ from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from .configuration_segmenter import SegmenterConfig
 from .cpu import Linear
-from .layers import map_to_tokens, tokens_to_map
+from .feature_maps import FeatureMaps
+from .layers import crop_padding, map_to_tokens, tokens_to_map
 from .segmentation_base import SegmentationOutput, SegmentationPreTrainedModel
-from .vision_transformer import Attention, Block, VisionTransformer, crop_padding
+from .vision_transformer import Attention, Block, VisionTransformer
 
 
 @dataclass
@@ -57,9 +58,9 @@ class SegmenterLinearHead(nn.Module):
         returns: logits (B, K, h, w), before softmax
     """
 
-    def __init__(self, config: SegmenterConfig):
+    def __init__(self, config: SegmenterConfig, width: int):
         super().__init__()
-        self.classifier = Linear(config.hidden_size, config.num_labels)
+        self.classifier = Linear(width, config.num_labels)
 
     def forward(self, feature_map: torch.Tensor) -> torch.Tensor:
         return self.classifier(feature_map.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
@@ -76,16 +77,22 @@ class SegmenterMaskHead(nn.Module):
         returns: logits (B, K, h, w), before softmax
     """
 
-    def __init__(self, config: SegmenterConfig):
+    def __init__(self, config: SegmenterConfig, encoder_width: int):
         super().__init__()
-        width, depth, eps = config.decoder_hidden_size, config.decoder_num_hidden_layers, config.decoder_layer_norm_eps
+        depth, eps = config.decoder_num_hidden_layers, config.decoder_layer_norm_eps
+        width = config.decoder_hidden_size or encoder_width
+        heads = config.decoder_num_attention_heads
+        if heads is None:  # one for every 64 channels, or fewer
+            heads = next(n for n in range(max(width // 64, 1), 0, -1) if width % n == 0)
+        if width % heads:
+            raise ValueError(f"decoder_num_attention_heads {heads} does not divide the width {width}; choose a divisor")
         self.num_labels = config.num_labels
-        self.projection = Linear(config.hidden_size, width)
+        self.projection = Linear(encoder_width, width)
         self.class_embeddings = nn.Parameter(torch.zeros(1, config.num_labels, width))
         # The encoder's blocks, with the decoder's values under the names that they read.
         block_config = copy.copy(config)
         block_config.hidden_size = width
-        block_config.num_attention_heads = config.decoder_num_attention_heads
+        block_config.num_attention_heads = heads
         block_config.hidden_dropout_prob = block_config.attention_probs_dropout_prob = config.decoder_dropout_prob
         block_config.layer_norm_eps = eps
         rates = [config.decoder_drop_path_rate * i / max(depth - 1, 1) for i in range(depth)]
@@ -113,6 +120,29 @@ class SegmenterMaskHead(nn.Module):
         return tokens_to_map(masks, feature_map.shape[2:])  # (B, K, h, w)
 
 
+class SegmenterProbeHead(nn.Module):
+    """DINOv3's linear head (Siméoni et al., arXiv 2508.10104, Section 6.3.2), for maps of a frozen backbone.
+
+    BatchNorm brings the channels, whose sizes differ widely there, to one scale; the backbone's final norm comes first.
+
+    Shape:
+        feature_map: (B, C, h, w)
+        returns: logits (B, K, h, w), before softmax
+    """
+
+    def __init__(self, config: SegmenterConfig, width: int):
+        super().__init__()
+        self.dropout = nn.Dropout2d(config.decoder_dropout_prob)
+        self.norm = nn.BatchNorm2d(width)
+        self.classifier = nn.Conv2d(width, config.num_labels, 1)
+
+    def forward(self, feature_map: torch.Tensor) -> torch.Tensor:
+        return self.classifier(self.norm(self.dropout(feature_map)))
+
+
+HEADS = {"linear": SegmenterLinearHead, "mask": SegmenterMaskHead, "probe": SegmenterProbeHead}
+
+
 class SegmenterPreTrainedModel(SegmentationPreTrainedModel):
     """Base class: initialisation and what can be recorded."""
 
@@ -129,10 +159,12 @@ class SegmenterPreTrainedModel(SegmentationPreTrainedModel):
         super()._init_weights(module)
         if isinstance(module, VisionTransformer):
             module.initialize_tokens(self.config.initializer_range)
+        elif isinstance(module, SegmenterProbeHead):
+            init.normal_(module.classifier.weight, mean=0.0, std=0.01)
         elif isinstance(module, SegmenterMaskHead):
             init.trunc_normal_(module.class_embeddings, mean=0.0, std=self.config.initializer_range)
             for projection in (module.patch_projection, module.class_projection):
-                init.normal_(projection.weight, mean=0.0, std=self.config.decoder_hidden_size**-0.5)
+                init.normal_(projection.weight, mean=0.0, std=projection.in_features**-0.5)
 
 
 class SegmenterModel(SegmenterPreTrainedModel):
@@ -147,15 +179,24 @@ class SegmenterModel(SegmenterPreTrainedModel):
 
     def __init__(self, config: SegmenterConfig):
         super().__init__(config)
-        self.vit = VisionTransformer(config, final_norm=True)
+        if config.backbone_config is None:
+            self.vit = VisionTransformer(config, final_norm=True)
+        else:
+            self.encoder = FeatureMaps(config)
+            config.patch_size = self.encoder.patch_size
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
+        if self.config.backbone_config is not None:
+            return self.encoder.backbone.get_input_embeddings()
         return self.vit.patch_embed
 
     @merge_with_config_defaults
     @capture_outputs(tie_last_hidden_states=False)
     def forward(self, pixel_values: torch.Tensor, **kwargs) -> SegmenterModelOutput:
+        if self.config.backbone_config is not None:
+            feature_maps = self.encoder(pixel_values)
+            return SegmenterModelOutput(last_hidden_state=feature_maps[-1], feature_maps=feature_maps)
         patch = self.config.patch_size
         size = tuple((side + patch - 1) // patch for side in pixel_values.shape[2:])
         tokens, _ = self.vit(pixel_values, **kwargs)  # (B, P + N, C)
@@ -180,7 +221,9 @@ class SegmenterForSemanticSegmentation(SegmenterPreTrainedModel):
         config.name_background()
         super().__init__(config)
         self.backbone = SegmenterModel(config)
-        self.decode_head = SegmenterLinearHead(config) if config.decode_head == "linear" else SegmenterMaskHead(config)
+        self.neck = self.build_neck()
+        channels = getattr(self.neck, "channels", [config.hidden_size])
+        self.decode_head = HEADS[config.decode_head](config, channels[-1])
         self.post_init()
 
     @can_return_tuple
@@ -192,7 +235,7 @@ class SegmenterForSemanticSegmentation(SegmenterPreTrainedModel):
         **kwargs,
     ) -> SegmentationOutput:
         features = self.features(pixel_values, **kwargs)
-        logits = self.decode_head(features.feature_maps[-1])
+        logits = self.decode_head(self.neck(features.feature_maps)[-1])
         logits = crop_padding(logits, pixel_values.shape[2:], self.config.patch_size)
         loss = None if labels is None else self.loss_function(logits, labels, self.config)
         return SegmentationOutput(

@@ -28,9 +28,10 @@ from transformers.utils.generic import can_return_tuple, merge_with_config_defau
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from .configuration_setr import SETRConfig
-from .layers import ConvNormAct
+from .feature_maps import FeatureMaps
+from .layers import ConvNormAct, crop_padding
 from .segmentation_base import SegmentationOutput, SegmentationPreTrainedModel
-from .vision_transformer import Attention, Block, VisionTransformer, crop_padding
+from .vision_transformer import Attention, Block, VisionTransformer
 
 
 @dataclass
@@ -72,13 +73,13 @@ class SETRUpsamplingHead(nn.Module):
         returns: logits (B, K, s h, s w), s the product of the factors
     """
 
-    def __init__(self, config: SETRConfig, factors: list[int]):
+    def __init__(self, config: SETRConfig, factors: list[int], channels: int):
         super().__init__()
         self.factors = list(factors)
         width = config.decoder_hidden_size
-        widths = [config.hidden_size] + [width] * len(self.factors)
+        widths = [channels] + [width] * len(self.factors)
         kernel_size = 1 if config.decode_head == "naive" else 3
-        self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.norm = nn.LayerNorm(channels, eps=config.layer_norm_eps)
         self.convs = nn.ModuleList(
             ConvNormAct(n, width, kernel_size, bias=config.decoder_conv_bias) for n in widths[:-1]
         )
@@ -99,12 +100,12 @@ class SETRMLANeck(nn.Module):
         returns: four (B, decoder_hidden_size, h, w), p2 to p5 in the authors' code
     """
 
-    def __init__(self, config: SETRConfig):
+    def __init__(self, config: SETRConfig, channels: list[int]):
         super().__init__()
-        width, levels = config.decoder_hidden_size, len(config.feature_indices)
-        self.norms = nn.ModuleList(nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps) for _ in range(levels))
-        self.projections = nn.ModuleList(ConvNormAct(config.hidden_size, width) for _ in range(levels))
-        self.convs = nn.ModuleList(ConvNormAct(width, width, 3) for _ in range(levels))
+        width = config.decoder_hidden_size
+        self.norms = nn.ModuleList(nn.LayerNorm(n, eps=config.layer_norm_eps) for n in channels)
+        self.projections = nn.ModuleList(ConvNormAct(n, width) for n in channels)
+        self.convs = nn.ModuleList(ConvNormAct(width, width, 3) for _ in channels)
 
     def forward(self, feature_maps: list[torch.Tensor]) -> list[torch.Tensor]:
         maps = [conv(normalize(norm, x)) for norm, conv, x in zip(self.norms, self.projections, feature_maps)]
@@ -181,17 +182,26 @@ class SETRModel(SETRPreTrainedModel):
 
     def __init__(self, config: SETRConfig):
         super().__init__(config)
-        mla = config.decode_head == "mla"
-        self.vit = VisionTransformer(config, final_norm=False, drop_prefix=mla)
-        self.neck = SETRMLANeck(config) if mla else None
+        mla, self.neck = config.decode_head == "mla", None
+        if config.backbone_config is None:
+            self.vit = VisionTransformer(config, final_norm=False, drop_prefix=mla)
+            self.neck = SETRMLANeck(config, [config.hidden_size] * 4) if mla else None
+        else:
+            self.encoder = FeatureMaps(config)
+            config.patch_size = self.encoder.patch_size
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
+        if self.config.backbone_config is not None:
+            return self.encoder.backbone.get_input_embeddings()
         return self.vit.patch_embed
 
     @merge_with_config_defaults
     @capture_outputs(tie_last_hidden_states=False)
     def forward(self, pixel_values: torch.Tensor, **kwargs) -> SETRModelOutput:
+        if self.config.backbone_config is not None:
+            feature_maps = self.encoder(pixel_values)
+            return SETRModelOutput(last_hidden_state=feature_maps[-1], feature_maps=feature_maps)
         tokens, feature_maps = self.vit(pixel_values, tuple(self.config.feature_indices), **kwargs)
         if self.neck is not None:
             feature_maps = self.neck(feature_maps)
@@ -215,6 +225,18 @@ class SETRForSemanticSegmentation(SETRPreTrainedModel):
         config.name_background()
         super().__init__(config)
         self.backbone = SETRModel(config)
+        self.neck, self.levels = self.build_neck(), None
+        channels = [config.hidden_size] * len(config.feature_indices)
+        if config.backbone_config is not None:
+            channels = [self.neck.channels[index] for index in config.feature_indices]
+            if config.decode_head == "mla":  # of another's maps the levels are new, and so no part of the backbone
+                strides = [self.neck.strides[index] for index in config.feature_indices]
+                if len(set(strides)) > 1:
+                    raise ValueError(
+                        f"decode_head 'mla' adds maps of one size, but those of the backbone have the strides "
+                        f"{strides}; choose 'naive' or 'pup', with feature_scaling='fuse'"
+                    )
+                self.levels = SETRMLANeck(config, channels)
         if config.decode_head == "mla":
             self.decode_head = SETRMLAHead(config)
             auxiliary_heads = [
@@ -222,8 +244,11 @@ class SETRForSemanticSegmentation(SETRPreTrainedModel):
                 for _ in config.auxiliary_levels
             ]
         else:
-            self.decode_head = SETRUpsamplingHead(config, config.decoder_upsampling)
-            auxiliary_heads = [SETRUpsamplingHead(config, config.auxiliary_upsampling) for _ in config.auxiliary_levels]
+            self.decode_head = SETRUpsamplingHead(config, config.decoder_upsampling, channels[-1])
+            auxiliary_heads = [
+                SETRUpsamplingHead(config, config.auxiliary_upsampling, channels[level])
+                for level in config.auxiliary_levels
+            ]
         self.auxiliary_heads = nn.ModuleList(auxiliary_heads)
         self.post_init()
 
@@ -237,7 +262,10 @@ class SETRForSemanticSegmentation(SETRPreTrainedModel):
         **kwargs,
     ) -> SegmentationOutput:
         features = self.features(pixel_values, **kwargs)
-        levels = features.feature_maps
+        levels = self.neck(features.feature_maps)
+        if self.config.backbone_config is not None:
+            levels = [levels[index] for index in self.config.feature_indices]
+            levels = levels if self.levels is None else self.levels(levels)
         logits = self.decode_head(levels if self.config.decode_head == "mla" else levels[-1])
         auxiliary_logits = []
         if output_auxiliary_logits or (self.training and labels is not None):

@@ -12,9 +12,11 @@ from pickle import UnpicklingError
 
 import torch
 from safetensors import SafetensorError, safe_open
+from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import BackboneOutput, ModelOutput, SemanticSegmenterOutput
 
+from .feature_maps import FeatureMaps, FeatureNeck
 from .sliding_windows import stack_by_image
 from .upsampling import upsampled_cross_entropy
 
@@ -153,6 +155,16 @@ class SegmentationPreTrainedModel(PreTrainedModel):
             if any(head.children()) and not hasattr(head, "classifier"):
                 raise ValueError(f"{name}, a {type(head).__name__}, has no classifier, the only layer to be trained")
         return [f"{name}.classifier" if any(head.children()) else name for name, head in heads.items()]
+
+    def build_neck(self) -> nn.Module:
+        """What lies between the backbone and the head: nothing, unless there is a `backbone_config`."""
+        return nn.Identity() if self.config.backbone_config is None else FeatureNeck(self.config)
+
+    def _set_gradient_checkpointing(self, enable: bool = True, **settings):
+        """As in transformers; backbones of timm have a switch of their own."""
+        encoder = getattr(self.base_model, "encoder", None)
+        if not (isinstance(encoder, FeatureMaps) and encoder.checkpoint_gradients(enable)):
+            super()._set_gradient_checkpointing(enable, **settings)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):

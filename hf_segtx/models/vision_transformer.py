@@ -18,42 +18,11 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils.import_utils import is_torchdynamo_exporting
 
 from .cpu import Linear
-from .layers import DropPath, eager_attention_forward, map_to_tokens, refuse_tracing, tokens_to_map
+from .layers import DropPath, eager_attention_forward, map_to_tokens, padding_of, refuse_tracing, tokens_to_map
 
 
 # Position tables kept for other image sizes than the native one; an evaluation that keeps aspect ratios meets many.
 CACHED_TABLES = 8
-
-
-def padding_of(side: int, patch_size: int) -> int:
-    """Pixels that a side lacks to whole patches; written so that an export can reckon with symbols for sides."""
-    return (side + patch_size - 1) // patch_size * patch_size - side
-
-
-def crop_padding(logits: torch.Tensor, image_size: tuple[int, int], patch_size: int) -> torch.Tensor:
-    """Takes out of the logits what the padding of the image to whole patches added; nothing to do without padding.
-
-    Padding ends between two logits, so the crop is made after upsampling: then, and only then, the result has the size
-    of the image. A processor with `size_divisor` spares this.
-
-    Shape:
-        logits: (B, K, h', w'), covering the padded image
-        returns: the same where nothing was padded, else (B, K, H, W)
-    """
-    (height, width), (rows, columns) = image_size, logits.shape[2:]
-    bottom, right = padding_of(height, patch_size), padding_of(width, patch_size)
-    if not torch.compiler.is_exporting():
-        if not (bottom or right):
-            return logits
-        padded = (height + bottom, width + right)
-        return F.interpolate(logits, size=padded, mode="bilinear", align_corners=False)[..., :height, :width]
-    # One graph for every size: `cropped` is 1, or 0 where nothing was padded and the logits stay as they are.
-    cropped = (bottom + right + 2 * patch_size - 2) // (2 * patch_size - 1)
-    size = (rows + cropped * (height + bottom - rows), columns + cropped * (width + right - columns))
-    logits = F.interpolate(logits, size=size, mode="bilinear", align_corners=False)
-    for dim, side in ((2, size[0] - cropped * bottom), (3, size[1] - cropped * right)):  # of a slice, strides would
-        logits = logits.index_select(dim, torch.arange(side, device=logits.device))  # become a condition on the size
-    return logits
 
 
 class PatchEmbed(nn.Module):
