@@ -18,12 +18,12 @@ from huggingface_hub import ModelCard, hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError
 from PIL import Image, ImageDraw
 from torch.utils.data import Dataset
-from transformers.image_utils import SizeDict
 
 from .data.labels import Labels
 from .error_analysis import BoundaryIoU, ImageScores, SizeIoU, confusion_pairs, detail_table
-from .inference import as_json, evaluate, protocol, segment
+from .inference import as_json, evaluate, protocol, segment, size_of_edges
 from .metrics import class_table, per_cent
+from .models.image_processing_segtx import SegmentationProcessing
 from .visualization import comparison
 from .visualization.label_maps import as_image, text_font
 
@@ -43,6 +43,10 @@ def set_protocol(
     window_size: Sequence[int] = (),
     window_stride: Sequence[int] = (),
     image_size: Sequence[int] = (),
+    resize_mode: str = "keep",
+    stretch_divisor: int | None = None,
+    small_images: str | None = None,
+    averaging: str | None = None,
 ) -> None:
     """Changes in the processor what is given; the rest of the protocol stays as it was saved.
 
@@ -50,14 +54,18 @@ def set_protocol(
         mode: "whole" images, or "slide": windows that overlap.
         window_size, window_stride: height and width of windows, rows and columns from one to the next; one number is
             both.
-        image_size: shortest and longest edge that images are resized to.
+        image_size, resize_mode: what images are resized to, as in `hf_segtx.inference.size_of_edges`.
+        stretch_divisor, small_images, averaging: as in the image processor.
 
     Raises:
         ValueError: for values that do not go together.
     """
+    if resize_mode != "keep" and not image_size:
+        raise ValueError(f"resize_mode {resize_mode} is for image_size; add it, or omit resize_mode")
     if image_size:
         processor.do_resize = True
-        processor.size = SizeDict(**dict(zip(("shortest_edge", "longest_edge"), image_size)))
+        processor.size = size_of_edges(image_size, resize_mode)
+        processor.stretch_divisor = None  # which was for the other size
     given = {"window_size": window_size, "window_stride": window_stride}
     windows = {name: values[0] if len(values) == 1 else list(values) for name, values in given.items() if values}
     if mode == "whole":
@@ -71,7 +79,11 @@ def set_protocol(
             "no window size: the processor of the model has none; give `window_size`, best that of the crops that the "
             "model was trained with, and `window_stride`, such as two thirds of it"
         )
-    for name, value in windows.items():
+    others = {"stretch_divisor": stretch_divisor, "small_images": small_images, "averaging": averaging}
+    others = {name: value for name, value in others.items() if value is not None}
+    if others and not isinstance(processor, SegmentationProcessing):
+        raise ValueError(f"{next(iter(others))}: {type(processor).__name__} of the model has no such protocol; omit it")
+    for name, value in {**windows, **others}.items():
         setattr(processor, name, value)
 
 

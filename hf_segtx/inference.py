@@ -19,6 +19,7 @@ from torch import distributed, nn
 from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
+from transformers.image_utils import SizeDict
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from .architectures import ARCHITECTURES
@@ -28,10 +29,11 @@ from .error_analysis import DataFingerprint, gathered
 from .export.runner import is_exported, load_exported
 from .metrics import MeanIoU, is_distributed
 from .models.configuration_base import SegmentationConfig
-from .models.image_processing_segtx import SegmentationProcessing
+from .models.image_processing_segtx import SegmentationProcessing, enlarged
 from .models.sliding_windows import (
     BLOCK_NUMEL,
     MergedWindows,
+    enlarged_size,
     padded_size,
     padding_rule,
     scaled_side,
@@ -134,6 +136,21 @@ def follow(processor, model: nn.Module) -> None:
         processor.follow(model.config)
 
 
+def size_of_edges(edges: Sequence[int], resize_mode: str = "keep") -> SizeDict:
+    """A processor's `size`.
+
+    Args:
+        edges: "keep": shortest and longest edge (the second may be missing); "squash": height and width, or one number;
+            "long": the longest edge alone.
+        resize_mode: one of these.
+    """
+    if resize_mode == "squash":
+        return SizeDict(height=edges[0], width=edges[-1])
+    if resize_mode == "long":  # both edges fit into it, so the longest has it
+        return SizeDict(shortest_edge=edges[0], longest_edge=edges[0])
+    return SizeDict(**dict(zip(("shortest_edge", "longest_edge"), edges)))
+
+
 def image_size(image) -> tuple[int, int]:
     """(height, width) in pixels of a PIL image, or of a (C, H, W) tensor or array."""
     return tuple(image.shape[-2:]) if hasattr(image, "shape") else (image.height, image.width)
@@ -194,15 +211,26 @@ def logits_of_windows(model: nn.Module, items: Iterator[tuple], batch_size: int)
             yield *item[:-1], window_logits
 
 
-def resized_image(processor, image, scale: float = 1.0) -> torch.Tensor:
-    """The image (C, H', W') as the processor resizes, `scale` times as large, and normalises it; not padded or cut."""
+def resized_image(processor, image, scale: float | None = None) -> torch.Tensor:
+    """The image (C, H', W') as the processor resizes and normalises it; not padded or cut.
+
+    Args:
+        scale: of several that are tested; None if there is only the processor's own.
+    """
     options = {}
-    if scale != 1:
+    if scale is not None:
         edges = zip(("shortest_edge", "longest_edge"), sorted(image_size(image)), strict=True)
         size = dict(processor.size if processor.do_resize else edges)
         # A size of height and width is not padded, so the network must be able to take it as it is.
-        rule = (processor.size_divisor or 1, processor.minimum_size or 1) if size.get("height") else (1, 1)
-        size = {key: scaled_side(edge, scale, *rule) for key, edge in size.items() if edge}
+        if size.get("height"):
+            # It is not padded, so the network must be able to take it as it is.
+            rule = (processor.size_divisor or 1, processor.minimum_size or 1) if scale != 1 else (1, 1)
+            size = {key: scaled_side(edge, scale, *rule) for key, edge in size.items() if edge}
+        else:  # mmcv's rule; the margin is for products such as 100 * 0.29, which is 28.999999999999996
+            size = {key: max(1, int(edge * scale + 1e-6)) for key, edge in size.items() if edge}
+            if processor.small_images == "resize" and processor.window_size is not None:
+                shortest = min(size.values())
+                size = {"shortest_edge": max(shortest, *window_pair(processor.window_size))}
         options = {"do_resize": True, "size": size}
     inputs = processor(images=[image], window_size=None, do_pad=False, return_tensors="pt", **options)
     return inputs["pixel_values"][0]
@@ -211,6 +239,9 @@ def resized_image(processor, image, scale: float = 1.0) -> torch.Tensor:
 def cut_windows(processor, pixel_values: torch.Tensor, target: tuple[int, int]):
     """The windows (C, h, w) of a resized image, and what makes a result of size `target` of their logits."""
     size = tuple(pixel_values.shape[1:])
+    if processor.small_images == "enlarge":
+        size = enlarged_size(size, processor.window_size)
+        pixel_values = enlarged(pixel_values, size)
     network = processor.size_divisor, processor.minimum_size
     window, starts = window_grid(size, processor.window_size, processor.window_stride, *network)
     padded = F.pad(pixel_values, (0, max(window[1] - size[1], 0), 0, max(window[0] - size[0], 0)))
@@ -251,9 +282,10 @@ def segment(
 ) -> list[Segmentation]:
     """Multi-scale and flip testing, and how sure the model is. With one scale and no flip, the maps of `predict`.
 
-    Averaged are probabilities (softmax of the logits resized to the image), not logits, as in the authors' code of
-    SETR (`inference` and `aug_test` of its mmsegmentation) and Segmenter (segm/model/utils.py). The logits of all
-    scales are held at the resolution of the head, full-size probabilities for a block of rows only.
+    Averaged are probabilities (softmax of the logits resized to the image), as in the authors' code of SETR
+    (`inference` and `aug_test` of its mmsegmentation) and Segmenter (segm/model/utils.py), or, if the processor's
+    `averaging` says so, logits. The logits of all scales are held at the resolution of the head, full-size ones for a
+    block of rows only.
 
     Args:
         scales: factors of the processor's `size`; the papers take 0.5, 0.75, 1, 1.25, 1.5 and 1.75.
@@ -275,14 +307,18 @@ def segment(
         height, width = image_size(image)
         views = [
             (_view(model, processor, image, scale, mirrored, window_batch_size), order)
-            for scale in scales
+            for scale in (scales if list(scales) != [1] else [None])
             for mirrored, order in zip((False, True), orders)
         ]
         blocks = []
         step = max(1, BLOCK_NUMEL // (max(2, model.config.num_labels) * width))
         for begin in range(0, height, step):
             end = min(begin + step, height)
-            probabilities = sum(_probabilities(view(begin, end), order) for view, order in views) / len(views)
+            logits = (_reordered(view(begin, end), order) for view, order in views)
+            if getattr(processor, "averaging", None) == "logits":
+                probabilities = (sum(logits) / len(views)).softmax(0)
+            else:
+                probabilities = sum(each.softmax(0) for each in logits) / len(views)
             confidence, label_map = probabilities.max(0)
             block = [label_map]
             if return_uncertainty:
@@ -310,17 +346,17 @@ def segment(
     return results
 
 
-def _probabilities(logits: torch.Tensor, order: list[int] | None) -> torch.Tensor:
-    """Softmax of logits (K, rows, W), of classes in that order; one class is a sigmoid: two with logits 0 and x."""
+def _reordered(logits: torch.Tensor, order: list[int] | None) -> torch.Tensor:
+    """Logits (K, rows, W) of classes in that order; one class is a sigmoid: two with logits 0 and x."""
     if len(logits) == 1:
         logits = torch.cat([torch.zeros_like(logits), logits])
     if order is not None:
         logits = logits[order]
-    return logits.softmax(0)
+    return logits
 
 
 def _view(
-    model: nn.Module, processor, image, scale: float, mirrored: bool, window_batch_size: int
+    model: nn.Module, processor, image, scale: float | None, mirrored: bool, window_batch_size: int
 ) -> Callable[[int, int], torch.Tensor]:
     """The model's view of an image: a function that returns its logits (K, end - begin, W) of rows begin to end."""
     pixel_values = resized_image(processor, image, scale)
@@ -452,6 +488,8 @@ def protocol(processor, ignore_index: int = 255, *, scales: Sequence[float] = (1
     else:
         longest = f", longest at most {size['longest_edge']}" if "longest_edge" in size else ""
         shown = f"resized with their ratio kept (shortest edge at most {size['shortest_edge']} pixels{longest})"
+        if divisor := getattr(processor, "stretch_divisor", None):
+            shown += f", stretched up to multiples of {divisor}"
     tested = "single scale" if list(scales) == [1] else f"scales {', '.join(f'{scale:g}' for scale in scales)} of that"
     if getattr(processor, "window_size", None) is None:
         cut = "whole images"
@@ -462,7 +500,14 @@ def protocol(processor, ignore_index: int = 255, *, scales: Sequence[float] = (1
             f"windows of {window[0]}x{window[1]} pixels every {stride[0]}x{stride[1]}, the last aligned to the border, "
             "logits averaged where they overlap"
         )
-    mean = "" if list(scales) == [1] and not flip else "; softmax probabilities averaged over scales and flips"
+        if processor.small_images == "enlarge":
+            cut += ", smaller images enlarged"
+        elif processor.small_images == "resize" and list(scales) != [1]:
+            cut += ", shortest edge at least the window's and the longest free"
+    averaged = "logits" if getattr(processor, "averaging", None) == "logits" else "softmax probabilities"
+    mean = "" if list(scales) == [1] and not flip else f"; {averaged} averaged over scales and flips"
+    if getattr(processor, "do_flip_channel_order", False):
+        shown += ", in BGR"
     return (
         f"{tested}, {cut}, {'with' if flip else 'no'} flip; images {shown}; logits upsampled bilinearly{mean} and "
         f"scored at the labels' own size; one confusion matrix over all images, pixels of value {ignore_index} left "

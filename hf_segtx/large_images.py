@@ -68,6 +68,11 @@ def segment_large(
     size = tuple(image.shape[:2])
     network = processor.size_divisor, processor.minimum_size
     window, starts = window_grid(size, processor.window_size, processor.window_stride, *network)
+    if processor.small_images == "enlarge" and any(side < edge for side, edge in zip(size, window)):
+        raise ValueError(
+            f"small_images is 'enlarge' and the image of {size} pixels below the window of {window}; call "
+            "hf_segtx.inference.predict, which enlarges it"
+        )
     if tile_size < max(window):
         raise ValueError(f"tile_size is {tile_size} for windows of {window} pixels; make it larger, best many times")
     tiles = list(product(*(axis_parts(*axis, tile_size) for axis in zip(size, window, starts, strict=True))))

@@ -121,7 +121,8 @@ def test_crop_of_a_small_image_takes_all_of_it():
 
 
 def test_base_size_keeps_the_ratio():
-    transform = TrainingTransform(PROCESSOR, (1000, 1000), scale_range=(1, 1), base_size=(512, 2048))
+    base = {"shortest_edge": 512, "longest_edge": 2048}
+    transform = TrainingTransform(PROCESSOR, (1000, 1000), scale_range=(1, 1), base_size=base)
     for size, expected in (((100, 200), [512, 1000]), ((300, 150), [1000, 512]), ((100, 1000), [205, 1000])):
         assert transform.draw(np.zeros(size, np.uint8), np.random.default_rng(0))[1] == expected
 
@@ -174,7 +175,7 @@ def test_steps_of_the_scale_ratios_and_squashing_match_slow_formulas():
         factor, ratio = draw.uniform(0.5, 1.5), draw.uniform(0.9, 1.1)
         size = [max(1, round(47 * factor * (1 / ratio) ** 0.5)), max(1, round(47 * factor * ratio**0.5))]
         squashed = TrainingTransform(
-            PROCESSOR, (500, 500), (0.5, 1.5), aspect_range=(0.9, 1.1), base_size=(47, 47), squash=True
+            PROCESSOR, (500, 500), (0.5, 1.5), aspect_range=(0.9, 1.1), base_size={"height": 47, "width": 47}
         )
         box, drawn_size = squashed.draw(label, np.random.default_rng(seed))
         assert box == (0, 0, 40, 60) and np.abs(np.subtract(drawn_size, size)).max() == 0
@@ -188,7 +189,7 @@ def test_a_squashed_crop_shows_what_resizing_the_whole_image_shows():
     image = F.gaussian_blur(image, [5, 5])
     array, mask = image.permute(1, 2, 0).contiguous().numpy(), np.zeros((48, 64), np.uint8)
     whole = F.resize(image, [96, 32], antialias=True)
-    options = {"base_size": (96, 32), "squash": True, "flip_probability": 0, "photometric": "none"}
+    options = {"base_size": {"height": 96, "width": 32}, "flip_probability": 0, "photometric": "none"}
     transform = TrainingTransform(PROCESSOR, (40, 16), (1, 1), **options)
     for seed in range(20):
         (top, left, bottom, right), size = transform.draw(mask, np.random.default_rng(seed))
@@ -320,7 +321,8 @@ def test_jpegs_far_larger_than_needed_are_decoded_smaller(tmp_path):
     smooth = np.asarray(Image.fromarray(smooth).resize((333, 251), Image.Resampling.BICUBIC))
     write_sample(tmp_path, "a", smooth, np.zeros((251, 333), np.uint8), (".jpg", ".png"))
     dataset = SegmentationDataset(folder_records(tmp_path), Labels(names=("a", "b")))
-    for base, decoded_height in (((100, 133), 126), ((200, 266), 251)):
+    for short, long, decoded_height in ((100, 133, 126), (200, 266, 251)):
+        base = {"shortest_edge": short, "longest_edge": long}
         transform = TrainingTransform(PROCESSOR, (50, 50), (0.3, 1.0), base_size=base, photometric="none")
         read_image, label = dataset.open(0, largest_scale=transform.largest_scale)
         image = read_image()

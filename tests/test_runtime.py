@@ -47,6 +47,8 @@ def facts_and_session(name, options, processor_fields, **fields):
         ("setr", {"size": {"shortest_edge": 70}}, {}),  # padded to whole patches
         ("ocrnet", {"do_resize": False}, {"align_corners": True}),
         ("segformer", {"do_resize": False, "window_size": 64, "window_stride": [48, 40]}, {}),
+        ("segformer", {"size": {"shortest_edge": 72}, "stretch_divisor": 32, "do_flip_channel_order": True}, {}),
+        ("segformer", {"size": {"shortest_edge": 50}, "window_size": 64, "small_images": "enlarge"}, {}),
         ("segmenter", {"size": {"shortest_edge": 80}, "window_size": 48, "window_stride": 32}, {"num_labels": 1}),
     ],
     ids=str,

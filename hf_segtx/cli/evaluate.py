@@ -42,7 +42,9 @@ DATA_ARGUMENTS = f"""
     image_column_name label_column_name classes_file do_reduce_labels max_eval_samples allow_lossy_masks
     keep_near_duplicates_together
 """.split()
-PROTOCOL_ARGUMENTS = "mode window_size window_stride image_size scales flip precision".split()
+PROTOCOL_ARGUMENTS = """
+    mode window_size window_stride image_size resize_mode stretch_divisor small_images averaging scales flip precision
+""".split()
 
 
 @dataclass
@@ -53,7 +55,19 @@ class ProtocolSettings:
     window_size: list[int] = setting([], "Height and width of a window; one number is a square.", "[1, 100000]", "1-2")
     window_stride: list[int] = setting([], "Rows and columns from a window to the next.", "[1, 100000]", "1-2")
     image_size: list[int] = setting(
-        [], "Shortest and longest edge that images are resized to, ratio kept.", "[1, 100000]", "1-2"
+        [], "Shortest and longest edge that images are resized to (see resize_mode).", "[1, 100000]", "1-2"
+    )
+    resize_mode: Literal["keep", "squash", "long"] = setting(
+        "keep", "What image_size is: shortest and longest edge, height and width, or the longest edge alone."
+    )
+    stretch_divisor: int | None = setting(
+        None, "Stretch the sides of resized images up to multiples of this many pixels.", "[1, 65536]"
+    )
+    small_images: Literal["pad", "enlarge", "resize"] | None = setting(
+        None, "Images smaller than a window are padded, enlarged after resizing, or, at several scales, resized to it."
+    )
+    averaging: Literal["probabilities", "logits"] | None = setting(
+        None, "What of several scales and flips is averaged."
     )
     scales: list[float] = setting([1.0], "Factors of the image size; their predictions are averaged.", "[0.01, 100]")
     flip: bool = setting(False, "Average with the mirrored image.")

@@ -6,7 +6,7 @@ Shapes: (H, W) image size, (h, w) crop size, C channels, B images per batch; lab
 import cmath
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -19,7 +19,8 @@ class TrainingTransform:
 
     The scale and the crop are drawn first; then only the pixels that the crop shows are converted and resized. They
     stay 8 bits deep until `finish` changes the colours and normalizes, so that a batch travels between processes, and
-    to an accelerator, with 4 bytes a pixel instead of 20. `finish` pads with 0, the mean, as the processor does.
+    to an accelerator, with 4 bytes a pixel instead of 20. `finish` pads with 0, the mean, as the processor does, or
+    with black; and puts the channels into the processor's order.
 
     Random scale and crop as mmsegmentation's RandomResize and RandomCrop with `cat_max_ratio`: a crop with one class on
     more than `max_share` of its valid pixels is drawn again, ten times at most. Differs: the resize is antialiased, as
@@ -37,12 +38,14 @@ class TrainingTransform:
         scale_range: bounds of the uniform random factor; a third number makes it one of those that many apart from the
             lower bound on, up to the upper one.
         aspect_range: bounds of a uniform random factor of the ratio of width to height, the area kept (openseg).
-        base_size: what factor 1 means: None, the image's own size; (short, long), the largest keep-ratio size whose
-            sides fit into these pixels; with `squash`, exactly this height and width.
+        base_size: what factor 1 means, in the words of a processor's `size`: {"shortest_edge", "longest_edge"}, the
+            largest keep-ratio size within these pixels (the second may be missing); {"height", "width"}, exactly that;
+            None, the image's own size.
         max_share: of one class in a crop; 1 for any.
         photometric: "none", "brightness" or "full" changes of the colours. "none" if the processor does not rescale:
             then the range is unknown.
         photometric_strength: factor of all these changes, in (0, 2].
+        padding: "mean" or "black", of crops of smaller images.
         flip_permutation: class that each class is in a mirrored image ("left arm", "right arm"), of
             `hf_segtx.data.labels.flip_permutation`; None if all stay.
     """
@@ -62,12 +65,12 @@ class TrainingTransform:
         scale_range: tuple[float, ...] = (0.5, 2.0),
         *,
         aspect_range: tuple[float, float] | None = None,
-        base_size: tuple[int, int] | None = None,
-        squash: bool = False,
+        base_size: Mapping[str, int] | None = None,
         max_share: float = 0.75,
         flip_probability: float = 0.5,
         photometric: str = "full",
         photometric_strength: float = 1.0,
+        padding: str = "mean",
         ignore_index: int = 255,
         flip_permutation: Sequence[int] | None = None,
     ):
@@ -79,11 +82,12 @@ class TrainingTransform:
         self.scale_range = scale_range
         self.aspect_range = aspect_range
         self.base_size = base_size
-        self.squash = squash
         self.max_share = max_share
         self.flip_probability = flip_probability
         self.photometric = "none" if self.white is None else photometric
         self.photometric_strength = photometric_strength
+        self.fill = torch.zeros_like(self.mean) if padding == "mean" else -self.mean / self.std
+        self.is_bgr = getattr(processor, "do_flip_channel_order", False)
         self.ignore_index = ignore_index
         self.flip_permutation = None if flip_permutation is None else np.asarray(flip_permutation)
 
@@ -124,7 +128,7 @@ class TrainingTransform:
         """
         images, labels = batch["pixel_values"], batch["labels"]
         pixels = _large((len(images), images.shape[-1], *self.crop_size), torch.float32, images.device)
-        mean, std = (values.to(images.device).view(-1, 1, 1) for values in (self.mean, self.std))
+        mean, std, fill = (values.to(images.device).view(-1, 1, 1) for values in (self.mean, self.std, self.fill))
         for number, (height, width) in enumerate(batch["sizes"]):  # one by one: what is in between stays in the cache
             image, result = images[number], pixels[number]
             if "colors" in batch:
@@ -133,19 +137,22 @@ class TrainingTransform:
                 result.clamp_(0, self.white)
             else:
                 result.copy_(image.permute(2, 0, 1))
+            if self.is_bgr:
+                result.copy_(result.flip(0))
             result.sub_(mean).div_(std)
-            result[:, height:] = 0
-            result[:, :, width:] = 0
+            result[:, height:] = fill
+            result[:, :, width:] = fill
         return {"pixel_values": pixels, "labels": _large(labels.shape, torch.int64, labels.device).copy_(labels)}
 
     def _base_scales(self, height: int, width: int) -> tuple[float, float]:
         """What factor 1 means for the rows and the columns of an image of this size."""
         if self.base_size is None:
             return 1.0, 1.0
-        if self.squash:
-            return self.base_size[0] / height, self.base_size[1] / width
-        sides = height, width
-        scale = min(min(self.base_size) / min(sides), max(self.base_size) / max(sides))
+        if self.base_size.get("height"):
+            return self.base_size["height"] / height, self.base_size["width"] / width
+        scale = self.base_size["shortest_edge"] / min(height, width)
+        if longest := self.base_size.get("longest_edge"):
+            scale = min(scale, longest / max(height, width))
         return scale, scale
 
     def largest_scale(self, height: int, width: int) -> float:

@@ -1,8 +1,8 @@
 """Image processors: from pictures and label maps to tensors, and from logits back to label maps.
 
-Order of the steps: to channels first (and to RGB), resize, rescale to [0, 1], normalise, pad on the right and bottom,
-cut into windows if `window_size` is set. Label maps go the same way by nearest neighbour, then labels are reduced if
-asked, then padded with 255.
+Order of the steps: to channels first (and to RGB, or BGR), resize, rescale to [0, 1], normalise, enlarge or pad on the
+right and bottom, cut into windows if `window_size` is set. Label maps go the same way by nearest neighbour, then labels
+are reduced if asked, then padded with 255.
 
 Each architecture has one class per back-end, torchvision and PIL (for machines without torchvision). Defaults:
 
@@ -48,7 +48,15 @@ from transformers.image_utils import (
 )
 from transformers.processing_utils import ImagesKwargs, Unpack
 
-from .sliding_windows import MergedWindows, padded_size, padding_rule, unpadded_positions, unstack, window_grid
+from .sliding_windows import (
+    MergedWindows,
+    enlarged_size,
+    padded_size,
+    padding_rule,
+    unpadded_positions,
+    unstack,
+    window_grid,
+)
 from .upsampling import argmax_at, logits_at, upsampled_argmax
 
 
@@ -71,6 +79,14 @@ class SegtxImageProcessorKwargs(ImagesKwargs, total=False):
             for whole images. Smaller images are padded to it, and `size_divisor` is not needed.
         window_stride: from one window to the next, likewise; None for windows side by side. The last window is aligned
             to the border.
+        stretch_divisor: after resizing with the ratio kept, stretch height and width up to multiples of this many
+            pixels (SegFormer on ADE20K: 32); None for no such stretching. Both happen in one step.
+        small_images: what becomes of images with a side below that of a window. "pad": they are padded. "enlarge":
+            after resizing they are resized once more, until no side is (Segmenter). "resize": as "pad", but when
+            several scales are tested, their shortest edge is that of `size` times the scale, at least the window's
+            longer side, and the longest edge is free (SETR).
+        averaging: of several scales and flips: of "probabilities", or of "logits" (OCRNet's openseg).
+        do_flip_channel_order: show the model BGR; `image_mean` and `image_std` are then meant in that order, too.
     """
 
     do_reduce_labels: bool
@@ -80,6 +96,10 @@ class SegtxImageProcessorKwargs(ImagesKwargs, total=False):
     ignore_index: int
     window_size: int | list[int] | tuple[int, int] | None
     window_stride: int | list[int] | tuple[int, int] | None
+    stretch_divisor: int | None
+    small_images: str
+    averaging: str
+    do_flip_channel_order: bool
 
 
 # transformers looks for the keyword arguments of a processor class under the name of the class.
@@ -89,12 +109,13 @@ SegmenterImageProcessorKwargs = SegtxImageProcessorKwargs
 OCRNetImageProcessorKwargs = SegtxImageProcessorKwargs
 
 
-def resized_size(height: int, width: int, size: SizeDict) -> tuple[int, int]:
+def resized_size(height: int, width: int, size: SizeDict, stretch_divisor: int | None = None) -> tuple[int, int]:
     """Size in pixels that an image of (height, width) pixels is resized to.
 
     `{"height", "width"}` is that size. `{"shortest_edge", "longest_edge"}` (the second may be missing) keeps the ratio:
     the largest scale at which neither edge exceeds its bound, then each edge rounded to the nearest pixel, halves up.
-    That is mmcv's `rescale_size`; transformers' own rule rounds down and so differs by up to a pixel.
+    That is mmcv's `rescale_size`; transformers' own rule rounds down and so differs by up to a pixel. With
+    `stretch_divisor` each edge then becomes the next multiple of it (`AlignedResize` of SegFormer's authors).
 
     Raises:
         ValueError: if `size` has other keys.
@@ -106,7 +127,16 @@ def resized_size(height: int, width: int, size: SizeDict) -> tuple[int, int]:
     scale = size.shortest_edge / min(height, width)
     if size.longest_edge:
         scale = min(scale, size.longest_edge / max(height, width))
-    return max(1, int(height * scale + 0.5)), max(1, int(width * scale + 0.5))
+    height, width = max(1, int(height * scale + 0.5)), max(1, int(width * scale + 0.5))
+    return padded_size([(height, width)], stretch_divisor or 1)
+
+
+def enlarged(image, size: tuple[int, int]):
+    """Float pixels (C, H, W), a tensor or an array, resized bilinearly to the larger `size`."""
+    if tuple(image.shape[1:]) == size:
+        return image
+    result = F.interpolate(torch.as_tensor(image)[None], size, mode="bilinear")[0]
+    return result if isinstance(image, torch.Tensor) else result.numpy()
 
 
 def nearest_resize(label_map: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
@@ -248,8 +278,8 @@ class PixelsForPipeline(torch.Tensor):
 # What settings are, often of a file: names; words for it; type, bounds and greatest number of the values.
 KINDS = (
     ("do_resize do_rescale do_normalize do_pad do_convert_rgb", "true or false", bool, 0, 1, 0),
-    ("do_reduce_labels align_corners", "true or false", bool, 0, 1, 0),
-    ("size_divisor minimum_size", "a number of pixels, 1 to 65536", Integral, 1, 2**16, 0),
+    ("do_reduce_labels align_corners do_flip_channel_order", "true or false", bool, 0, 1, 0),
+    ("size_divisor minimum_size stretch_divisor", "a number of pixels, 1 to 65536", Integral, 1, 2**16, 0),
     ("size window_size window_stride", "one or two numbers of pixels, 1 to 65536", Integral, 1, 2**16, 2),
     ("image_mean", "a number, or one for each channel", Real, -1e9, 1e9, 2**16),
     ("image_std", "a number above 0, or one for each channel", Real, 1e-9, 1e9, 2**16),
@@ -258,9 +288,11 @@ KINDS = (
     ("ignore_index", "a whole number", Integral, -(2**31), 2**31 - 1, 0),
 )
 
+CHOICES = {"small_images": ("pad", "enlarge", "resize"), "averaging": ("probabilities", "logits")}
+
 
 def check_settings(settings: Mapping) -> None:
-    """Whether what a processor is built with is of the `KINDS`.
+    """Whether what a processor is built with is of the `KINDS` and among the `CHOICES`.
 
     Raises:
         ValueError: for the first setting that is not, with its value.
@@ -277,6 +309,9 @@ def check_settings(settings: Mapping) -> None:
             )
             if given is not None and not is_right:
                 raise ValueError(f"{name} is {given!r}; give {words}")
+    for name, choices in CHOICES.items():
+        if settings.get(name, choices[0]) not in choices:
+            raise ValueError(f"{name} is {settings[name]!r}; give {', '.join(choices[:-1])} or {choices[-1]}")
     if not isinstance(settings.get("auto_map"), (dict, type(None))):
         raise ValueError(f"auto_map is {settings['auto_map']!r}; it names the classes by their roles")
 
@@ -301,6 +336,10 @@ class SegmentationProcessing:
     ignore_index = IGNORE_LABEL
     window_size = None
     window_stride = None
+    stretch_divisor = None
+    small_images = "pad"
+    averaging = "probabilities"
+    do_flip_channel_order = False
     _in_batches = False
 
     def __init__(self, **kwargs: Unpack[SegtxImageProcessorKwargs]):
@@ -387,6 +426,9 @@ class SegmentationProcessing:
         return_tensors,
         window_size,
         window_stride,
+        stretch_divisor,
+        small_images,
+        do_flip_channel_order,
         device=None,
         **kwargs,
     ):
@@ -397,10 +439,16 @@ class SegmentationProcessing:
             num_channels=len(image_mean) if isinstance(image_mean, (list, tuple)) else None,
             device=device,
         )  # each (C, H, W)
+        if do_flip_channel_order:
+            images = [image[list(reversed(range(len(image))))] for image in images]
         original_sizes = [tuple(image.shape[-2:]) for image in images]
-        sizes = [resized_size(*original, size) if do_resize else original for original in original_sizes]
+        resizing = size, stretch_divisor
+        sizes = [resized_size(*original, *resizing) if do_resize else original for original in original_sizes]
         pixel_values = self._resize_and_normalize(images, sizes, image_mean=image_mean, **kwargs)
         if window_size is not None:
+            if small_images == "enlarge":
+                sizes = [enlarged_size(resized, window_size) for resized in sizes]
+                pixel_values = [enlarged(image, size) for image, size in zip(pixel_values, sizes, strict=True)]
             network = size_divisor, minimum_size
             grids = [window_grid(resized, window_size, window_stride, *network) for resized in sizes]
             padded = [tuple(map(max, resized, window)) for resized, (window, _) in zip(sizes, grids, strict=True)]
@@ -555,7 +603,8 @@ class SegmentationProcessing:
             processed, padded = targets, steps
         else:
             size = SizeDict(**dict(self.size))
-            processed = [resized_size(*target, size) if self.do_resize else target for target in targets]
+            resizing = size, self.stretch_divisor
+            processed = [resized_size(*target, *resizing) if self.do_resize else target for target in targets]
             rule = padding_rule(size, self.do_resize, self.size_divisor, self.minimum_size)
             padded = padded_size(processed, *rule) if self.do_pad else processed[0]
         results = [None] * len(targets)

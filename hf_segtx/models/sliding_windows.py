@@ -47,6 +47,20 @@ def padded_size(sizes: list[tuple[int, int]], divisor: int = 1, minimum: int = 1
     return height, width
 
 
+def enlarged_size(size: tuple[int, int], window_size) -> tuple[int, int]:
+    """The size, or, if a side is below the window's, the smallest one of the same ratio of which none is.
+
+    As `resize` of segm/model/utils.py, which has square windows: the side that decides becomes the window's, the other
+    one is rounded down.
+    """
+    window = window_pair(window_size)
+    first = max((0, 1), key=lambda axis: window[axis] / size[axis])
+    if size[first] >= window[first]:
+        return size
+    other = max(window[1 - first], int(size[1 - first] / size[first] * window[first]))
+    return (window[first], other) if first == 0 else (other, window[first])
+
+
 def scaled_side(side: int, scale: float, divisor: int = 1, minimum: int = 1) -> int:
     """The side in pixels, times `scale`, rounded to what the `padding_rule` allows."""
     return max(round(side * scale / divisor), math.ceil(minimum / divisor)) * divisor

@@ -51,6 +51,15 @@ def pair(value) -> tuple[int, int]:
     return (value, value) if isinstance(value, int) else tuple(value)
 
 
+def enlarged_size(size: tuple[int, int], window: tuple[int, int]) -> tuple[int, int]:
+    """The size, or the smallest one of the same ratio of which no side is below the window's."""
+    first = max((0, 1), key=lambda axis: window[axis] / size[axis])
+    if size[first] >= window[first]:
+        return size
+    other = max(window[1 - first], int(size[1 - first] / size[first] * window[first]))
+    return (window[first], other) if first == 0 else (other, window[first])
+
+
 def prepare(image: Image.Image, facts: dict) -> tuple[np.ndarray, tuple[int, int]]:
     """Pixels (1, 3, h', w') for the model, padded on the right and bottom, and the size (h, w) without padding."""
     rules = facts["preprocessing"]
@@ -58,8 +67,17 @@ def prepare(image: Image.Image, facts: dict) -> tuple[np.ndarray, tuple[int, int
     height, width = image.height, image.width
     if rules["do_resize"]:
         height, width = resized_size(height, width, rules["size"])
+        if not rules["size"].get("height") and (divisor := rules.get("stretch_divisor")):
+            height, width = (-(-side // divisor) * divisor for side in (height, width))
         image = image.resize((width, height), rules["resample"])
     pixels = np.asarray(image, np.float32)
+    if rules.get("small_images") == "enlarge" and rules["window_size"] is not None:
+        height, width = enlarged_size((height, width), pair(rules["window_size"]))
+        if (height, width) != pixels.shape[:2]:
+            planes = pixels.transpose(2, 0, 1)
+            pixels = upsampled(planes, (height, width), pixels.shape[:2], False).transpose(1, 2, 0)
+    if rules.get("do_flip_channel_order"):
+        pixels = pixels[..., ::-1]
     factor = rules["rescale_factor"] if rules["do_rescale"] else 1.0
     normalize = rules["do_normalize"]
     mean = np.array(rules["image_mean"] if normalize else [0.0] * 3, np.float32)
@@ -72,7 +90,7 @@ def prepare(image: Image.Image, facts: dict) -> tuple[np.ndarray, tuple[int, int
     padded = [-(-max(side, low) // divisor) * divisor for side, low in zip((height, width), least)]
     if facts["input"].startswith("uint8"):
         result = np.broadcast_to((mean / factor).round().clip(0, 255).astype(np.uint8), (*padded, 3)).copy()
-        result[:height, :width] = pixels.astype(np.uint8)
+        result[:height, :width] = pixels.round().astype(np.uint8)
     else:
         result = np.zeros((*padded, 3), np.float32)  # the mean
         result[:height, :width] = (pixels * factor - mean) / std

@@ -58,6 +58,14 @@ class ImageSettings:
         "keep", "What image_size is: shortest and longest edge, height and width, or the longest edge alone; squash "
         "does not keep the ratio.",
     )  # fmt: skip
+    base_size: list[int] = setting(
+        [], "Shortest and longest edge of training images at factor 1 of scale_range, if not image_size.",
+        "[1, 100000]", "1-2",
+    )  # fmt: skip
+    stretch_divisor: int | None = setting(
+        None, "In evaluation stretch the sides of resized images up to multiples of this many pixels.", "[1, 65536]"
+    )
+    channel_order: Literal["rgb", "bgr"] = setting("rgb", "Order of colours that the model sees.")
     image_mean: list[float] = setting(
         [], "Mean of each channel, of 0-1, for the processor; else the architecture's.", "[0, 1]"
     )
@@ -85,6 +93,7 @@ class ImageSettings:
         "full", "Changes of training images: none, a shift by 10 levels of 255, or brightness, contrast and colours."
     )
     photometric_strength: float = setting(1.0, "Factor of the changes of photometric.", "(0, 2]")
+    crop_padding: Literal["mean", "black"] = setting("mean", "What crops of small images are filled up with.")
     dataloader_num_workers: int | None = setting(
         None, "Processes that read images; else 0 on a CPU, up to 8 on a GPU.", "[0, 1024]"
     )
@@ -186,6 +195,12 @@ class OutputSettings:
         [], "Height and width of windows in pixels, or one number; else crop_size.", "[1, 100000]", "1-2"
     )
     window_stride: list[int] = setting([], "Pixels from a window to the next; else window_size.", "[1, 100000]", "1-2")
+    small_images: Literal["pad", "enlarge", "resize"] = setting(
+        "pad", "Images smaller than a window are padded, enlarged after resizing, or, at several scales, resized to it."
+    )
+    averaging: Literal["probabilities", "logits"] = setting(
+        "probabilities", "What of several scales and flips is averaged when the saved model is evaluated with them."
+    )
     output_dir: str | None = setting(None, f"Where everything goes; else {DEFAULT_OUTPUT_DIR}, numbered if taken.")
     overwrite_output_dir: bool = setting(False, "Delete the earlier run in output_dir.")
     evaluation_steps: int | None = setting(
@@ -299,6 +314,14 @@ def check_arguments(arguments: Arguments) -> None:
         raise ValueError(f"image_size is {arguments.image_size}; with resize_mode long, give the longest edge alone")
     if arguments.resize_mode == "keep" and arguments.image_size != sorted(arguments.image_size):
         raise ValueError(f"image_size is {arguments.image_size}; give the shortest edge, then the longest")
+    if arguments.base_size != sorted(arguments.base_size):
+        raise ValueError(f"base_size is {arguments.base_size}; give the shortest edge, then the longest")
+    if arguments.base_size and arguments.resize_mode != "keep":
+        raise ValueError(f"base_size is for images that keep their ratio, resize_mode is {arguments.resize_mode}")
+    if arguments.stretch_divisor and not (arguments.image_size and arguments.resize_mode != "squash"):
+        raise ValueError("stretch_divisor is for images that image_size resizes, their ratio kept; add it, or omit it")
+    if arguments.small_images != "pad" and arguments.eval_mode != "slide":
+        raise ValueError(f"small_images {arguments.small_images} is for eval_mode slide; add it, or omit small_images")
     if (arguments.window_size or arguments.window_stride) and arguments.eval_mode != "slide":
         raise ValueError("window_size and window_stride are for eval_mode slide; add it, or omit them")
     smallest, largest = arguments.scale_range

@@ -107,13 +107,13 @@ class AutomaticRun(TrainingRun):
         data = self.train_dataset, self.validation_dataset
         images = everywhere(self._images_in_time, only_main=True)
         self.findings = examine_model(plain, self.processor, *data, self.labels, self.scores, images)
-        base = setup.base_size(self.processor)
+        base = setup.base_size(self.arguments, self.processor)
         advice = advise(
             self.findings,
             self.state.evaluations,
             facts,
             is_pretrained=bool(arguments.model_name_or_path or arguments.backbone_weights),
-            image_scale=1.0 if base is None else base[0] / min(facts.height, facts.width),
+            image_scale=min(base.values()) / min(facts.height, facts.width) if base else 1.0,
         )
         decisions = [decision._asdict() for decision in automatic.decisions]
         return {"decisions": decisions, "warnings": self.warnings, "advice": advice}

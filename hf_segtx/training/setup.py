@@ -19,14 +19,13 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType, GradientAccumulationPlugin
 from torch import nn
 from transformers import PreTrainedConfig
-from transformers.image_utils import SizeDict
 
 from ..architectures import ARCHITECTURES
 from ..data import load_data
 from ..data.augmentation import TrainingTransform
 from ..data.labels import Labels, flip_permutation
 from ..data.loaders import TrainingLoader, collate_evaluation, training_dataloader
-from ..inference import follow, load_model, predict
+from ..inference import follow, load_model, predict, size_of_edges
 from ..losses import class_weights_from_counts, parse_loss
 from .arguments import Arguments, config_overrides, data_settings
 from .machine import is_out_of_memory, keep_freed_memory, use_cores
@@ -141,17 +140,16 @@ def build_loader(
     arguments: Arguments, accelerator: Accelerator, dataset, processor, labels: Labels, start_step: int
 ) -> TrainingLoader:
     """The endless batches of a process, from optimizer step `start_step` on."""
-    squash = arguments.resize_mode == "squash"
     transform = TrainingTransform(
         processor,
         (arguments.crop_size[0], arguments.crop_size[-1]),
         scale_range=(*arguments.scale_range, *[arguments.scale_step] * (arguments.scale_step is not None)),
         aspect_range=tuple(arguments.aspect_range) or None,
-        base_size=(processor.size.height, processor.size.width) if squash else base_size(processor),
-        squash=squash,
+        base_size=base_size(arguments, processor),
         max_share=arguments.max_class_share,
         flip_probability=arguments.flip_probability,
         photometric=arguments.photometric,
+        padding=arguments.crop_padding,
         photometric_strength=arguments.photometric_strength,
         ignore_index=labels.ignore_index,
         flip_permutation=flip_permutation(labels.id2label),
@@ -180,15 +178,17 @@ def num_workers(arguments: Arguments, accelerator: Accelerator) -> int:
     return 0 if accelerator.device.type == "cpu" else min(8, os.cpu_count() // accelerator.num_processes)
 
 
-def base_size(processor) -> tuple[int, int] | None:
-    """What scale 1 of the augmentation means: (shortest, longest) edge in pixels; None is each image's own size."""
+def base_size(arguments: Arguments, processor) -> dict[str, int | None] | None:
+    """What scale 1 of the augmentation means, as in `TrainingTransform`."""
+    if arguments.base_size:
+        return dict(size_of_edges(arguments.base_size))
     if not processor.do_resize:
         return None
     size = dict(processor.size)
-    edges = [size.get("height"), size.get("width")]
-    if None in edges:
-        edges = [size["shortest_edge"], size.get("longest_edge") or sys.maxsize]
-    return min(edges), max(edges)
+    edges = size.get("height"), size.get("width")
+    if None in edges or arguments.resize_mode == "squash":
+        return size
+    return {"shortest_edge": min(edges), "longest_edge": max(edges)}  # of a model's processor: the ratio is kept
 
 
 # ---------------------------------------------------------------------------------------------------------------- model
@@ -263,13 +263,12 @@ def set_protocol(arguments: Arguments, model: nn.Module, processor) -> None:
     """
     if arguments.image_size:
         processor.do_resize = True
-        first, last = arguments.image_size[0], arguments.image_size[-1]
-        if arguments.resize_mode == "squash":
-            processor.size = SizeDict(height=first, width=last)
-        elif arguments.resize_mode == "long":  # both edges fit into it, so the longest has it
-            processor.size = SizeDict(shortest_edge=first, longest_edge=first)
-        else:
-            processor.size = SizeDict(**dict(zip(("shortest_edge", "longest_edge"), arguments.image_size)))
+        processor.size = size_of_edges(arguments.image_size, arguments.resize_mode)
+        processor.stretch_divisor = arguments.stretch_divisor
+    if arguments.channel_order == "bgr":
+        processor.do_flip_channel_order = True
+    if arguments.averaging == "logits":
+        processor.averaging = "logits"
     channels = getattr(model.config, "num_channels", 3)
     for name in ("image_mean", "image_std"):
         if values := getattr(arguments, name):
@@ -280,6 +279,7 @@ def set_protocol(arguments: Arguments, model: nn.Module, processor) -> None:
     if arguments.eval_mode == "slide":
         window = arguments.window_size or arguments.crop_size
         stride = arguments.window_stride or window
+        processor.small_images = arguments.small_images
         processor.window_size, processor.window_stride = [window[0], window[-1]], [stride[0], stride[-1]]
     elif arguments.eval_mode == "whole":
         processor.window_size = processor.window_stride = None

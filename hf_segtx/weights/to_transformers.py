@@ -83,6 +83,8 @@ def transformers_processor(processor) -> tuple[SegformerImageProcessor, list[str
         size = {"height": size["shortest_edge"], "width": size["shortest_edge"]}
     if processor.window_size is not None:
         lost.append("windows do not exist there; whole images are shown to the model")
+    if processor.do_flip_channel_order:
+        lost.append("images are BGR here; there they are RGB")
     names = "do_rescale rescale_factor do_normalize image_mean image_std do_reduce_labels resample".split()
     settings = {name: getattr(processor, name) for name in names}
     if processor.do_resize:
