@@ -7,7 +7,6 @@ the plan of a run, are made of the same parts.
 import importlib.util
 import math
 import os
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields, is_dataclass
 from difflib import get_close_matches
@@ -149,8 +148,8 @@ def build_loader(
         max_share=arguments.max_class_share,
         flip_probability=arguments.flip_probability,
         photometric=arguments.photometric,
-        padding=arguments.crop_padding,
         photometric_strength=arguments.photometric_strength,
+        padding=arguments.crop_padding,
         ignore_index=labels.ignore_index,
         flip_permutation=flip_permutation(labels.id2label),
     )
@@ -279,8 +278,8 @@ def set_protocol(arguments: Arguments, model: nn.Module, processor) -> None:
     if arguments.eval_mode == "slide":
         window = arguments.window_size or arguments.crop_size
         stride = arguments.window_stride or window
-        processor.small_images = arguments.small_images
         processor.window_size, processor.window_stride = [window[0], window[-1]], [stride[0], stride[-1]]
+        processor.small_images = arguments.small_images
     elif arguments.eval_mode == "whole":
         processor.window_size = processor.window_stride = None
 
