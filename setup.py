@@ -15,6 +15,7 @@ setup(
     package_dir=FILES,
     package_data={
         "hf_segtx": ["py.typed"],
+        "hf_segtx.demo": ["page/*"],
         "hf_segtx.recipes": ["*.args"],
         "hf_segtx.accelerate": ["*.yaml"],
         "hf_segtx.model_cards": ["*.md"],

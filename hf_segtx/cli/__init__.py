@@ -22,6 +22,7 @@ COMMANDS = {  # the name is that of the module, too
     "plan": "measure a training step; propose batch, crop, precision and hours",
     "convert": "checkpoint of another code base -> folder for from_pretrained",
     "export": "model -> ONNX, OpenVINO or torch.export, verified beside the checkpoint",
+    "demo": "model -> app in the browser, Space of the Hub, or page without a server",
     "explain": "attention, class embeddings and object regions as pictures",
     "recipes": "list the settings of published runs, or print one",
 }
