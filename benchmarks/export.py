@@ -20,6 +20,7 @@ import numpy as np
 import openvino
 import torch
 import torch.nn.functional as F
+from measure import machine
 from transformers import SegformerConfig, SegformerForSemanticSegmentation
 
 from hf_segtx.architectures import ARCHITECTURES
@@ -46,17 +47,17 @@ def interleaved(calls: dict, rounds: int) -> dict[str, float]:
     return {name: 1000 * statistics.median(values) for name, values in seconds.items()}
 
 
-def program_of(module: torch.nn.Module, channels_last: bool) -> torch.export.ExportedProgram:
+def program_of(module: torch.nn.Module, runtime: str) -> torch.export.ExportedProgram:
     """A model that is none of ours, with the tail of ours."""
     with torch.no_grad():
-        return torch.export.export(Graph(module, OPTIONS, False, channels_last), (torch.zeros(1, 3, 512, 512),))
+        return torch.export.export(Graph(module, OPTIONS, False, runtime), (torch.zeros(1, 3, 512, 512),))
 
 
 def sessions(make_program, folder: Path, name: str, threads: int) -> dict:
     """ONNX Runtime and OpenVINO on the files of a model."""
     files = folder / f"{name}.onnx", folder / f"{name}.xml"
-    write_onnx(make_program(True), files[0], OPTIONS.outputs, {})
-    write_openvino(make_program(False), files[1], OPTIONS.outputs, {})
+    write_onnx(make_program("onnx"), files[0], OPTIONS.outputs, {})
+    write_openvino(make_program("openvino"), files[1], OPTIONS.outputs, {})
     return {
         f"{name}, ONNX Runtime": open_onnx(files[0], ["label_map"], None, threads),
         f"{name}, OpenVINO": open_openvino(files[1], ["label_map"], None, threads),
@@ -71,11 +72,13 @@ def models(arguments: argparse.Namespace, folder: Path) -> None:
         processor = row.processor()
         inputs = torch.randn(1, 3, 512, 512)
         align_corners = getattr(model.config, "align_corners", False)
-        runs = sessions(lambda last, m=model, a=align_corners: exported_program(m, OPTIONS, a, last), folder, "ours", 1)
+        runs = sessions(
+            lambda runtime, m=model, a=align_corners: exported_program(m, OPTIONS, a, runtime), folder, "ours", 1
+        )
         if name == "segformer":
             config = SegformerConfig(**SIZES["b0"], num_labels=arguments.num_labels)
             theirs = SegformerForSemanticSegmentation(config).eval()
-            runs |= sessions(lambda last, m=theirs: program_of(m, last), folder, "transformers", 1)
+            runs |= sessions(lambda runtime, m=theirs: program_of(m, runtime), folder, "transformers", 1)
         quantized = nncf.quantize(
             openvino.Core().read_model(folder / "ours.xml"),
             nncf.Dataset([np.random.randn(1, 3, 512, 512).astype(np.float32) for _ in range(4)]),
@@ -149,7 +152,8 @@ def main():
     parser.add_argument("--num_labels", type=int, default=150)
     parser.add_argument("--rounds", type=int, default=7)
     arguments = parser.parse_args()
-    print(f"processor time, 1 thread, float32; torch {torch.__version__}")
+    print(machine())
+    print("processor time, 1 thread, float32")
     with tempfile.TemporaryDirectory() as folder:
         for part in arguments.parts:
             {"tail": tail, "models": models}[part](arguments, Path(folder))

@@ -16,7 +16,7 @@ from hf_segtx.data.scenes import SceneDataset
 from hf_segtx.data.scenes import labels as scene_labels
 from hf_segtx.export import export_model
 from hf_segtx.export import folder as export_folder
-from hf_segtx.export.graph import GraphOptions, exported_program, folded
+from hf_segtx.export.graph import GraphOptions, MapsAsTokens, exported_program, first_largest, folded
 from hf_segtx.export.runner import load_exported, open_file
 from hf_segtx.export.to_onnx import write_onnx
 from hf_segtx.export.to_openvino import write_openvino
@@ -92,10 +92,9 @@ def test_every_size_and_batch_in_every_runtime(name, fields, tmp_path):
     align_corners = fields.get("align_corners", False)
     options = GraphOptions(("label_map", "logits", "confidence"))
     (tmp_path / "export.json").write_text(json.dumps({"metadata": {"outputs": json.dumps(options.outputs)}}))
-    write_onnx(exported_program(model, options, align_corners, True), tmp_path / "m.onnx", options.outputs, {})
-    program = exported_program(model, options, align_corners, False)
-    torch.export.save(program, tmp_path / "m.pt2")
-    write_openvino(program, tmp_path / "m.xml", options.outputs, {})
+    write_onnx(exported_program(model, options, align_corners, "onnx"), tmp_path / "m.onnx", options.outputs, {})
+    torch.export.save(exported_program(model, options, align_corners, "torch"), tmp_path / "m.pt2")
+    write_openvino(exported_program(model, options, align_corners, "openvino"), tmp_path / "m.xml", options.outputs, {})
     sessions = [open_file(tmp_path / f"m.{suffix}", list(options.outputs)) for suffix in ("onnx", "xml", "pt2")]
     for shape in SHAPES:
         inputs = torch.randn(shape)
@@ -158,6 +157,28 @@ def test_folded_head_is_the_head(fields):
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-5 * float(expected.std()))
     assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in folded(model).modules())
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+def test_largest_class_is_the_first_of_equal_ones():
+    maps = torch.randint(-3, 3, (2, 7, 5, 6)).float()
+    assert torch.equal(first_largest(maps).long(), maps.argmax(1))
+
+
+def test_maps_are_transposed_as_tokens():
+    """The same values and shapes; in the graph no transposition of four dimensions is left."""
+
+    class BackAndForth(torch.nn.Module):
+        def forward(self, x):
+            x = x.permute(0, 3, 1, 2)
+            return x, torch.nn.functional.pad(x, (1, 0)).permute(0, 2, 3, 1), x.permute(1, 0, 2, 3)
+
+    x = torch.randn(2, 3, 4, 5)
+    with MapsAsTokens():
+        program = torch.export.export(BackAndForth(), (x,), strict=False)
+    for found, expected in zip(program.module()(x), BackAndForth()(x), strict=True):
+        assert torch.equal(found, expected)
+    orders = [node.args[1] for node in program.graph.nodes if node.target is torch.ops.aten.permute.default]
+    assert orders == [[1, 0, 2, 3]]
 
 
 def test_comparison_finds_what_is_wrong(monkeypatch):

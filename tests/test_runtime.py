@@ -78,7 +78,7 @@ def test_script_runs_without_torch(tmp_path):
     model, processor, _, _ = facts_and_session("segformer", GraphOptions(), {"size": {"shortest_edge": 72}})
     options = GraphOptions()
     metadata = metadata_of(model, processor, options, "nowhere")
-    write_onnx(exported_program(model, options, False, True), tmp_path / "model.onnx", options.outputs, metadata)
+    write_onnx(exported_program(model, options, False, "onnx"), tmp_path / "model.onnx", options.outputs, metadata)
     (tmp_path / "segment.py").write_text(open(runner.__file__).read())
     image = SceneDataset(1, seed=3, size=(90, 150))[0]["image"]
     image.save(tmp_path / "photo.png")

@@ -130,7 +130,7 @@ def write_graph(
             from .to_openvino import write_openvino as write
     except ImportError as error:
         raise ValueError(f"format {format}: {error}; `pip install hf_segtx[{format}]`") from error
-    program = exported_program(model, options, align_corners, channels_last=format == "onnx")
+    program = exported_program(model, options, align_corners, format)
     if format == "onnx":
         write(program, path, options.outputs, metadata, opset)
     elif format == "openvino":

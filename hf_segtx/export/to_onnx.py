@@ -53,7 +53,7 @@ def translated(program: torch.export.ExportedProgram, inputs: list[str], outputs
 def write_onnx(
     program: torch.export.ExportedProgram, path: Path, outputs: list[str], metadata: Mapping[str, str], opset: int = 20
 ) -> None:
-    """Writes the graph of `exported_program(..., channels_last=True)`.
+    """Writes the graph of `exported_program(..., "onnx")`.
 
     Args:
         outputs: their names.

@@ -14,7 +14,7 @@ def write_openvino(
     metadata: Mapping[str, str],
     half: bool = False,
 ) -> None:
-    """Writes the graph of `exported_program(..., channels_last=False)`.
+    """Writes the graph of `exported_program(..., "openvino")`.
 
     Args:
         path: of the .xml file; the weights are put beside it.
