@@ -13,6 +13,7 @@ from PIL import Image
 
 from hf_segtx import SegFormerConfig, SegFormerForSemanticSegmentation, SegFormerImageProcessor
 from hf_segtx.cli import main
+from hf_segtx.data.labels import Labels
 from hf_segtx.data.scenes import SceneDataset
 from hf_segtx.inference import load_model, predict
 from hf_segtx.prediction import Predictor, Results, find_sources, segment_images, videos
@@ -24,8 +25,8 @@ ROOT = Path(__file__).resolve().parent.parent
 SIZES = {"hidden_sizes": [8] * 4, "depths": [1] * 4, "num_attention_heads": [1] * 4, "decoder_hidden_size": 16}
 
 
-def save_model(folder, **settings) -> str:
-    labels = SceneDataset(1).labels
+def save_model(folder, labels=None, **settings) -> str:
+    labels = labels or SceneDataset(1).labels
     config = SegFormerConfig(**SIZES, id2label=labels.id2label, label2id=labels.label2id, **settings)
     model = SegFormerForSemanticSegmentation(config)
     model.decode_head.classifier.weight.data.mul_(50)  # so that several classes are predicted
@@ -373,3 +374,41 @@ def test_more_than_255_classes_fit_into_the_mask(model):
     predictor.names, label_map = [str(i) for i in range(300)], np.arange(300).reshape(15, 20)
     image = predictor.mask(label_map)
     assert image.mode == "I;16" and np.array_equal(np.asarray(image), label_map)
+
+
+CITYSCAPES = {  # train id -> id of cityscapesScripts' labels.py
+    "road": 7, "sidewalk": 8, "building": 11, "wall": 12, "fence": 13, "pole": 17, "traffic light": 19,
+    "traffic sign": 20, "vegetation": 21, "terrain": 22, "sky": 23, "person": 24, "rider": 25, "car": 26, "truck": 27,
+    "bus": 28, "train": 31, "motorcycle": 32, "bicycle": 33,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "dataset, stem, ids",
+    [
+        ("cityscapes", "berlin_000000_000019_leftImg8bit", list(CITYSCAPES.values())),
+        ("ade20k", "ADE_test_00000001", list(range(1, 151))),
+    ],
+)
+def test_label_maps_for_test_servers(run, tmp_path, dataset, stem, ids):
+    """Names, sizes and values: the label map, each class replaced by its id, one by one."""
+    folder = save_model(tmp_path / "model", Labels.named(dataset))
+    photo = write_photo(tmp_path / "photos/deep" / f"{stem}.png")
+    write_photo(tmp_path / "photos/holiday.png")
+    errors, output = run(folder, tmp_path / "photos", "--format", dataset)
+    assert len(errors) == 1 and f"holiday is no name of an image of {dataset}" in errors[0]
+    files = [file.relative_to(output).as_posix() for file in output.rglob("*.png")]
+    assert sorted(files) == sorted([f"{dataset}/{stem}.png", f"deep/{stem}_labels.png", f"deep/{stem}_overlay.png"])
+    with Image.open(output / dataset / f"{stem}.png") as written, Image.open(photo) as image:
+        assert written.mode == "L" and written.size == image.size
+        found = np.asarray(written)
+        (label_map,) = predict(*load_model(folder), [image])
+    assert len(np.unique(found)) > 1
+    for number, raw in enumerate(ids):
+        assert np.array_equal(found == raw, label_map.numpy() == number)
+
+
+def test_only_a_model_of_the_servers_classes_writes_for_it(model, tmp_path, capsys):
+    photo = write_photo(tmp_path / "ADE_test_00000001.png")
+    assert main(["predict", model, str(photo), "--format", "ade20k", "--output_dir", str(tmp_path / "out")]) == 2
+    assert "class 0 is 'wall' in the data (150 classes) but" in capsys.readouterr().err

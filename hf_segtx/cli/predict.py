@@ -9,7 +9,9 @@ Writes, for each picture, `NAME_labels.png` (palette image, the pixel value is t
 a georeferenced TIFF also `NAME_labels.tif` at the same place on Earth (needs `pip install rasterio`). For each video or
 camera `NAME_overlay.mp4`, or with `--frames` a folder NAME with the two pictures of each frame (`pip install av`).
 With `--format` the label maps of pictures are also written as outlines, exact to the pixel, to be corrected in tools of
-annotation: `coco` (`annotations.coco.json`), `labelme` (`NAME.json`) or `yolo` (`data.yaml`, `labels/NAME.txt`).
+annotation: `coco` (`annotations.coco.json`), `labelme` (`NAME.json`) or `yolo` (`data.yaml`, `labels/NAME.txt`); or for
+a test server, in a folder to be zipped: `cityscapes` (`cityscapes/NAME.png`, label ids) or `ade20k` (`ade20k/NAME.png`,
+classes from 1 on).
 Folders below a folder or pattern stay; pictures that would get the same name keep their suffix: `a.jpg_labels.png`.
 
 Only files that this command wrote are replaced, and they are never taken for pictures to segment; the hidden file
@@ -32,8 +34,8 @@ class PredictionSettings:
     """Results."""
 
     output_dir: str = setting("predictions", "Folder of the results.")
-    format: Literal["coco", "labelme", "yolo"] | None = setting(
-        None, "Write the label maps of pictures also as outlines for tools of annotation."
+    format: Literal["coco", "labelme", "yolo", "cityscapes", "ade20k"] | None = setting(
+        None, "Write the label maps of pictures also as outlines for tools of annotation, or for a test server."
     )
     alpha: float = setting(0.5, "Opacity of the overlay.", "[0, 1]")
     batch_size: int = setting(1, "Pictures that go through the model together.", "[1, inf)")

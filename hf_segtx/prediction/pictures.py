@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from tqdm.auto import tqdm
 from ..data import read_image
 from ..data.coco import CocoWriter
 from ..data.labelme import LabelmeWriter
+from ..data.submission import SubmissionWriter
 from ..data.yolo import YoloWriter
 from ..inference import predict
 from ..visualization import label_png, legend, overlay, palette
@@ -26,6 +28,7 @@ from .results import Results
 
 
 WRITERS = {"coco": CocoWriter, "labelme": LabelmeWriter, "yolo": YoloWriter}
+WRITERS |= {name: partial(SubmissionWriter, dataset=name) for name in ("cityscapes", "ade20k")}
 GEO_KEYS = 34735  # the tag of a TIFF that says what its coordinates mean
 
 
@@ -115,7 +118,8 @@ def segment_images(
     Args:
         names: {picture: path of its results below their folder}, see `find_sources`.
         batch_size: pictures that go through the model together.
-        format: write the label maps also as outlines for tools of annotation: "coco", "labelme" or "yolo".
+        format: write the label maps also as outlines for tools of annotation: "coco", "labelme" or "yolo"; or for a
+            test server: "cityscapes" or "ade20k".
 
     Raises:
         OSError: if the results cannot be written, because the disk is full, for example.
