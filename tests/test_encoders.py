@@ -1,6 +1,10 @@
 """The encoders as backbones: out of checkpoints, under transformers' models, saved and reloaded."""
 
 import copy
+import json
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -96,6 +100,10 @@ def test_mit_comes_out_of_checkpoints_for_classification(tmp_path):
         model.save_pretrained(folder)
         encoder, report = MiTBackbone.from_pretrained(folder, out_indices=[4], output_loading_info=True)
         assert not any(report.values())
+        # What transformers' configuration says of norms is not what its code does: 1e-5.
+        assert encoder.config.layer_norm_eps == 1e-5 and not hasattr(encoder.config, "decoder_hidden_size")
+        again = MiTBackbone.from_pretrained(folder, config=encoder.config)
+        assert torch.equal(again.stages[3].norm.weight, encoder.stages[3].norm.weight)
         with torch.no_grad():
             body = model.backbone if model is ours else model.segformer
             expected = body(images).last_hidden_state
@@ -155,6 +163,7 @@ def test_other_encoders_are_refused(config, whole, message):
     [
         ({"reshape_hidden_states": False, "use_class_token": False}, "use_class_token is False; set one"),
         ({"out_indices": [13]}, "out_indices must be valid indices"),
+        ({"backbone_config": {"model_type": "resnet"}}, "backbone_config is given, but a VisionTransformerConfig"),
         ({"num_attention_heads": 5}, "num_attention_heads 5 does not divide hidden_size 768"),
     ],
 )
@@ -186,6 +195,44 @@ def test_auto_classes_know_them():
         assert transformers.CONFIG_MAPPING[config.model_type] is config
         with torch.device("meta"):
             assert type(AutoBackbone.from_config(config())) is backbone
+
+
+WITHOUT_THE_PACKAGE = """
+import sys
+sys.modules["hf_segtx"] = None
+import torch
+from transformers import AutoBackbone, AutoConfig
+config = AutoConfig.from_pretrained({folder!r}, trust_remote_code=True)
+backbone = type(AutoBackbone.from_config(config, trust_remote_code=True)).from_pretrained({folder!r})
+print(backbone(torch.ones(1, 3, 64, 64)).feature_maps[-1].flatten().tolist())
+"""
+
+
+@pytest.mark.slow  # a fresh process
+def test_code_travels_with_the_weights(tmp_path):
+    model = make("mit")
+    model.save_pretrained(tmp_path / "mit")
+    code = WITHOUT_THE_PACKAGE.format(folder=str(tmp_path / "mit"))
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, env=environment)
+    assert done.returncode == 0, done.stderr
+    with torch.no_grad():
+        expected = model(torch.ones(1, 3, 64, 64)).feature_maps[-1]
+    torch.testing.assert_close(json.loads(done.stdout.splitlines()[-1]), expected.flatten().tolist())
+
+
+@pytest.mark.parametrize("architecture", CASES)
+def test_under_the_heads_of_this_package(architecture, tmp_path):
+    """An encoder of one architecture under the head of another, by `backbone_config`."""
+    name = "hrnet" if architecture in ("segformer", "ocrnet") else "vit of segmenter"
+    config = make("mit" if architecture == "ocrnet" else name).config
+    fields = {"feature_indices": [0, 1, 2, 3]} if architecture == "setr" else {}
+    model = randomize(CASES[architecture].make_model(backbone_config=config, **fields))
+    model.save_pretrained(tmp_path)
+    again = type(model).from_pretrained(tmp_path)
+    images = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        assert torch.equal(model(images).logits, copy.deepcopy(again)(images).logits)
 
 
 # ------------------------------------------------------------------------------------------- under transformers' models

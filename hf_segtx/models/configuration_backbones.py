@@ -44,6 +44,12 @@ class BackboneConfig(BackboneConfigMixin, SegmentationConfig):
         """Number of maps beside the stem's."""
         return len(getattr(self, "depths", ()))
 
+    def validate_backbone(self):
+        """A backbone has no other inside; run at construction and before saving."""
+        if self.backbone_config is not None:
+            raise ValueError(f"backbone_config is given, but a {type(self).__name__} describes a backbone itself")
+        super().validate_backbone()
+
     @classmethod
     def of_encoder(cls, config: PreTrainedConfig, **overrides) -> "BackboneConfig":
         """The configuration of the encoder of a model for segmentation or classification.

@@ -18,8 +18,7 @@ from .configuration_base import (
 )
 
 
-# Table 6 of the paper (MiT-B0 to B5) and its decoder widths (Section 4.1; 768 from B2 on in the authors' code); "b2_s4":
-# "MiT-B2 (S4)" of Table 1d.
+# Table 6 of the paper (MiT-B0 to B5) and its decoder widths (Section 4.1; 768 from B2 on in the authors' code).
 SIZES = {
     "b0": {"hidden_sizes": [32, 64, 160, 256], "depths": [2, 2, 2, 2], "decoder_hidden_size": 256},
     "b1": {"hidden_sizes": [64, 128, 320, 512], "depths": [2, 2, 2, 2], "decoder_hidden_size": 256},
@@ -60,7 +59,7 @@ class SegFormerConfig(SegmentationConfig):
         layer_norm_eps: of the norms in blocks and after each stage (1e-5 in transformers' code, 1e-6 in the authors').
         embedding_layer_norm_eps: of the norms after patch embeddings and key/value reduction (1e-5 in both).
         decoder_hidden_size: width of the all-MLP head (Table 1b: 256 to 2048).
-        decoder_stages: stages (0 to 3), or maps of the `backbone_config`, that the head reads.
+        decoder_stages: stages (0 to 3), or maps of the `backbone_config`, that the head reads. None: all.
         decoder_fusion: the head fuses what it read by a 1x1 convolution, BatchNorm and ReLU. False, for a single stage:
             it is projected and classified; [3] is then the paper's "S4" (Table 1d).
         decoder_projection_norm: BatchNorm and ReLU after each stage's projection, as in mmsegmentation's head.
@@ -96,10 +95,17 @@ class SegFormerConfig(SegmentationConfig):
     layer_norm_eps: float | int = small(1e-5)
     embedding_layer_norm_eps: float | int = small(1e-5)
     decoder_hidden_size: int = size(256)
-    decoder_stages: list[int] | tuple[int, ...] = (0, 1, 2, 3)
+    decoder_stages: list[int] | tuple[int, ...] | None = None
     decoder_fusion: bool = True
     decoder_projection_norm: bool = False
     semantic_loss_ignore_index: int = label(255)
+
+    def __post_init__(self, **kwargs):
+        self.read_backbone()
+        if self.decoder_stages is None:
+            number = len(self.hidden_sizes) if self.backbone_config is None else self.num_feature_maps
+            self.decoder_stages = list(range(number))
+        super().__post_init__(**kwargs)
 
     @classmethod
     def from_size(cls, size: str, **overrides) -> "SegFormerConfig":

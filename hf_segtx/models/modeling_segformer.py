@@ -24,7 +24,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers import GradientCheckpointingLayer
+from transformers import GradientCheckpointingLayer, PreTrainedConfig
 from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.loss.loss_utils import LOSS_MAPPING
@@ -324,7 +324,7 @@ class SegFormerPreTrainedModel(SegmentationPreTrainedModel):
     def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
         """As in transformers; folders and repositories of transformers' own SegFormer load too."""
         config = kwargs.get("config")
-        if isinstance(config, SegFormerConfig):
+        if isinstance(config, PreTrainedConfig):
             other_backbone = config.backbone_config
         else:
             hub = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
