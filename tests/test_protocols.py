@@ -247,7 +247,7 @@ def test_training_images_are_bgr_and_padded_with_black_like_the_processors(photo
     rgb = TrainingTransform(processors[0], (48, 56), (1, 1), **options)
     bgr = TrainingTransform(processors[1], (48, 56), (1, 1), padding="black", **options)
     image, labels = np.array(scene(40, 50)), np.zeros((40, 50), np.uint8)
-    for seed in range(10):
+    for seed in range(100):
         first, second = (
             each.finish(each.collate([each.crop(image, labels, np.random.default_rng(seed))]))["pixel_values"][0]
             for each in (rgb, bgr)

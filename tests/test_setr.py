@@ -1,6 +1,7 @@
 """SETR against the authors' and mmsegmentation's networks written out on their own parameter names."""
 
 import pytest
+import timm
 import torch
 import torch.nn.functional as F
 
@@ -409,6 +410,30 @@ def test_mla_does_not_see_the_class_token():
             before = model(images).logits
             model.backbone.vit.cls_token.add_(1)
             assert torch.equal(model(images).logits, before) == (decode_head == "mla")
+
+
+def test_parameters_of_the_papers_hybrid():
+    """Table 2 has 112.59 M for "Hybrid-Base" and calls its stem ResNet-50; so many has PUP on ViT-B whose patches are
+    the last map of timm's ResNet-26d with stride 16 through a linear layer (`HybridEmbed` of the authors, whose list of
+    models has `vit_base_resnet26d_224`). With ResNet-50 it would be 122 M. Ours has the ResNet-50 of the ViT paper.
+    """
+
+    def parameters(module) -> int:
+        return sum(parameter.numel() for parameter in module.parameters())
+
+    with torch.device("meta"):
+        config = SETRConfig.from_size("base", decode_head="pup", num_labels=150, image_size=512)
+        model = SETRForSemanticSegmentation(config)
+        ours = SETRForSemanticSegmentation(SETRConfig.from_size("hybrid_base", decode_head="pup", num_labels=150))
+    unused = 5 * (512 * 150 + 150)  # of the authors' heads, as in the other counts
+    found = {}
+    for name in ("resnet26d", "resnet50d"):
+        stem = timm.create_model(name, features_only=True, out_indices=[4], output_stride=16)
+        (channels,) = stem.feature_info.channels()
+        patches = parameters(stem) + channels * 768 + 768
+        found[name] = parameters(model) - parameters(model.backbone.vit.patch_embed) + patches + unused
+    assert {name: round(count / 1e6, 2) for name, count in found.items()} == {"resnet26d": 112.59, "resnet50d": 122.15}
+    assert round((parameters(ours) + unused) / 1e6, 2) == 109.73
 
 
 def test_hybrid_trains():

@@ -22,7 +22,7 @@ from .configuration_base import (
 
 
 # Table 1 of the paper. DeiT-B has the shape of ViT-B (it differs in its pre-training); hybrid: a ResNet-50 of stride 16
-# under ViT-B, as in the ViT paper.
+# under ViT-B, as in the ViT paper (the number of parameters in Table 2 is that of a ResNet-26 with PUP).
 SIZES = {
     "base": {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12},
     "large": {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16},
