@@ -18,7 +18,9 @@ from .configuration_base import (
 )
 
 
-# Table 6 of the paper (MiT-B0 to B5) and its decoder widths (Section 4.1; 768 from B2 on in the authors' code).
+RESNET = {"model_type": "timm_backbone", "out_indices": [1, 2, 3, 4]}
+# Table 6 of the paper (MiT-B0 to B5) and its decoder widths (Section 4.1; 768 from B2 on in the authors' code); then
+# Table 1d: the ResNets with deep stems, ResNeXt-101 64x4d with a plain one, as their numbers of parameters show.
 SIZES = {
     "b0": {"hidden_sizes": [32, 64, 160, 256], "depths": [2, 2, 2, 2], "decoder_hidden_size": 256},
     "b1": {"hidden_sizes": [64, 128, 320, 512], "depths": [2, 2, 2, 2], "decoder_hidden_size": 256},
@@ -33,6 +35,9 @@ SIZES = {
         "decoder_stages": [3],
         "decoder_fusion": False,
     },
+    "resnet50": {"backbone_config": {**RESNET, "backbone": "resnet50c"}, "decoder_hidden_size": 768},
+    "resnet101": {"backbone_config": {**RESNET, "backbone": "resnet101c"}, "decoder_hidden_size": 768},
+    "resnext101": {"backbone_config": {**RESNET, "backbone": "resnext101_64x4d"}, "decoder_hidden_size": 768},
 }
 
 
@@ -109,7 +114,7 @@ class SegFormerConfig(SegmentationConfig):
 
     @classmethod
     def from_size(cls, size: str, **overrides) -> "SegFormerConfig":
-        """The configuration of a published size, "b0" to "b5" or "b2_s4", with any field overridden.
+        """The configuration of a published size, such as "b0" to "b5", with any field overridden.
 
         Raises:
             ValueError: if the size is unknown.
