@@ -1,5 +1,6 @@
 """What trains and what stays: `freeze`, the values of `tune`, and training from cached feature maps."""
 
+import copy
 import json
 import shutil
 from importlib.util import find_spec
@@ -9,7 +10,7 @@ import pytest
 import torch
 from small_data import write_folder
 from tiny import CASES
-from transformers import Trainer, TrainingArguments
+from transformers import DINOv3ViTConfig, ResNetConfig, Trainer, TrainingArguments
 
 from hf_segtx.cli import main
 from hf_segtx.cli.training_flags import parse_training
@@ -19,6 +20,15 @@ from hf_segtx.training.feature_cache import FeatureCache
 
 
 NEEDS_PEFT = pytest.mark.skipif(find_spec("peft") is None, reason="peft is not installed")
+# Backbones of transformers: random positions in training, batch norms.
+FOREIGN = {
+    "segmenter on DINOv3": DINOv3ViTConfig(
+        hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, num_register_tokens=4
+    ),
+    "segformer on ResNet": ResNetConfig(
+        embedding_size=8, hidden_sizes=[8, 16, 24, 32], depths=[1] * 4, layer_type="basic", out_indices=[1, 2, 3, 4]
+    ),
+}
 DROPOUT = {
     "setr": {"hidden_dropout_prob": 0.5},
     "segformer": {"hidden_dropout_prob": 0.5, "drop_path_rate": 0.5},
@@ -29,12 +39,15 @@ DROPOUT = {
 
 def make_model(name: str, **fields):
     """A tiny model whose backbone is random in training: dropout, or batch norms (OCRNet)."""
+    if name in FOREIGN:
+        fields, name = {"backbone_config": copy.deepcopy(FOREIGN[name]), **fields}, name.split()[0]
     return CASES[name].make_model(**DROPOUT[name], **fields)
 
 
 def batch(name: str) -> dict:
-    size = CASES[name].image_size
-    labels = torch.randint(CASES[name].num_labels, (2, size, size))
+    case = CASES[name.split()[0]]
+    size = case.image_size
+    labels = torch.randint(case.num_labels, (2, size, size))
     return {"pixel_values": torch.randn(2, 3, size, size), "labels": labels}
 
 
@@ -56,7 +69,7 @@ def changed(before: dict, model) -> set[str]:
 # ---- freeze
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", [*CASES, *FOREIGN])
 def test_frozen_backbone_is_deterministic_and_keeps_nothing_for_gradients(name):
     model, inputs = make_model(name), batch(name)
     expected = model.backbone(inputs["pixel_values"]).feature_maps
@@ -93,8 +106,8 @@ def test_freeze_says_what_is_frozen_from_then_on():
     model.freeze()
     assert all(module.training for module in model.modules())
     assert all(value.requires_grad for value in model.parameters())
-    with pytest.raises(ValueError, match="`freeze` neck: there is no such module; the backbone has stages"):
-        model.freeze("backbone", "neck")
+    with pytest.raises(ValueError, match="`freeze` stem: there is no such module; the backbone has stages"):
+        model.freeze("backbone", "stem")
     assert model.backbone.training
 
 
@@ -139,9 +152,10 @@ PROMISED = {
 
 
 @pytest.mark.parametrize("tune", ["full", "frozen", "linear", pytest.param("lora", marks=NEEDS_PEFT)])
-@pytest.mark.parametrize("name", [*CASES, "setr mla"])
+@pytest.mark.parametrize("name", [*CASES, *FOREIGN, "setr mla"])
 def test_what_changes_is_what_was_promised(name, tune):
-    name, fields = (name, {}) if name in CASES else ("setr", {"decode_head": "mla", "auxiliary_levels": []})
+    mla = {"decode_head": "mla", "auxiliary_levels": []}
+    name, fields = ("setr", mla) if name == "setr mla" else (name, {})
     model, inputs = make_model(name, **fields), batch(name)
     setup.choose_parameters(Arguments(tune=tune), model)
     before = {key: value.clone() for key, value in model.state_dict().items()}
@@ -189,6 +203,8 @@ def images(tmp_path_factory) -> list[str]:
 
 
 def arguments_of(images, folder, *flags, name: str = "segformer", **fields) -> Arguments:
+    if name in FOREIGN:
+        fields, name = {"backbone_config": FOREIGN[name].to_dict(), **fields}, name.split()[0]
     config = {**CASES[name].config, **DROPOUT[name], **fields}
     words = [*STEPS.split(), *images, "--output_dir", folder / "out", "--architecture", name, "--config_overrides"]
     return parse_training([*map(str, words), json.dumps(config), *map(str, flags)])
@@ -217,7 +233,7 @@ def written(monkeypatch) -> list[int]:
     return rows
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", [*CASES, *FOREIGN])
 def test_cache_holds_what_the_backbone_gives(name, images, tmp_path):
     run = loop.TrainingRun(cached(images, tmp_path, name=name))
     inputs = run.arguments, run.accelerator, run.train_dataset, run.processor, run.labels, 0
@@ -321,13 +337,17 @@ def test_features_of_something_else_are_refused(images, tmp_path):
     assert "flip_probability: 0.5 there, 0.0 here" in refusal("--flip_probability", 0)
     assert "train_images: 10 there, 9 here" in refusal("--max_train_samples", 9)
     assert "std: " in refusal("--image_std", 0.3, 0.2, 0.1)
-    # another function of the same weights, which only the maps show
-    assert "its configuration is not" in refusal(num_attention_heads=[1, 1, 1, 1])
+    heads = CASES["segformer"].config["num_attention_heads"]  # another function of the same weights
+    assert f"config.num_attention_heads: {heads} there, [1, 1, 1, 1] here" in refusal(num_attention_heads=[1] * 4)
     # another head and loss on the same maps
     loop.TrainingRun(
         cached(images, tmp_path, "--overwrite_output_dir", "--loss", "dice", "--tune", "linear", decoder_hidden_size=8)
     ).lock.release()
     assert content(tmp_path / "maps") == before
+    damaged = bytearray(before["map_2"])
+    damaged[: len(damaged) // 30] = bytes(len(damaged) // 30)
+    (tmp_path / "maps" / "map_2").write_bytes(damaged)
+    assert "map_2 of the first image is not what this backbone makes" in refusal()
 
 
 def test_what_cannot_be_cached(images, tmp_path, capsys, monkeypatch):

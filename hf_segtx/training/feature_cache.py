@@ -53,6 +53,21 @@ def plain_settings(transform: TrainingTransform) -> dict:
     return settings
 
 
+# Of configurations: what concerns heads, classes or training, so that several heads can share the features.
+OF_HEADS = ("decode", "auxiliary", "mla_", "context_", "classifier_", "semantic_loss", "initializer", "id2label")
+OF_HEADS += ("label2id", "is_binary", "palette", "problem_type", "architectures", "transformers_version", "auto_map")
+
+
+def backbone_settings(model: nn.Module) -> dict:
+    """What the configuration says of the backbone, for JSON; too much rather than too little."""
+    config = json.loads(model.config.to_json_string(use_diff=False))
+    return {
+        f"config.{name}": value
+        for name, value in config.items()
+        if not name.startswith(("_", *OF_HEADS)) and "drop" not in name
+    }
+
+
 class FeatureCache:
     """The arrays of a folder, for reading and writing rows.
 
@@ -233,7 +248,7 @@ class FeatureWriter:
             yield part, {name: value.cpu().numpy() for name, value in values.items()}
 
     def check(self, cache: FeatureCache) -> None:
-        """Compares the first row with what the backbone makes of it now: settings that change maps but no weight.
+        """Compares the first row with what the backbone makes of it now: what no setting shows, such as damaged files.
 
         Raises:
             ValueError: if it is something else.
@@ -244,8 +259,8 @@ class FeatureWriter:
             # float16 rounds to 1/2048; another device, or bfloat16 within the backbone, to some 1/100
             if np.abs(there - here).mean() > (0 if name == "labels" else 0.02 * there.std() + 1e-6):
                 raise ValueError(
-                    f"cache_features {cache.folder} holds other {name}s than this backbone makes now: its weights are "
-                    "the same, its configuration is not; give another folder, or delete this one"
+                    f"cache_features {cache.folder}: {name} of the first image is not what this backbone makes of it "
+                    "now; give another folder, or delete this one"
                 )
 
     def fill(self, cache: FeatureCache, batch_size: int) -> None:
@@ -307,6 +322,7 @@ def cached_loader(
         made_of = {
             "backbone": type(model.backbone).__name__,
             "weights": weights_fingerprint(model.backbone),
+            **backbone_settings(model),
             "precision": accelerator.mixed_precision,
             "views": num_views,
             "seed": arguments.seed,
