@@ -28,6 +28,7 @@ import time
 from pathlib import Path
 
 from drawn_data import KINDS, write_drawn
+from measure import machine
 
 
 CONTESTANTS = ("automatic", "recipe", "defaults", "transformers")
@@ -146,6 +147,7 @@ def main() -> None:
         seconds = 60 * arguments.minutes[0]
         run_told(arguments.told, json.loads(arguments.data), seconds, arguments.output_dir, arguments.seeds[0])
         return
+    print(machine())
     Path(arguments.output_dir).mkdir(parents=True, exist_ok=True)
     results = {}
     for case in arguments.cases:

@@ -29,6 +29,7 @@ from types import SimpleNamespace
 
 import datasets
 import torch
+from measure import machine
 from PIL import Image, ImageOps
 from torch.utils.data import DataLoader, Dataset
 from torchvision import tv_tensors
@@ -207,6 +208,7 @@ def main():
     arguments = parser.parse_args()
     logging.disable(logging.WARNING)
     torch.set_num_threads(1)  # the cores belong to the workers
+    print(machine())
     options = arguments.workers, arguments.rounds
     if arguments.train_dir:
         folder = Path(arguments.train_dir)

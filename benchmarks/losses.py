@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import torch
 import torch.nn.functional as F
-from measure import interleave, peak_additional_memory, ratio
+from measure import interleave, machine, peak_additional_memory, ratio, record
 from upsampling import confident_logits
 
 from hf_segtx.losses import parse_loss
@@ -66,17 +66,21 @@ def measure(formula, shape, size):
         loss(logits, labels, CONFIG).backward()
         logits.grad = None
 
-    memory = [peak_additional_memory(function) / 2**20 for function in (full, ours)]
+    memory = [peak_additional_memory(function) for function in (full, ours)]
     seconds = interleave({"full": full, "ours": ours}, rounds=3)
-    times = [1e3 * statistics.median(seconds[name]) for name in seconds]
+    times = [statistics.median(seconds[name]) for name in seconds]
+    title = f"{formula.__name__} {shape} -> {size}"
+    record(title, *times, *memory)
+    times, memory = [1e3 * time for time in times], [peak / 2**20 for peak in memory]
     print(
-        f"{f'{formula.__name__} {shape} -> {size}':46} {times[0]:8.0f} {times[1]:8.0f} "
+        f"{title:46} {times[0]:8.0f} {times[1]:8.0f} "
         f"{ratio(seconds, 'ours', 'full'):5.1f}x {memory[0]:8.0f} {memory[1]:8.0f}",
         flush=True,
     )
 
 
 def main():
+    print(machine())
     print(f"{'':46} {'full ms':>8} {'ours ms':>8} {'ratio':>6} {'full MiB':>8} {'ours MiB':>8}")
     for shape, size in CASES:
         for formula in (focal, dice, lovasz):

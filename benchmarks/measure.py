@@ -2,17 +2,28 @@
 
 import ctypes
 import gc
+import json
 import os
+import platform
 import re
 import statistics
+import sys
+import tempfile
 import time
 from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 
-def interleave(variants: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
+RESULTS_VARIABLE = "HF_SEGTX_BENCHMARK_RESULTS"  # in the environment: a file for what the benchmarks record
+
+
+def interleave(
+    variants: dict[str, Callable[[], object]], rounds: int, clock: Callable[[], float] = time.perf_counter
+) -> dict[str, list[float]]:
     """Seconds of each call, taking turns (A B A B ...), so that a change of the machine's speed meets all variants.
 
     One call of each, which is not counted, goes first. Work on a GPU is waited for.
@@ -20,12 +31,12 @@ def interleave(variants: dict[str, Callable[[], object]], rounds: int) -> dict[s
     seconds = {name: [] for name in variants}
     for counted in [False] + [True] * rounds:
         for name, function in variants.items():
-            begin = time.perf_counter()
+            begin = clock()
             function()
             if torch.cuda.is_available():
                 torch.cuda.synchronize()
             if counted:
-                seconds[name].append(time.perf_counter() - begin)
+                seconds[name].append(clock() - begin)
     return seconds
 
 
@@ -65,7 +76,7 @@ def peak_additional_memory(function: Callable[[], object]) -> int:
     return int(answer)
 
 
-def matrix_speed() -> float:
+def matrix_speed(clock: Callable[[], float] = time.perf_counter) -> float:
     """Multiply-adds a second of a large float32 product on this machine, best of five: of the faster library.
 
     On a CPU PyTorch gives matrix products to MKL and convolutions to oneDNN; see hf_segtx/models/cpu.py.
@@ -75,9 +86,9 @@ def matrix_speed() -> float:
     seconds = []
     for _ in range(6):
         for product in (lambda: a @ b, lambda: torch.nn.functional.conv2d(image, b[:, :, None, None])):
-            start = time.perf_counter()
+            start = clock()
             product()
-            seconds.append(time.perf_counter() - start)
+            seconds.append(clock() - start)
     return 2048**3 / min(seconds[2:])
 
 
@@ -88,10 +99,64 @@ def multiply_adds(model: torch.nn.Module, *inputs: torch.Tensor) -> float:
     return counter.get_total_flops() / 2
 
 
+def processor() -> str:
+    """The GPU's name, or the processor's."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    table = Path("/proc/cpuinfo")
+    found = re.search(r"model name\s*: (.*)", table.read_text()) if table.exists() else None
+    return found[1].strip() if found else platform.processor() or platform.machine()
+
+
+def onednn_instruction_set() -> str:
+    """What oneDNN, which computes PyTorch's convolutions on a CPU, says that it uses; it says so to the terminal."""
+    if not torch.backends.mkldnn.is_available():
+        return "none"
+    sys.stdout.flush()
+    terminal = os.dup(1)
+    with tempfile.TemporaryFile("w+") as file:
+        os.dup2(file.fileno(), 1)
+        try:
+            with torch.backends.mkldnn.verbose(torch.backends.mkldnn.VERBOSE_ON):
+                # of a size, and with a dilation, for which PyTorch asks oneDNN whatever the number of threads
+                torch.nn.functional.conv2d(torch.zeros(1, 16, 64, 64), torch.zeros(16, 16, 3, 3), dilation=2)
+            ctypes.CDLL(None).fflush(None)
+        finally:
+            os.dup2(terminal, 1)
+            os.close(terminal)
+        file.seek(0)
+        found = re.search(r",cpu,isa:(.*)", file.read())
+    return found[1] if found else "unknown"
+
+
+def machine_kind() -> str:
+    """What a table's numbers are comparable with."""
+    threads = torch.get_num_threads()
+    return f"{processor()}, {torch.backends.cpu.get_cpu_capability()}, {threads} thread{'s' if threads > 1 else ''}"
+
+
+def machine() -> str:
+    """All that the numbers depend on, in a line: processor, instruction sets, threads, versions."""
+    return (
+        f"{processor()}; PyTorch {torch.backends.cpu.get_cpu_capability()}, oneDNN {onednn_instruction_set()}; "
+        f"{torch.get_num_threads()} threads of {os.cpu_count()} cores; "
+        f"torch {version('torch')}, transformers {version('transformers')}"
+    )
+
+
 def print_header(peer: str) -> None:
     """The columns of `compare`."""
     columns = f"{peer:>14} {'ours':>8} {'faster':>7} {peer:>14} {'ours':>8} {'share':>6} over floor"
     print(f"{'milliseconds, MiB':32} {columns}")
+
+
+def record(title: str, peer_seconds: float, seconds: float, peer_memory: float, memory: float) -> None:
+    """Appends a row of a table to the file that benchmarks/all.py asks for, if it does; memory in bytes."""
+    if RESULTS_VARIABLE in os.environ:
+        row = {"title": title, "peer_ms": 1e3 * peer_seconds, "ms": 1e3 * seconds}
+        row |= {"peer_mib": peer_memory / 2**20, "mib": memory / 2**20}
+        with open(os.environ[RESULTS_VARIABLE], "a") as file:
+            file.write(json.dumps(row) + "\n")
 
 
 def compare(title: str, peer: Callable[[], object], ours: Callable[[], object], products: float, rounds: int) -> None:
@@ -102,7 +167,9 @@ def compare(title: str, peer: Callable[[], object], ours: Callable[[], object], 
     """
     seconds = interleave({"peer": peer, "ours": ours}, rounds)
     theirs, own = (statistics.median(values) for values in seconds.values())
-    peer_memory, memory = (peak_additional_memory(function) / 2**20 for function in (peer, ours))
+    peer_memory, memory = (peak_additional_memory(function) for function in (peer, ours))
+    record(title, theirs, own, peer_memory, memory)
+    peer_memory, memory = peer_memory / 2**20, memory / 2**20
     print(
         f"{title:32} {theirs * 1e3:14.0f} {own * 1e3:8.0f} {theirs / own:6.2f}x {peer_memory:14.0f} {memory:8.0f} "
         f"{memory / peer_memory:6.0%} {own * matrix_speed() / products:9.2f}x",

@@ -14,7 +14,7 @@ import statistics
 
 import numpy as np
 import torch
-from measure import interleave, peak_additional_memory, ratio
+from measure import interleave, machine, peak_additional_memory, ratio
 
 from hf_segtx.error_analysis import BoundaryIoU, ImageScores, SizeIoU
 from hf_segtx.metrics import MeanIoU
@@ -95,6 +95,7 @@ def error_analysis(predictions, references) -> None:
 
 
 def main():
+    print(machine())
     rng = np.random.default_rng(0)
     metric = MeanIoU(num_labels=CLASSES)
     print(f"{'maps':8} {'predictions':12} {'variant':14} images/s   ours is faster by   peak additional MiB")

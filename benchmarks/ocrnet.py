@@ -16,7 +16,7 @@ import statistics
 import mmsegmentation
 import torch
 import torch.nn.functional as F
-from measure import compare, interleave, multiply_adds, peak_additional_memory, print_header
+from measure import compare, interleave, machine, multiply_adds, peak_additional_memory, print_header
 from torch import nn
 
 from hf_segtx import OCRNetConfig
@@ -153,7 +153,8 @@ def main():
 
     if arguments.context:
         compare_context(arguments.context_side, arguments.rounds)
-    print(f"{torch.get_num_threads()} threads, float32, {size[0]}x{size[1]}, {arguments.num_labels} classes")
+    print(machine())
+    print(f"float32, {size[0]}x{size[1]}, {arguments.num_labels} classes")
     print_header("mmsegmentation")
     image = torch.randn(1, 3, *size)
     batch = torch.randn(arguments.batch_size, 3, *size)
@@ -195,7 +196,7 @@ def main():
                 products = 3 * multiply_adds(model, batch) if step is training else multiply_adds(fused, image)
                 count = arguments.batch_size if step is training else 1
                 rounds = max(2, arguments.rounds // 2) if step is training else arguments.rounds
-                compare(f"{name}: {step.__name__}, batch {count}", *steps, products, rounds)
+                compare(f"{name} {size[0]}x{size[1]}: {step.__name__}, batch {count}", *steps, products, rounds)
         print(f"{'':32} largest difference of the logits: {difference:.1e} of their standard deviation")
 
 

@@ -15,7 +15,7 @@ import tempfile
 
 import numpy as np
 import torch
-from measure import compare, multiply_adds, print_header
+from measure import compare, machine, multiply_adds, print_header
 from transformers import SegformerConfig, SegformerForSemanticSegmentation, SegformerImageProcessor
 from transformers.utils import logging
 
@@ -118,7 +118,8 @@ def main():
     arguments = parser.parse_args()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    print(f"{torch.get_num_threads()} threads, float32, SegFormer-B0, {arguments.num_labels} classes")
+    print(machine())
+    print(f"float32, SegFormer-B0, {arguments.num_labels} classes")
     for part in arguments.parts:
         {"whole": whole, "windows": windows}[part](arguments)
 

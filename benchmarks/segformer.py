@@ -12,7 +12,7 @@ import argparse
 import tempfile
 
 import torch
-from measure import compare, multiply_adds, print_header
+from measure import compare, machine, multiply_adds, print_header
 from transformers import SegformerConfig, SegformerForSemanticSegmentation
 from transformers.utils import logging
 
@@ -43,7 +43,8 @@ def main():
     logging.disable_progress_bar()
     side = arguments.side
 
-    print(f"{torch.get_num_threads()} threads, float32, {side}x{side}, {arguments.num_labels} classes")
+    print(machine())
+    print(f"float32, {side}x{side}, {arguments.num_labels} classes")
     print_header("transformers")
     for size in arguments.sizes:
         models = both(size, arguments.num_labels)
@@ -56,7 +57,7 @@ def main():
                 return model(x).logits
 
         steps = [lambda model=model: inference(model) for model in models.values()]
-        compare(f"{size} inference, batch 1", *steps, multiply_adds(models["hf_segtx"], x), arguments.rounds)
+        compare(f"SegFormer {size} inference, batch 1", *steps, multiply_adds(models["hf_segtx"], x), arguments.rounds)
         difference = (logits["hf_segtx"] - logits["transformers"]).abs().max() / logits["transformers"].std()
         print(f"{'':32} largest difference of the logits: {difference:.1e} of their standard deviation")
 
@@ -73,7 +74,9 @@ def main():
             model.train()
         steps = [lambda model=model: training(model) for model in models.values()]
         products = 3 * multiply_adds(models["hf_segtx"], x)  # backward: as many for weights and for inputs
-        compare(f"{size} training, batch {arguments.batch_size}", *steps, products, max(3, arguments.rounds // 2))
+        compare(
+            f"SegFormer {size} training, batch {arguments.batch_size}", *steps, products, max(3, arguments.rounds // 2)
+        )
 
 
 if __name__ == "__main__":

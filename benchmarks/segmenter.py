@@ -12,7 +12,7 @@ import argparse
 
 import mmsegmentation
 import torch
-from measure import compare, multiply_adds, print_header
+from measure import compare, machine, multiply_adds, print_header
 
 from hf_segtx.models.configuration_segmenter import SIZES
 from hf_segtx.models.upsampling import upsampled_argmax
@@ -57,7 +57,8 @@ def main():
     arguments = parser.parse_args()
     side = arguments.side
 
-    print(f"{torch.get_num_threads()} threads, float32, {side}x{side}, {arguments.num_labels} classes")
+    print(machine())
+    print(f"float32, {side}x{side}, {arguments.num_labels} classes")
     print_header("mmsegmentation")
     image = torch.randn(1, 3, side, side)
     batch = torch.randn(arguments.batch_size, 3, side, side)
@@ -95,7 +96,7 @@ def main():
                     products = 3 * multiply_adds(ours, batch) if step is training else multiply_adds(ours, image)
                     count = arguments.batch_size if step is training else 1
                     rounds = max(2, arguments.rounds // 2) if step is training else arguments.rounds
-                    compare(f"{size} {decode_head}: {step.__name__}, batch {count}", *steps, products, rounds)
+                    compare(f"Segmenter {size} {decode_head}: {step.__name__}, batch {count}", *steps, products, rounds)
             print(f"{'':32} largest difference of the logits: {difference:.1e} of their standard deviation")
 
 

@@ -9,6 +9,7 @@ its own initialisation, is transformers'.
 
 import sys
 
+from measure import machine
 from transformers import SegformerConfig, SegformerForSemanticSegmentation
 
 from hf_segtx.cli.training_flags import parse_training
@@ -27,4 +28,5 @@ def build_model(arguments, labels):
 
 
 if __name__ == "__main__":
+    print(machine())
     train(parse_training(sys.argv[1:]), build_model)

@@ -21,7 +21,7 @@ import time
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
-from measure import resident
+from measure import machine, resident
 
 
 WARM_UP = 3  # steps
@@ -94,6 +94,7 @@ def main():
     parser.add_argument("--steps", type=int, default=10, help="of a turn")
     parser.add_argument("--rounds", type=int, default=3)
     arguments = parser.parse_args()
+    print(machine())
 
     seconds, memory = {"transformers": [], "hf_segtx": []}, {"transformers": [], "hf_segtx": []}
     with tempfile.TemporaryDirectory() as temporary:

@@ -10,7 +10,7 @@ import statistics
 
 import torch
 import torch.nn.functional as F
-from measure import interleave, peak_additional_memory, ratio
+from measure import interleave, machine, peak_additional_memory, ratio, record
 
 from hf_segtx.models.upsampling import upsampled_argmax, upsampled_cross_entropy
 
@@ -35,11 +35,13 @@ def confident_logits(shape):
     return F.avg_pool2d(logits, 3, 1, 1, count_include_pad=False) + torch.randn(shape)
 
 
-def compare(plain, ours):
+def compare(title, plain, ours):
     variants = {"plain": plain, "ours": ours}
-    memory = [peak_additional_memory(variant) / 2**20 for variant in variants.values()]
+    memory = [peak_additional_memory(variant) for variant in variants.values()]
     seconds = interleave(variants, rounds=5)
-    times = [1e3 * statistics.median(seconds[name]) for name in variants]
+    times = [statistics.median(seconds[name]) for name in variants]
+    record(title, *times, *memory)
+    times, memory = [1e3 * time for time in times], [size / 2**20 for size in memory]
     share = f"{memory[0]:6.0f} {memory[1]:4.0f} {memory[1] / memory[0]:6.1%}"
     return f"{times[0]:7.1f} {times[1]:6.1f} {ratio(seconds, 'ours', 'plain'):5.1f}x {share}"
 
@@ -62,12 +64,16 @@ def measure(make_logits, memory_format, shape, size):
         logits.grad = None
 
     plain_argmax = torch.no_grad()(lambda: upsample().argmax(1))
-    line = [compare(plain_loss, loss), compare(plain_argmax, lambda: upsampled_argmax(logits, size))]
     name = f"{shape} -> {size} {make_logits.__name__.split('_')[0]} {str(memory_format).split('.')[1]}"
+    line = [
+        compare(f"{name}: loss", plain_loss, loss),
+        compare(f"{name}: label map", plain_argmax, lambda: upsampled_argmax(logits, size)),
+    ]
     print(f"{name:66}", " | ".join(line), flush=True)
 
 
 def main():
+    print(machine())
     block, result = torch.randn(2, 2**20)
     for shape, size in CASES:
         numel = shape[0] * shape[1] * size[0] * size[1]

@@ -1,0 +1,84 @@
+"""The benchmarks: what they say about the machine, the writer of the README's tables, the script for a GPU."""
+
+import ast
+import importlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+
+FOLDER = Path(__file__).parents[1] / "benchmarks"
+NO_SCRIPTS = {"measure", "drawn_data", "mmsegmentation"}
+SCRIPTS = sorted(path for path in FOLDER.glob("*.py") if path.stem not in NO_SCRIPTS)
+
+
+@pytest.fixture
+def modules(monkeypatch):
+    """measure and all, as scripts in the folder import them."""
+    monkeypatch.syspath_prepend(str(FOLDER))
+    return importlib.import_module("measure"), importlib.import_module("all")
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.stem)
+def test_every_benchmark_says_on_what_it_ran(path):
+    called = {node.func.id for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call) and
+              isinstance(node.func, ast.Name)}  # fmt: skip
+    assert "machine" in called
+
+
+def test_machine(modules):
+    line = modules[0].machine()
+    assert torch.backends.cpu.get_cpu_capability() in line and f"torch {torch.__version__.split('+')[0]}" in line
+    assert f"{torch.get_num_threads()} threads" in line and "oneDNN unknown" not in line
+
+
+def test_tables_are_written_and_falls_are_printed(modules, tmp_path, monkeypatch):
+    measure, writer = modules
+    page, results, file = tmp_path / "README.md", tmp_path / "results.json", tmp_path / "rows.jsonl"
+    page.write_text("before\n<!-- benchmark b -->\nold\n<!-- end of benchmark -->\nafter 1.0x\n", encoding="utf-8")
+    monkeypatch.setenv(measure.RESULTS_VARIABLE, str(file))
+
+    def rows(*milliseconds):
+        file.unlink(missing_ok=True)
+        for number, own in enumerate(milliseconds):
+            measure.record(f"case {number}", 0.1, own / 1e3, 400 * 2**20, 100 * 2**20)
+        return [json.loads(line) for line in file.read_text().splitlines()]
+
+    assert writer.update("b", rows(20, 50), results, page) == []
+    text = page.read_text(encoding="utf-8")
+    assert "| case 0 | 100 ms | 20 ms | **5.0x** | 25% |" in text and "old" not in text
+    assert text.startswith("before\n") and text.endswith("<!-- end of benchmark -->\nafter 1.0x\n")
+    assert measure.machine() in text
+    # 5.0x -> 4.55x is less than a tenth, 2.0x -> 1.67x is more
+    assert writer.update("b", rows(22, 60), results, page) == ["case 1: 1.67x instead of 2.00x"]
+    monkeypatch.setattr(writer, "machine_kind", lambda: "another")
+    monkeypatch.setattr(writer, "machine", lambda: "another one")
+    assert writer.update("b", rows(90, 90), results, page) == []  # of which nothing is known
+    text = page.read_text(encoding="utf-8")
+    assert text.count("| case 0 |") == 2 and "\nanother one:\n" in text and "**4.5x**" in text
+    with pytest.raises(ValueError, match="0 places for the benchmark 'c'"):
+        writer.write_table(text, "c", "")
+
+
+def test_readme_has_a_place_for_every_table(modules):
+    page = (FOLDER.parent / "README.md").read_text(encoding="utf-8")
+    for name, commands in modules[1].TABLES.items():
+        assert "\nnew\n" in modules[1].write_table(page, name, "new")
+        assert all((FOLDER / command.split()[0]).is_file() for command in commands)
+
+
+@pytest.mark.slow
+def test_script_for_a_gpu_works():
+    """Everything at tiny sizes on the CPU; without --smoke it says that there is no GPU."""
+    script = [sys.executable, str(FOLDER / "gpu.py")]
+    done = subprocess.run([*script, "--smoke"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    for words in ("loss with gradient", "label map", "training step", "loader, 0 workers", "OCRNet-W48, ours"):
+        assert words in done.stdout
+    if not torch.cuda.is_available():
+        done = subprocess.run(script, capture_output=True, text=True)
+        assert done.returncode == 1 and done.stderr.splitlines()[-1].startswith("there is no GPU here; --smoke")
