@@ -1,4 +1,4 @@
-"""Label maps as the test servers of Cityscapes and ADE20K want them; for `segtx predict --format`.
+"""Label maps as the test servers of Cityscapes and ADE20K want them.
 
 Cityscapes: 8 bits, the ids of `*_labelIds.png` (road is 7, not 0); the name begins as that of its image, with city,
 sequence and frame (getPrediction of cityscapesScripts, evaluation/evalPixelLevelSemanticLabeling.py).
