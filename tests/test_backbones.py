@@ -6,13 +6,21 @@ pixel is where it was, and that nothing is lost on the way to a file and back.
 
 import copy
 import dataclasses
+import re
 from pathlib import Path
 
 import pytest
+import timm
 import torch
+import torch.nn.functional as F
 from PIL import Image
+from safetensors.torch import load_file, save_file
+from timm.layers import resample_abs_pos_embed
 from transformers import (
+    AutoBackbone,
+    AutoModel,
     BeitConfig,
+    BeitImageProcessor,
     ConvNextV2Config,
     Dinov2Config,
     Dinov2WithRegistersConfig,
@@ -25,6 +33,7 @@ from transformers import (
     SwinConfig,
     Swinv2Config,
     TimmBackboneConfig,
+    ViTConfig,
 )
 
 from hf_segtx.architectures import ARCHITECTURES
@@ -85,7 +94,7 @@ BACKBONES = {
         dict(embed_dim=8, image_size=[224, 224], depths=[1, 1, 1, 1], num_heads=[1, 1, 2, 2], out_indices=[1, 2, 3, 4]),
         fixed_size=224,
     ),
-    "resnet": Backbone(ResNetConfig, {**STAGES, "embedding_size": 8, "layer_type": "basic"}),
+    "resnet": Backbone(ResNetConfig, {**STAGES, "embedding_size": 32, "layer_type": "basic", "hidden_sizes": [32] * 4}),
     "focalnet": Backbone(
         FocalNetConfig,
         dict(
@@ -119,8 +128,6 @@ def make_model(head: str, backbone: str, **fields):
     settings = {**HEADS[head], "num_labels": 4, "backbone_config": kind.config(), **fields}
     if head in ("setr", "segmenter") and not kind.is_plain:
         settings.setdefault("feature_scaling", "fuse")
-    if head == "segformer":
-        settings.setdefault("decoder_stages", list(range(len(kind.strides))))
     torch.manual_seed(0)
     return ARCHITECTURES[head].model(ARCHITECTURES[head].config(**settings))
 
@@ -141,7 +148,7 @@ def steps(model, images: torch.Tensor, count: int = 2) -> list[float]:
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        losses.append(float(loss))
+        losses.append(loss.item())
     return losses
 
 
@@ -166,20 +173,229 @@ def works(head: str, backbone: str, folder: Path) -> None:
     assert all(x.equal(y) for x, y in zip(maps, predict(model, processor, images), strict=True))
 
 
+QUICK_BACKBONES = ["dinov2", "dinov3_vit", "hiera", "focalnet", "timm convnext"]  # of both libraries, plain and not
+
+
+def mostly_slow(cases, quick):
+    """Parameters of a test that are all tried where there is time, and the quick ones always."""
+    return [case if case in quick else pytest.param(*as_tuple(case), marks=pytest.mark.slow) for case in cases]
+
+
+def as_tuple(case) -> tuple:
+    return case if isinstance(case, tuple) else (case,)
+
+
 PAIRS = [(head, backbone) for backbone in BACKBONES for head in HEADS]
 QUICK = [
     ("segmenter", "dinov3_vit"),
     ("setr", "dinov2"),
     ("segformer", "resnet"),
     ("ocrnet", "timm convnext"),
-    ("segformer", "timm vit"),
     ("segmenter", "swin"),
     ("ocrnet", "pvt_v2"),
 ]
 
 
-@pytest.mark.parametrize(
-    ("head", "backbone"), [pair if pair in QUICK else pytest.param(*pair, marks=pytest.mark.slow) for pair in PAIRS]
-)
+@pytest.mark.parametrize(("head", "backbone"), mostly_slow(PAIRS, QUICK))
 def test_pair(head, backbone, tmp_path):
     works(head, backbone, tmp_path)
+
+
+# -------------------------------------------------------------------------------------------------- pre-trained weights
+
+
+def pretrained_folder(backbone: str, folder: Path) -> torch.nn.Module:
+    """Saves the backbone's whole model, as on the Hub, under random weights; returns it."""
+    torch.manual_seed(3)
+    kind = BACKBONES[backbone]
+    if kind.kind is TimmBackboneConfig:
+        model = timm.create_model(kind.fields["backbone"], num_classes=7)
+        timm.models.save_for_hf(model, folder, safe_serialization=True)
+        return model.eval()
+    config = kind.config()
+    config.num_labels = 1000
+    model = AutoModel.from_config(config).eval()
+    model.save_pretrained(folder)
+    BeitImageProcessor(image_mean=[0.1, 0.2, 0.3], image_std=[0.4, 0.5, 0.6]).save_pretrained(folder)
+    return model
+
+
+PRETRAINED = {  # patches or strides in pixels, and what is said about norms
+    "dinov3_vit": (16, ""),
+    "dinov2": (14, ""),
+    "resnet": (32, ""),
+    "swin": (32, "hidden_states_norms"),
+    "timm resnet": (32, ""),
+    "timm vit": (16, ""),
+    "timm convnext": (32, ""),
+}
+
+
+@pytest.mark.parametrize("backbone", mostly_slow(PRETRAINED, ["dinov3_vit", "swin", "timm resnet"]))
+def test_pretrained_backbone_of_a_folder(backbone, tmp_path, caplog):
+    """The features are those of the library's own model on the same folder."""
+    whole = pretrained_folder(backbone, tmp_path)
+    patch, norms = PRETRAINED[backbone]
+    model, processor = ARCHITECTURES["segformer"].model.from_backbone(tmp_path, num_labels=3)
+    assert norms in caplog.text and bool(norms) == ("begin with scale 1" in caplog.text)
+    is_timm = backbone.startswith("timm")
+    assert list(processor.image_mean) == (list(whole.pretrained_cfg["mean"]) if is_timm else [0.1, 0.2, 0.3])
+    assert processor.size_divisor == patch and model.config.num_labels == 3
+    assert len(getattr(model.config.backbone_config, "id2label", {})) < 10
+    images = torch.randn(2, 3, 224, 224) if backbone == "timm vit" else torch.randn(2, 3, 2 * patch, 3 * patch)
+    with torch.no_grad():
+        last = model.backbone(images).feature_maps[-1]
+        if is_timm:
+            expected = whole.forward_intermediates(images, intermediates_only=True)[-1]
+        else:  # windows stay windows in Swin's backbone, however small the map
+            expected = whole(images, **{"always_partition": True} if backbone == "swin" else {}).last_hidden_state
+        if expected.ndim == 3:
+            prefix = expected.shape[1] - last[0, 0].numel()
+            expected = expected[:, prefix:].transpose(1, 2).unflatten(2, last.shape[2:])
+    torch.testing.assert_close(last, expected, rtol=1e-5, atol=1e-5)  # the same operations, other kernels at most
+
+
+def test_random_weights_are_refused(tmp_path):
+    """What the folder lacks, or has for another network, is said by name."""
+    pretrained_folder("dinov3_vit", tmp_path)
+    segmenter = ARCHITECTURES["segmenter"].model
+    state = load_file(tmp_path / "model.safetensors")
+    lost = next(name for name in state if name.endswith("layer.1.mlp.up_proj.weight"))
+    save_file(
+        {name: tensor for name, tensor in state.items() if name != lost},
+        tmp_path / "model.safetensors",
+        {"format": "pt"},
+    )
+    with pytest.raises(ValueError, match=r"lacks 1 weights of DINOv3ViTBackbone, such as .*up_proj.weight"):
+        segmenter.from_backbone(tmp_path)
+    state[lost] = torch.full_like(state[lost], torch.inf)
+    save_file(state, tmp_path / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ValueError, match="up_proj.weight is not finite"):
+        segmenter.from_backbone(tmp_path)
+    ViTConfig().save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="no backbone of the model_type 'vit'; take one that it has"):
+        segmenter.from_backbone(tmp_path)
+    with pytest.raises(OSError):
+        segmenter.from_backbone(tmp_path / "nothing")
+
+
+def test_weights_file_of_timm(tmp_path):
+    torch.manual_seed(0)
+    whole = timm.create_model("test_resnet", num_classes=1000).eval()
+    save_file(whole.state_dict(), tmp_path / "weights.safetensors")
+    model, processor = ARCHITECTURES["segmenter"].model.from_backbone(
+        "timm/test_resnet", weights_file=tmp_path / "weights.safetensors", feature_norm="layer_norm", num_labels=3
+    )
+    assert model.config.feature_scaling == "fuse" and model.backbone.encoder.strides == [16, 32]
+    assert processor.size_divisor == 32 and model.config.patch_size == 32
+    state = model.backbone.encoder.backbone.state_dict()
+    assert all(tensor.equal(whole.state_dict()[name.removeprefix("_backbone.")]) for name, tensor in state.items())
+
+
+@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize(
+    "field",
+    [{"backbone": "resnet18"}, {"use_pretrained_backbone": True}, {"use_timm_backbone": True}, {"backbone_kwargs": {}}],
+)
+def test_what_would_drop_weights_is_refused(head, field):
+    with pytest.raises(ValueError, match=f"{next(iter(field))} is .* call from_backbone"):
+        ARCHITECTURES[head].config(**field)
+
+
+@pytest.mark.parametrize(
+    ("head", "fields", "message"),
+    [
+        ("setr", {"feature_norm": "batch_norm"}, "feature_norm is 'batch_norm', but there is no backbone_config"),
+        ("setr", {"backbone_config": {"model_type": "x"}}, "model_type 'x'; give that of a backbone"),
+        ("segmenter", {"backbone_config": ResNetConfig(), "feature_scaling": "up"}, "feature_scaling is 'up'; choose"),
+        ("segformer", {"backbone_config": ResNetConfig(), "decoder_stages": [0, 1]}, "out_indices in backbone_config"),
+        (
+            "setr",
+            {"backbone_config": ResNetConfig(), "feature_indices": [1]},
+            "numbers of the backbone's maps from 0 to 0",
+        ),
+        ("segmenter", {"backbone_config": ResNetConfig(num_channels=4)}, "num_channels is 3, in backbone_config 4"),
+    ],
+)
+def test_impossible_configurations(head, fields, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        ARCHITECTURES[head].config(**fields)
+
+
+# ------------------------------------------------------------------------------------------------------------- geometry
+
+
+@pytest.mark.parametrize("backbone", mostly_slow(BACKBONES, QUICK_BACKBONES))
+def test_bright_square_is_where_it_was(backbone):
+    """What changes in the logits when a square of the image does, has its centre there.
+
+    The networks do not attend, so that they are local. Up to half a patch is lost to rounding; 3/4 of the coarsest
+    stride where convolutions of stride 2 and an odd kernel look half a stride to the upper left, as published. The
+    image lacks a pixel to whole patches: without its remainder and stretched, DINOv2's last square would be 11 off.
+    """
+    model = make_model("segformer", backbone).eval()
+    for name, parameter in model.backbone.named_parameters():
+        if re.search(r"(attention|attn)\.(o_proj|proj|output\.dense)\.", name):
+            torch.nn.init.zeros_(parameter)
+    kind, side = BACKBONES[backbone], 40
+    stride = max(kind.strides)
+    height, width = (kind.fixed_size or n // stride * stride - 1 for n in (160, 224))
+    background, other = torch.randn(2, 4, 3, height, width)
+    rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+    with torch.no_grad():
+        plain = model(background).logits
+        for top, left in [(0, 0), (30, 90), (height - side - 20, 10), (height - side, width - side)]:
+            image = background.clone()
+            image[:, :, top : top + side, left : left + side] = 3 * other[:, :, top : top + side, left : left + side]
+            change = (model(image).logits - plain).square().sum(dim=(0, 1))
+            change = F.interpolate(change[None, None], (height, width), mode="bilinear")[0, 0]
+            y, x = (float((change * n).sum() / change.sum()) for n in (rows, columns))
+            wanted = (top + side / 2 - 0.5, left + side / 2 - 0.5)
+            assert (y, x) == pytest.approx(wanted, abs=stride / 2 if kind.is_plain else 0.75 * stride)
+
+
+def source_maps(model, backbone: str, images: torch.Tensor) -> list[torch.Tensor]:
+    """The chosen maps (B, C, h, w) by the library's own way, with the model's weights."""
+    encoder, kind = model.backbone.encoder, BACKBONES[backbone]
+    if kind.kind is TimmBackboneConfig:  # timm's own wrapper, in which it applies each fixed size to itself
+        options = {"img_size": tuple(images.shape[2:])} if kind.is_plain else {}
+        if "swin" in backbone:
+            options = {"strict_img_size": False}
+        features = timm.create_model(
+            kind.fields["backbone"], features_only=True, out_indices=kind.fields["out_indices"], **options
+        ).eval()
+        state = {name.removeprefix("_backbone."): tensor for name, tensor in encoder.backbone.state_dict().items()}
+        if "pos_embed" in "".join(state):
+            resized = {name: tensor for name, tensor in state.items() if "pos_embed" not in name}
+            features.load_state_dict(resized, strict=False)
+            table = features.model.pos_embed
+            table.data = resample_abs_pos_embed(state["model.pos_embed"], features.model.patch_embed.grid_size)
+        else:
+            features.load_state_dict(state)
+        maps = features(images)
+        return [x if x.shape[1] == n else x.permute(0, 3, 1, 2) for n, x in zip(encoder.channels, maps, strict=True)]
+    if backbone == "hiera":  # whose backbone of transformers 5.24 shuffles its maps
+        whole, norms = AutoModel.from_config(encoder.backbone.config).eval(), encoder.backbone.hidden_states_norms
+        whole.load_state_dict(encoder.backbone.state_dict(), strict=False)
+        maps = whole(images, output_hidden_states=True).reshaped_hidden_states[1:]
+        return [norm(x).permute(0, 3, 1, 2) for norm, x in zip(norms.values(), maps, strict=True)]
+    plain = AutoBackbone.from_config(kind.config()).eval()
+    plain.load_state_dict(encoder.backbone.state_dict())
+    return list(plain(images).feature_maps)
+
+
+@pytest.mark.parametrize("backbone", mostly_slow(BACKBONES, QUICK_BACKBONES))
+def test_maps_are_those_of_the_library(backbone):
+    """Channels and strides, which were measured, are those of the maps; and the maps are the library's."""
+    model = make_model("segformer", backbone).eval()
+    encoder, kind = model.backbone.encoder, BACKBONES[backbone]
+    stride = max(kind.strides)
+    images = torch.randn(2, 3, *([kind.fixed_size] * 2 if kind.fixed_size else (4 * stride, 7 * stride)))
+    with torch.no_grad():
+        maps = encoder(images)
+        expected = source_maps(model, backbone, images)
+    assert tuple(encoder.strides) == kind.strides and encoder.fixed_size in (None, (224, 224))
+    assert [x.shape[1] for x in maps] == encoder.channels
+    assert [images.shape[3] // x.shape[3] for x in maps] == list(kind.strides)
+    for x, y in zip(maps, expected, strict=True):
+        torch.testing.assert_close(x, y, rtol=1e-5, atol=1e-5)  # the same operations

@@ -12,6 +12,7 @@ Shapes: B images, C channels; (H, W) the image, (h, w) a map, in pixels.
 """
 
 import copy
+import inspect
 import json
 from functools import lru_cache, partial
 from typing import NamedTuple
@@ -116,6 +117,23 @@ def whole_patch(config: PreTrainedConfig) -> int:
     return max(*layout.strides, *(int(stride) for stride in scaled(config)[1] if stride == int(stride)))
 
 
+def put_in_windows(backbone: PreTrainedModel) -> None:
+    """Mends transformers' Hiera, whose encoder takes tokens window by window: its backbone gives them row by row.
+
+    So windows hold pixels from all over the image, and maps come out shuffled (5.24; `HieraModel` is right).
+    """
+    if "unroll" not in inspect.unwrap(type(backbone).forward).__code__.co_names:
+        backbone.embeddings.register_forward_hook(partial(_unrolled, backbone.config))
+
+
+def _unrolled(config: PreTrainedConfig, module: nn.Module, args: tuple, output: tuple) -> tuple:
+    from transformers.models.hiera.modeling_hiera import unroll
+
+    size = tuple(args[0].shape[2:])
+    schedule = [config.query_stride] * (len(config.depths) - 1)
+    return (unroll(output[0], size, config.patch_stride, schedule), *output[1:])
+
+
 def select_hidden_states(chosen: list[int], module: nn.Module, args: tuple, kwargs: dict):
     """Hook before the forward of a stack of layers: only the chosen outputs are kept, not those of all layers."""
     if kwargs.get("output_hidden_states") is True:
@@ -147,6 +165,8 @@ class FeatureMaps(nn.Module):
         self.patch_size = whole_patch(config)
         self.backbone = AutoBackbone.from_config(config.backbone_config, **layout.options)
         self.keep_only_chosen()
+        if config.backbone_config.model_type == "hiera":
+            put_in_windows(self.backbone)
 
     def keep_only_chosen(self) -> None:
         """In prediction a plain ViT holds the tokens of the chosen blocks only; transformers keeps those of all."""

@@ -217,6 +217,8 @@ class SegmenterForSemanticSegmentation(SegmenterPreTrainedModel):
         returns: [`SegmentationOutput`] with logits (B, K, H / patch_size, W / patch_size)
     """
 
+    _reads = "last"
+
     def __init__(self, config: SegmenterConfig):
         config.name_background()
         super().__init__(config)

@@ -221,6 +221,8 @@ class SETRForSemanticSegmentation(SETRPreTrainedModel):
         returns: [`SegmentationOutput`] with logits (B, K, s h, s w), s = 1 (naive), 8 (pup) or 4 (mla) as published
     """
 
+    _reads = "layers"
+
     def __init__(self, config: SETRConfig):
         config.name_background()
         super().__init__(config)

@@ -17,6 +17,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import BackboneOutput, ModelOutput, SemanticSegmenterOutput
 
 from .feature_maps import FeatureMaps, FeatureNeck
+from .pretrained_backbone import build_on_backbone, read_backbone
 from .sliding_windows import stack_by_image
 from .upsampling import upsampled_cross_entropy
 
@@ -98,6 +99,7 @@ class SegmentationPreTrainedModel(PreTrainedModel):
     _auto_map: dict[str, str] = {}
     # Settable, as in every transformers model: `model.loss_function = hf_segtx.losses.parse_loss(...)`.
     _loss_function = staticmethod(segmentation_loss)
+    _reads = "stages"  # what the head reads of a backbone of another library, see `default_indices`
     _frozen: tuple[str, ...] = ()  # names of modules; a state of training, which no checkpoint has
 
     def freeze(self, *names: str) -> None:
@@ -155,6 +157,53 @@ class SegmentationPreTrainedModel(PreTrainedModel):
             if any(head.children()) and not hasattr(head, "classifier"):
                 raise ValueError(f"{name}, a {type(head).__name__}, has no classifier, the only layer to be trained")
         return [f"{name}.classifier" if any(head.children()) else name for name, head in heads.items()]
+
+    @classmethod
+    def from_backbone(
+        cls,
+        name_or_path: str | Path,
+        size: str | None = None,
+        *,
+        out_indices: list[int] | None = None,
+        weights_file: str | Path | None = None,
+        revision: str = "main",
+        cache_dir: str | None = None,
+        token: str | None = None,
+        **fields,
+    ):
+        """A model on a pre-trained backbone of transformers or timm, its head random, and the image processor for it.
+
+        The processor has the backbone's mean and standard deviation, and pads to its patches. What of the file is not
+        used, and which norms it lacks, is logged.
+
+        Args:
+            name_or_path: folder or name on the Hub, such as "facebook/dinov3-vits16-pretrain-lvd1689m" or
+                "timm/resnet50.a1_in1k"; with `weights_file` the name of a network of timm, such as "timm/resnet50".
+            size: a published size of this architecture, whose head is taken; None: the head of the defaults.
+            out_indices: maps that the head reads, in the library's numbers. None: four stages, or blocks at even
+                distances, for SegFormer, OCRNet and (blocks only) SETR; the last block for Segmenter. Where SETR and
+                Segmenter get stages, these are the last two, with `feature_scaling="fuse"`.
+            weights_file: weights of a network of timm.
+            revision, cache_dir, token: of the download.
+            fields: of the configuration, such as `num_labels`, `decode_head`, `feature_norm`, `feature_scaling`.
+
+        Returns:
+            model, in evaluation mode, and image processor
+
+        Raises:
+            ValueError: if there is no such backbone, or a weight of it would be random.
+            OSError: if a folder, file or repository cannot be read.
+
+        Example:
+            >>> model, processor = SegmenterForSemanticSegmentation.from_backbone(
+            ...     "facebook/dinov3-vits16-pretrain-lvd1689m", decode_head="probe", num_labels=19
+            ... )
+        """
+        hub = {"revision": revision, "cache_dir": cache_dir, "token": token}
+        reads = "last" if fields.get("feature_scaling") == "pyramid" else cls._reads
+        channels = fields.get("num_channels", 3)
+        weights = read_backbone(name_or_path, reads, out_indices, weights_file, channels, hub)
+        return build_on_backbone(cls, weights, size, fields)
 
     def build_neck(self) -> nn.Module:
         """What lies between the backbone and the head: nothing, unless there is a `backbone_config`."""
