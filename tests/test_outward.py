@@ -1,11 +1,14 @@
 """Models written for transformers and for mmsegmentation: read back, they compute the same."""
 
+import json
+
 import pytest
 import torch
 from tiny import CASES
 from transformers import AutoConfig, AutoModelForSemanticSegmentation
 
 from hf_segtx.weights import load_original
+from hf_segtx.weights.conversion import convert
 from hf_segtx.weights.to_mmsegmentation import mmsegmentation_state, save_for_mmsegmentation
 from hf_segtx.weights.to_transformers import save_for_transformers
 
@@ -46,6 +49,28 @@ def test_what_a_processor_loses_is_said(tmp_path):
     processor = CASES["segformer"].row.processor(window_size=64)
     lost = save_for_transformers(trained("segformer"), processor, tmp_path)
     assert len(lost) == 2 and "squashed to 512" in lost[0] and "windows" in lost[1]
+
+
+@pytest.mark.slow
+def test_transformers_js_finds_what_it_needs(tmp_path):
+    """Oracle: the model itself. The names are those that transformers.js asks for."""
+    onnxruntime = pytest.importorskip("onnxruntime")
+    model, processor = trained("segformer"), CASES["segformer"].row.processor(size={"height": 64, "width": 96})
+    model.save_pretrained(tmp_path / "ours")
+    processor.save_pretrained(tmp_path / "ours")
+    _, notes = convert(tmp_path / "ours", tmp_path / "js", to="transformers_js")
+    files = ["onnx/model.onnx", "onnx/model_fp16.onnx", "onnx/model_quantized.onnx"]
+    assert [note.split(":")[0] for note in notes] == files
+    assert json.loads((tmp_path / "js" / "config.json").read_text())["model_type"] == "segformer"
+    preprocessing = json.loads((tmp_path / "js" / "preprocessor_config.json").read_text())
+    assert preprocessing["image_processor_type"].startswith("SegformerImageProcessor")
+    expected = logits_of(model)
+    pixel_values = torch.linspace(-2, 2, 3 * 64 * 96).sin().view(1, 3, 64, 96).numpy()
+    for file, bound in zip(files, (1e-5, 0.02, 0.2)):  # rounding of 24, 11 and 8 bits through a few layers
+        session = onnxruntime.InferenceSession(tmp_path / "js" / file)
+        assert [value.name for value in session.get_outputs()] == ["logits"]
+        (logits,) = session.run(None, {"pixel_values": pixel_values})
+        torch.testing.assert_close(torch.from_numpy(logits), expected, rtol=0, atol=bound * float(expected.std()))
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
     segtx convert segformer.b0.512x512.ade.160k.pth --output_dir converted/segformer_b0 --classes_file classes.json
     segtx convert seg_tiny_mask/ --output_dir converted/segmenter_tiny        # checkpoint.pth and variant.yml
     segtx convert outputs/run --to transformers --output_dir for_transformers       # SegFormer
+    segtx convert outputs/run --to transformers_js --output_dir for_the_browser     # SegFormer, with ONNX files
     segtx convert outputs/run --to mmsegmentation --output_dir for_mmsegmentation   # all four
     segtx convert setr_pup.pth --output_dir converted/setr_pup --config_overrides '{"num_attention_heads": 12}'
 
@@ -23,8 +24,10 @@ from .training_flags import named_flags
 class ConversionSettings:
     """What to write."""
 
-    to: Literal["hf_segtx", "transformers", "mmsegmentation"] = setting(
-        "hf_segtx", "What is written: a folder of this package, transformers' own SegFormer, or mmsegmentation.pth."
+    to: Literal["hf_segtx", "transformers", "transformers_js", "mmsegmentation"] = setting(
+        "hf_segtx",
+        "What is written: a folder of this package, transformers' own SegFormer, the same with ONNX files for "
+        "transformers.js, or mmsegmentation.pth.",
     )
     output_dir: str = setting("converted", "Folder for the model; must not hold one yet.")
     classes_file: str | None = setting(None, "classes.json, id2label.json or name of a table of classes.")

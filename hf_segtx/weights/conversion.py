@@ -11,7 +11,7 @@ from .to_mmsegmentation import save_for_mmsegmentation
 from .to_transformers import save_for_transformers
 
 
-TARGETS = ("hf_segtx", "transformers", "mmsegmentation")
+TARGETS = ("hf_segtx", "transformers", "transformers_js", "mmsegmentation")
 
 
 def convert(
@@ -27,8 +27,8 @@ def convert(
         checkpoint: see `load_original`.
         output_dir: must not hold a model yet.
         classes_file: classes.json, id2label.json or name of a table of classes.
-        to: what is written: "hf_segtx", for this package; "transformers", for its own SegFormer; "mmsegmentation", the
-            file mmsegmentation.pth.
+        to: what is written: "hf_segtx", for this package; "transformers", for its own SegFormer;
+            "transformers_js", the same with ONNX files for the browser; "mmsegmentation", the file mmsegmentation.pth.
         config_overrides: fields of the configuration that the checkpoint does not show.
 
     Raises:
@@ -55,6 +55,12 @@ def convert(
     processor.follow(model.config)
     if to == "transformers":
         return model, save_for_transformers(model, processor, output_dir)
+    if to == "transformers_js":
+        try:
+            from ..export.to_transformers_js import save_for_transformers_js
+        except ImportError as error:
+            raise ValueError(f"to is 'transformers_js': {error}; `pip install hf_segtx[onnx]`") from error
+        return model, save_for_transformers_js(model, processor, output_dir)
     model.save_pretrained(output_dir)
     processor.save_pretrained(output_dir)
     return model, []
