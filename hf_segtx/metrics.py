@@ -129,6 +129,7 @@ class MeanIoU(evaluate.Metric):
     def reset(self) -> None:
         """Forgets every map that was added; `compute` does it too."""
         self._counts = None  # (S * S,) int64: pixels by raw reference id and prediction
+        self._outside = None  # (2, 2) int64: lowest and highest wrong reference and prediction outside of the matrix
         self._number_of_maps = 0
         self._side = _SMALLEST_SIDE  # S
         self._configure(self._defaults)
@@ -147,6 +148,7 @@ class MeanIoU(evaluate.Metric):
         Raises:
             ValueError: if numbers or sizes of the maps differ, if a map is not of integers, or (given `num_labels`) if
                 a pixel that counts has an id outside [0, num_labels). The maps before the wrong one have been counted.
+                On an accelerator it is `compute` that raises for an id: `add` does not wait for what is computed there.
         """
         if kwargs:
             raise ValueError(f"unknown inputs {sorted(kwargs)}; the inputs are predictions and references")
@@ -217,6 +219,7 @@ class MeanIoU(evaluate.Metric):
 
     def _matrix(self) -> np.ndarray:
         """(S, S) counts of this process."""
+        self._refuse_outside()
         return self._counts.cpu().numpy().reshape(self._side, self._side)
 
     def _configure(self, settings: dict) -> None:
@@ -245,8 +248,11 @@ class MeanIoU(evaluate.Metric):
             prediction = np.asarray(prediction)
             reference = np.asarray(reference.cpu() if isinstance(reference, torch.Tensor) else reference)
         else:
-            reference = torch.as_tensor(reference, device=device)
+            reference = torch.as_tensor(reference).to(device, non_blocking=True)
         prediction, reference = prediction.reshape(-1), reference.reshape(-1)
+        if device.type != "cpu" and self._settings["num_labels"] is not None:
+            self._count_without_waiting(prediction, reference)
+            return
         for ids, truth, lengths in (_runs if device.type == "cpu" else _pixels)(prediction, reference):
             inside = self._check(ids, truth)
             if inside is not None:
@@ -255,6 +261,36 @@ class MeanIoU(evaluate.Metric):
             truth += ids
             cells, lengths = (torch.as_tensor(x, device=self._counts.device) for x in (truth, lengths))
             self._counts.scatter_add_(0, cells, lengths)
+
+    def _count_without_waiting(self, prediction: torch.Tensor, reference: torch.Tensor) -> None:
+        """The same on an accelerator, which would have to finish all its work before it could be asked about ids.
+
+        So ids that are no class are refused by `compute`: those inside of the matrix are found there, of the others
+        the lowest and highest are kept. Shape: prediction, reference: (N,)
+        """
+        side, ignore_index = self._side, self._settings["ignore_index"]
+        kinds = torch.as_tensor(self._kinds).to(reference.device, non_blocking=True)
+        if self._outside is None:
+            self._outside = torch.zeros(2, 2, dtype=torch.int64, device=reference.device)
+        for ids, truth, _ in _pixels(prediction, reference):
+            is_void = kinds[truth.clip(-1, side)] == _VOID
+            if not 0 <= ignore_index < side:
+                is_void |= truth == ignore_index
+            outside = [(values < 0) | (values >= side) for values in (truth, ids)]
+            inside = ~(outside[0] | outside[1])
+            self._counts.scatter_add_(0, (truth * side + ids).where(inside, 0), inside.long())
+            wrong = [values.where(is_outside & ~is_void, 0) for values, is_outside in zip((truth, ids), outside)]
+            lowest, highest = (torch.stack([bound(values) for values in wrong]) for bound in (torch.amin, torch.amax))
+            self._outside = torch.stack(
+                [torch.minimum(self._outside[:, 0], lowest), torch.maximum(self._outside[:, 1], highest)], dim=1
+            )
+
+    def _refuse_outside(self) -> None:
+        """Raises for what `_count_without_waiting` kept."""
+        if self._outside is not None:
+            for what, (lowest, highest) in zip(("reference", "prediction"), self._outside.tolist()):
+                if lowest < 0 or highest > 0:
+                    _raise_for_id(highest or lowest, what, **self._settings)
 
     def _check(self, ids, truth):
         """Raises for ids that are no class; returns which pixels lie inside the matrix, None for all.
@@ -299,6 +335,7 @@ class MeanIoU(evaluate.Metric):
 
     def _sum_over_processes(self) -> np.ndarray:
         """(S, S) counts of all processes; S is the largest of theirs."""
+        self._refuse_outside()
         on_cpu = torch.distributed.get_backend() in ("gloo", "mpi")
         device = torch.device("cpu") if on_cpu else torch.accelerator.current_accelerator()
         side = torch.tensor(self._side, device=device)

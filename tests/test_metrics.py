@@ -211,6 +211,59 @@ def test_absent_classes_and_all_void():
         assert results["mean_iou"] == 1 and results["per_category_iou"].tolist() == [1, 0]
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"ignore_index": 1000}, {"reduce_labels": True}, {"label_map": {7: 2, 1: 255}, "ignore_index": -100}],
+)
+def test_counting_without_waiting_gives_the_same(settings, monkeypatch):
+    """As on an accelerator, here on the CPU."""
+    generator = np.random.default_rng(0)
+    ignored = settings.get("ignore_index", 255)
+    raw = [1, 2, 3, 7 if "label_map" in settings else 1, 255 if "reduce_labels" in settings else ignored]
+    references = [generator.choice(raw, (5, 6)) for _ in range(3)]
+    predictions = [generator.integers(0, 4, (5, 6)) for _ in range(3)]
+    predictions[0][references[0] == ignored] = 4000  # counts nowhere
+    metric = MeanIoU(num_labels=4, **settings)
+    if "label_map" in settings:
+        predictions[0][references[0] == 1] = 5000  # as little: void by the map, where 1 is 255
+        metric = MeanIoU(num_labels=4, ignore_index=255, label_map=settings["label_map"])
+        references = [np.where(reference == ignored, 255, reference) for reference in references]
+    expected = metric.compute(predictions=predictions, references=references)
+
+    def count(self, prediction, reference):
+        if self._counts is None:
+            self._counts = torch.zeros(self._side**2, dtype=torch.int64)
+        self._count_without_waiting(*(torch.from_numpy(values).reshape(-1) for values in (prediction, reference)))
+
+    monkeypatch.setattr(MeanIoU, "_count", count)
+    for name, value in metric.compute(predictions=predictions, references=references).items():
+        np.testing.assert_array_equal(value, expected[name])
+    for values, number, what in (
+        (predictions, 4, "prediction id 4"),
+        (predictions, -1, "prediction id -1"),
+        (predictions, 300, "prediction id 300"),
+        (references, 5000, "reference id 5000"),
+        (references, -7, "reference id -7"),
+    ):
+        wrong = [value.copy() for value in values]
+        wrong[1][...] = number
+        maps = {"predictions": predictions, "references": references}
+        maps |= {"predictions": wrong} if values is predictions else {"references": wrong}
+        with pytest.raises(ValueError, match=what):
+            metric.compute(**maps)
+
+
+def test_on_an_accelerator_no_value_is_waited_for():
+    """A tensor on the meta device has no values: whatever asks for one, or for the number of some, raises."""
+    maps = torch.zeros(4, 5, dtype=torch.long, device="meta")
+    metric = MeanIoU(num_labels=3)
+    for _ in range(2):
+        metric.add(prediction=maps, reference=maps)
+    assert len(metric) == 2
+    with pytest.raises((RuntimeError, NotImplementedError), match="meta"):  # so it would be seen
+        metric.compute()
+
+
 def test_wrong_input_is_named():
     good = np.zeros((2, 3), np.uint8)
     metric = MeanIoU(num_labels=3)
