@@ -63,6 +63,10 @@ show(AutoModel.from_config(configuration))""",
     "pickled configuration": """
 code = f"import pickle; c = pickle.loads({dumps(hf_segtx.SegFormerConfig())}); from transformers import AutoModel as A;"
 print(check_output([executable, "-c", code + "print(type(A.from_config(c)).__module__)"], text=True))""",
+    "encoder inside another model": """
+from transformers import UperNetConfig, UperNetForSemanticSegmentation as M
+configuration = UperNetConfig(backbone_config={"model_type": "segtx_mit"}, use_auxiliary_head=False, pool_scales=[1])
+show(configuration.backbone_config, M(configuration).backbone)""",
     "all names": "from hf_segtx import *; print(SETRModel.__module__, OCRNetImageProcessorPil.__module__)",
 }
 
