@@ -110,9 +110,13 @@ def picture_tab(models: Models, examples: Sequence[str]) -> None:
                 for title in models.titles
             ]
 
+    def nothing():
+        unready = [gr.DownloadButton(value=None, interactive=False) for _ in downloads]
+        return [None, gr.CheckboxGroup([], value=[], visible=False), *unready]
+
     def look(file: str | None):
         if file is None:
-            return [None, gr.CheckboxGroup(visible=False), *[gr.DownloadButton(interactive=False) for _ in downloads]]
+            return nothing()
         with told_to_visitors():
             found = models.see(file)
         shares = models.present(found).items()
@@ -134,9 +138,11 @@ def picture_tab(models: Models, examples: Sequence[str]) -> None:
 
     drawing = {"fn": draw, "inputs": [seen, kind, opacity, legend], "outputs": result, "show_progress": "hidden"}
     drawing |= {"trigger_mode": "always_last", "concurrency_limit": 4, "api_visibility": "private"}
-    looking = undecoded(picture).change(look, picture, [seen, legend, *downloads], **QUEUE, api_name="segment")
+    looked = [seen, legend, *downloads]
+    looking = undecoded(picture).change(look, picture, looked, **QUEUE, api_name="segment")
+    looking.failure(nothing, None, looked).then(**drawing)  # what was seen before is not that of this file
     looking.success(**drawing)
-    for control in (kind.input, opacity.release, legend.input):
+    for control in (kind.input, opacity.change, legend.input):
         control(**drawing)
 
 
@@ -168,7 +174,7 @@ def camera_tab(models: Models) -> None:
     """A live camera beside the overlay of the first model, some frames a second."""
     with gr.Row():
         camera = gr.Image(label="Camera", sources=["webcam"], streaming=True, type="filepath")
-        overlay = gr.Image(label=models.titles[0], interactive=False)
+        overlay = gr.Image(label=models.titles[0], interactive=False, elem_id="camera_overlay")
 
     def look(file: str | None):
         if file is None:

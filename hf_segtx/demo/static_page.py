@@ -44,8 +44,8 @@ class PageGraph(nn.Module):
 
     Args:
         model: stays as it is.
-        mean, std: of the normalisation, in units of 0-255.
-        align_corners: how logits are interpolated.
+        processor: its image processor: how pixels are normalised, in which order of channels, and how logits are
+            interpolated.
 
     Shape:
         pixel_values: (1, 3, h, w) float32, 0-255
@@ -54,15 +54,19 @@ class PageGraph(nn.Module):
         returns: (H, W) uint8, or int32 for more than 256 classes
     """
 
-    def __init__(self, model: PreTrainedModel, mean: list[float], std: list[float], align_corners: bool):
+    def __init__(self, model: PreTrainedModel, processor):
         super().__init__()
-        self.model, self.align_corners, self.num_labels = folded(model), align_corners, model.config.num_labels
+        self.model, self.num_labels = folded(model), model.config.num_labels
+        self.align_corners, self.flips = bool(processor.align_corners), bool(processor.do_flip_channel_order)
+        mean, std = statistics(processor)
         mean, std = torch.tensor(mean).view(-1, 1, 1), torch.tensor(std).view(-1, 1, 1)
         self.register_buffer("scale", 1 / std)
         self.register_buffer("shift", -mean / std)
         self.eval()
 
     def forward(self, pixel_values: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
+        if self.flips:
+            pixel_values = pixel_values.flip(1)
         logits = self.model(pixel_values * self.scale + self.shift).logits.float()
         values = logits[0].permute(1, 2, 0)  # (s, t, K): with classes last, the best one is found fast
         for dim, places in enumerate((rows, columns)):  # (H, t, K), then (H, W, K)
@@ -129,6 +133,7 @@ def facts(title: str, model: PreTrainedModel, processor) -> dict:
     predictor = Predictor(model, processor)
     size = {key: value for key, value in dict(processor.size).items() if value}
     mean, _ = statistics(processor)
+    padding = mean[::-1] if processor.do_flip_channel_order else mean
     as_said = processor.do_resize and "height" in size  # such a size is not padded
     pads = processor.do_pad and not as_said
     return {
@@ -136,10 +141,11 @@ def facts(title: str, model: PreTrainedModel, processor) -> dict:
         "names": predictor.names,
         "colors": predictor.colors,
         "size": size if processor.do_resize else None,
+        "stretch": processor.stretch_divisor or 1,
         "filter": FILTERS.get(int(processor.resample)),
         "divisor": (processor.size_divisor or 1) if pads else 1,
         "minimum": (processor.minimum_size or 1) if pads else 1,
-        "padding": mean,
+        "padding": padding,
         "align_corners": bool(processor.align_corners),
         "most_pixels": NUM_VALUES // max(2, model.config.num_labels),
     }
@@ -163,8 +169,7 @@ def write_graph(model: PreTrainedModel, processor, path: Path) -> None:
         from ..export.to_onnx import translated
     except ImportError as error:
         raise ValueError(f"a static page needs an ONNX file, and {error}; `pip install hf_segtx[onnx]`") from error
-    mean, std = statistics(processor)
-    graph = PageGraph(model.cpu().float(), mean, std, bool(processor.align_corners))
+    graph = PageGraph(model.cpu().float(), processor)
     names, dynamic = ["pixel_values", "rows", "columns"], torch.export.Dim.DYNAMIC
     examples = (torch.zeros(1, 3, 128, 192), torch.linspace(0, 1, 100), torch.linspace(0, 1, 150))
     with torch.no_grad():

@@ -59,12 +59,16 @@ function pixelsOf(bitmap, width, height) {
   return context.getImageData(0, 0, width, height);
 }
 
-// The size that a picture is resized to: as said, or the largest with its ratio at which neither edge exceeds its bound.
+// The size that a picture is resized to: as said, or the largest with its ratio at which neither edge exceeds
+// its bound, stretched up to multiples of a number.
 function resizedSize({ height, width }, size) {
   if (size.height && size.width) return size;
   let scale = size.shortest_edge / Math.min(height, width);
   if (size.longest_edge) scale = Math.min(scale, size.longest_edge / Math.max(height, width));
-  return { height: Math.max(1, Math.floor(height * scale + 0.5)), width: Math.max(1, Math.floor(width * scale + 0.5)) };
+  const [rows, columns] = [height, width].map(
+    (side) => Math.ceil(Math.max(1, Math.floor(side * scale + 0.5)) / facts.stretch) * facts.stretch,
+  );
+  return { height: rows, width: columns };
 }
 
 // Where the pixels of the map lie, as shares of the network's input, whose first `own` of `whole` pixels are the picture.
@@ -77,7 +81,7 @@ function places(count, own, whole) {
   return new ort.Tensor("float32", values, [count]);
 }
 
-// ------------------------------------------------------------------- resizing as PIL does, to the same filters
+// ------------------------------------- resizing as torchvision does pictures of 8 bits: same filters, same rounding
 
 const FILTERS = {
   bilinear: [1, (x) => Math.max(0, 1 - Math.abs(x))],
@@ -89,11 +93,12 @@ const FILTERS = {
   }],
 };
 
-// Of each target pixel the first source pixel, and the weights of it and those that follow.
+// Of each target pixel the first source pixel, and the weights of it and those that follow: whole numbers, in units of
+// 1 / 2^bits, as fine as 16 bits allow.
 function weightsOf(source, target) {
   const [support, filter] = FILTERS[facts.filter];
   const scale = source / target, stretch = Math.max(scale, 1), radius = support * stretch;
-  return Array.from({ length: target }, (_, index) => {
+  const pixels = Array.from({ length: target }, (_, index) => {
     const center = (index + 0.5) * scale;
     const first = Math.max(0, Math.floor(center - radius + 0.5));
     const last = Math.min(source, Math.floor(center + radius + 0.5));
@@ -101,6 +106,12 @@ function weightsOf(source, target) {
     const sum = weights.reduce((total, weight) => total + weight, 0);
     return { first, weights: weights.map((weight) => weight / sum) };
   });
+  const most = Math.max(...pixels.map(({ weights }) => Math.max(...weights)));
+  let bits = 0;
+  while (bits < 22 && Math.trunc(0.5 + most * 2 ** (bits + 1)) < 2 ** 15) bits++;
+  const whole = (weight) => Math.sign(weight) * Math.trunc(0.5 + Math.abs(weight) * 2 ** bits);
+  for (const pixel of pixels) pixel.weights = pixel.weights.map(whole);
+  return { pixels, unit: 2 ** bits };
 }
 
 // RGBA -> {data: RGBA of 8 bits, width, height}; columns first, then rows, rounded in between.
@@ -108,29 +119,31 @@ function resize({ data, width: sourceWidth, height: sourceHeight }, width, heigh
   let rows = data;
   if (width !== sourceWidth) {
     rows = new Uint8ClampedArray(4 * width * sourceHeight);
-    weightsOf(sourceWidth, width).forEach(({ first, weights }, column) => {
+    const { pixels, unit } = weightsOf(sourceWidth, width);
+    pixels.forEach(({ first, weights }, column) => {
       for (let row = 0; row < sourceHeight; row++) {
-        add(data, 4 * (row * sourceWidth + first), 4, weights, rows, 4 * (row * width + column));
+        mix(data, 4 * (row * sourceWidth + first), 4, weights, unit, rows, 4 * (row * width + column));
       }
     });
   }
   let result = rows;
   if (height !== sourceHeight) {
     result = new Uint8ClampedArray(4 * width * height);
-    weightsOf(sourceHeight, height).forEach(({ first, weights }, row) => {
+    const { pixels, unit } = weightsOf(sourceHeight, height);
+    pixels.forEach(({ first, weights }, row) => {
       for (let column = 0; column < width; column++) {
-        add(rows, 4 * (first * width + column), 4 * width, weights, result, 4 * (row * width + column));
+        mix(rows, 4 * (first * width + column), 4 * width, weights, unit, result, 4 * (row * width + column));
       }
     });
   }
   return { data: result, width, height };
 }
 
-function add(source, from, step, weights, target, to) {
+function mix(source, from, step, weights, unit, target, to) {
   for (let channel = 0; channel < 3; channel++) {
-    let sum = 0;
+    let sum = unit / 2;
     for (let index = 0; index < weights.length; index++) sum += weights[index] * source[from + channel + index * step];
-    target[to + channel] = Math.floor(sum + 0.5); // the array clamps
+    target[to + channel] = Math.floor(sum / unit); // the array clamps
   }
 }
 
