@@ -23,10 +23,13 @@ from hf_segtx import (
     OCRNetConfig,
     SegFormerConfig,
     SegFormerForImageClassification,
+    SegFormerForSemanticSegmentation,
+    SegFormerImageProcessor,
     VisionTransformerBackbone,
     VisionTransformerConfig,
 )
 from hf_segtx.architectures import BACKBONES
+from hf_segtx.weights import load_backbone
 
 
 # Class of the backbone, architecture whose tiny model has it, and the fields that make it so.
@@ -309,3 +312,42 @@ def test_weights_of_a_checkpoint_under_a_model(tmp_path):
     model = upernet(encoder.config)
     model.backbone.load_state_dict(encoder.state_dict())
     assert torch.equal(model.backbone.stages[0].patch_embed.proj.weight, encoder.stages[0].patch_embed.proj.weight)
+
+
+# ------------------------------------------------------------------------------- weights of a backbone_config's network
+
+
+def test_weights_of_timm_by_file(tmp_path):
+    timm = pytest.importorskip("timm")
+    torch.manual_seed(0)
+    theirs = timm.create_model("resnet18")
+    torch.save(theirs.state_dict(), tmp_path / "resnet18.pth")
+    fields = {"model_type": "timm_backbone", "backbone": "resnet18", "out_indices": [1, 2, 3, 4]}
+    model = SegFormerForSemanticSegmentation(SegFormerConfig(backbone_config=fields, decoder_hidden_size=16))
+    load_backbone(model, tmp_path / "resnet18.pth")
+    found = model.backbone.encoder.backbone.state_dict()
+    assert found and all(
+        torch.equal(x, theirs.state_dict()[key.removeprefix("_backbone.")]) for key, x in found.items()
+    )
+    fields["backbone"] = "resnet34"
+    deeper = SegFormerForSemanticSegmentation(SegFormerConfig(backbone_config=fields, decoder_hidden_size=16))
+    with pytest.raises(ValueError, match="resnet34"):
+        load_backbone(deeper, tmp_path / "resnet18.pth")
+
+
+def test_weights_of_an_encoder_by_folder(tmp_path, caplog):
+    encoder = make("mit")
+    encoder.save_pretrained(tmp_path / "mit")
+    SegFormerImageProcessor(image_mean=[0.5] * 3, image_std=[0.5] * 3).save_pretrained(tmp_path / "mit")
+    model = CASES["ocrnet"].make_model(backbone_config=copy.deepcopy(encoder.config))
+    load_backbone(model, tmp_path / "mit")
+    assert "trained on images of mean [0.5, 0.5, 0.5]" in caplog.text
+    images = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        found, expected = model.backbone(images).feature_maps, encoder(images).feature_maps
+    assert all(torch.equal(x, y) for x, y in zip(found, expected, strict=True))
+    make("hrnet").save_pretrained(tmp_path / "hrnet")
+    with pytest.raises(ValueError, match="hrnet is no segtx_mit"):
+        load_backbone(model, tmp_path / "hrnet")
+    with pytest.raises(ValueError, match="give the folder of both"):
+        load_backbone(model, tmp_path / "mit/model.safetensors")
