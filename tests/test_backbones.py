@@ -6,7 +6,10 @@ pixel is where it was, and that nothing is lost on the way to a file and back.
 
 import copy
 import dataclasses
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -28,6 +31,7 @@ from transformers import (
     DINOv3ViTConfig,
     FocalNetConfig,
     HieraConfig,
+    PreTrainedModel,
     PvtV2Config,
     ResNetConfig,
     SwinConfig,
@@ -37,7 +41,9 @@ from transformers import (
 )
 
 from hf_segtx.architectures import ARCHITECTURES
-from hf_segtx.inference import predict
+from hf_segtx.cli import main
+from hf_segtx.inference import load_model, predict
+from hf_segtx.training.optim import parameter_groups
 
 
 VIT = dict(hidden_size=32, num_hidden_layers=4, num_attention_heads=2, out_indices=[1, 2, 3, 4])
@@ -399,3 +405,122 @@ def test_maps_are_those_of_the_library(backbone):
     assert [images.shape[3] // x.shape[3] for x in maps] == list(kind.strides)
     for x, y in zip(maps, expected, strict=True):
         torch.testing.assert_close(x, y, rtol=1e-5, atol=1e-5)  # the same operations
+
+
+# ------------------------------------------------------------------------------------------------------------- training
+
+
+CANNOT_CHECKPOINT = {
+    "dinov3_convnext": "DINOv3ConvNextBackbone",
+    "convnextv2": "ConvNextV2Backbone",
+    "resnet": "ResNetBackbone",
+}
+
+
+@pytest.mark.parametrize("backbone", mostly_slow(BACKBONES, [*QUICK_BACKBONES, "resnet"]))
+def test_gradient_checkpointing(backbone):
+    """Less is kept for the backward pass, and the gradients are the same; or it is said that it cannot be."""
+    model, images = make_model("ocrnet", backbone).train(), batch(backbone, (64, 64))
+
+    def step():
+        """Gradients, and how many numbers the forward pass keeps."""
+        torch.manual_seed(0)
+        model.zero_grad()
+        kept = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x.numel()) or x, lambda x: x):
+            loss = model(images, labels=torch.zeros(2, *images.shape[2:], dtype=torch.long)).loss
+        loss.backward()
+        return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}, sum(kept)
+
+    expected, most = step()
+    if backbone in CANNOT_CHECKPOINT:
+        with pytest.raises(ValueError, match=f"{CANNOT_CHECKPOINT[backbone]} cannot recompute activations; omit"):
+            model.activation_checkpointing_enable()
+        return
+    model.activation_checkpointing_enable()
+    gradients, kept = step()
+    assert kept < 0.9 * most
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(gradient, expected[name], rtol=1e-4, atol=1e-6)  # sums in another order
+
+
+@pytest.mark.parametrize("backbone", ["dinov2", "dinov2_with_registers", "dinov3_vit", "beit"])
+def test_only_chosen_blocks_are_kept(backbone):
+    """transformers keeps the tokens of all blocks in prediction, too."""
+    kind = BACKBONES[backbone]
+    model = make_model("segmenter", backbone, backbone_config=kind.kind(**{**kind.fields, "out_indices": [2]})).eval()
+    (stack,) = (part for part in model.backbone.encoder.backbone.children() if isinstance(part, PreTrainedModel))
+    states = []
+    stack.register_forward_hook(lambda module, args, output: states.extend(output.hidden_states))
+    with torch.no_grad():
+        model(batch(backbone, (64, 64)))
+    assert len(states) == 5 and [state is not None for state in states] == [False, False, True, False, False]
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_learning_rates_fall_from_layer_to_layer(backbone):
+    with torch.device("meta"):
+        model = make_model("segformer", backbone)
+    groups = parameter_groups(model, 1.0, layer_decay=0.5, head_lr_multiplier=7.0)
+    rates = {id(parameter): group["lr"] for group in groups for parameter in group["params"]}
+    assert all(id(parameter) in rates for parameter in model.parameters())
+    assert {rates[id(parameter)] for parameter in model.decode_head.parameters()} == {7.0}
+    backbone_rates = [rates[id(parameter)] for parameter in model.backbone.parameters()]
+    depth = len(set(backbone_rates)) - 1
+    assert depth >= len(BACKBONES[backbone].strides) - 1 and min(backbone_rates) == backbone_rates[0]
+
+
+def test_training_on_a_backbone_of_a_folder(tmp_path, monkeypatch):
+    """The command, with a frozen DINOv3 of a folder; the model goes on training, and predicts, from what it saved."""
+    pretrained_folder("dinov3_vit", tmp_path / "dinov3")
+    (tmp_path / "short.args").write_text("--crop_size 64 --tune frozen")  # on the scenes that come along
+    flags = ["--backbone", tmp_path / "dinov3", "--architecture", "segmenter", "--decode_head", "mask"]
+    flags += [
+        "--recipe",
+        tmp_path / "short.args",
+        "--max_train_samples",
+        4,
+        "--max_eval_samples",
+        2,
+        "--per_device_train_batch_size",
+        2,
+    ]
+    flags += [
+        "--max_train_steps",
+        2,
+        "--evaluation_steps",
+        1,
+        "--save_total_limit",
+        2,
+        "--output_dir",
+        tmp_path / "out",
+    ]
+    assert main(["train", *map(str, flags)]) == 0
+    model, processor = load_model(tmp_path / "out")
+    assert type(model).__name__ == "SegmenterForSemanticSegmentation" and model.config.patch_size == 16
+    assert list(processor.image_mean) == [0.1, 0.2, 0.3] and processor.size_divisor == 16
+    trained, start = model.backbone.encoder.backbone.state_dict(), load_file(tmp_path / "dinov3" / "model.safetensors")
+    assert all(any(tensor.equal(other) for other in start.values()) for tensor in trained.values())
+    weights = (tmp_path / "out" / "model.safetensors").read_bytes()
+    again = [*flags, "--resume_from_checkpoint", tmp_path / "out" / "step_1", "--output_dir", tmp_path / "again"]
+    assert main(["train", *map(str, again)]) == 0
+    assert (tmp_path / "again" / "model.safetensors").read_bytes() == weights
+
+
+@pytest.mark.slow
+def test_code_travels_with_the_model(tmp_path):
+    """A process without this package loads the checkpoint by the code beside it, and predicts the same."""
+    model = make_model("segmenter", "timm vit").eval()
+    model.save_pretrained(tmp_path)
+    images = torch.arange(2 * 3 * 50 * 70).reshape(2, 3, 50, 70).remainder(97) / 97
+    code = f"""
+import sys; sys.modules["hf_segtx"] = None
+import torch; from transformers import AutoModelForSemanticSegmentation
+model = AutoModelForSemanticSegmentation.from_pretrained({str(tmp_path)!r}, trust_remote_code=True).eval()
+images = torch.arange(2 * 3 * 50 * 70).reshape(2, 3, 50, 70).remainder(97) / 97
+torch.save(model(images).logits.detach(), {str(tmp_path / "logits.pt")!r})
+"""
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "home"), "CUDA_VISIBLE_DEVICES": ""}
+    subprocess.run([sys.executable, "-c", code], check=True, env=environment, timeout=600)
+    with torch.no_grad():
+        assert torch.load(tmp_path / "logits.pt").equal(model(images).logits)

@@ -36,6 +36,10 @@ class ModelSettings:
     model_revision: str = setting("main", "Branch, tag or commit of model_name_or_path.")
     architecture: Literal[ARCHITECTURE_NAMES] | None = setting(None, "Architecture; segformer if nothing is said.")
     size: str | None = setting(None, "Published size of the architecture, such as b0.")
+    backbone: str | None = setting(
+        None, "Folder or Hub name of a pre-trained backbone of transformers or timm (DINOv3, Swin, ...) for its heads."
+    )
+    decode_head: str | None = setting(None, "Head, where the architecture has several, such as mask or pup.")
     backbone_weights: str | None = setting(None, "Folder, file or Hub name of pre-trained weights for the backbone.")
     config_overrides: str | None = setting(None, "Fields of the configuration, as JSON: '{\"drop_path_rate\": 0.0}'.")
     config_name: str | None = setting(None, "Folder or Hub name of a configuration, if not that of the model.")
@@ -295,6 +299,8 @@ def config_overrides(arguments: Arguments) -> dict:
             f"config_overrides {arguments.config_overrides} is no JSON object; give names and values, such as "
             "'{\"drop_path_rate\": 0.0}'"
         )
+    if arguments.decode_head is not None:
+        overrides["decode_head"] = arguments.decode_head
     if decided := [name for name in overrides if name in DECIDED_FIELDS]:
         raise ValueError(f"config_overrides has {decided[0]}, which data and architecture decide; omit it")
     return overrides
@@ -352,6 +358,9 @@ def check_arguments(arguments: Arguments) -> None:
         raise ValueError(f"feature_views {arguments.feature_views} is for cache_features; add it, or omit this")
     if arguments.model_name_or_path and (arguments.size or arguments.architecture):
         raise ValueError("`model_name_or_path` comes with an architecture and a size; omit the other two")
+    for name in ("model_name_or_path", "config_name", "backbone_weights"):
+        if arguments.backbone and getattr(arguments, name):
+            raise ValueError(f"`backbone` {arguments.backbone} makes a new model with its weights; omit {name}")
     if arguments.model_revision != "main" and not arguments.model_name_or_path:
         raise ValueError(f"model_revision {arguments.model_revision} is for model_name_or_path; add it, or omit it")
     if arguments.overwrite_output_dir and arguments.resume_from_checkpoint:

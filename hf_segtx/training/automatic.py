@@ -181,9 +181,10 @@ def configure(
     facts = automatic.facts
     on_cpu = not torch.accelerator.is_available()
     settle(rules.decide_start(arguments, automatic.seconds, on_cpu))
-    if not (arguments.model_name_or_path or arguments.config_name or arguments.backbone_weights):
+    known = (arguments.model_name_or_path, arguments.config_name, arguments.backbone, arguments.backbone_weights)
+    if not any(known):
         settle([weights_in_reach(arguments, facts.num_channels)])
-    is_pretrained = bool(arguments.model_name_or_path or arguments.backbone_weights)
+    is_pretrained = bool(arguments.model_name_or_path or arguments.backbone or arguments.backbone_weights)
     settle(rules.decide_normalization(facts, is_pretrained))
     settle(rules.decide_loss(facts))
     speed = _settle_precision(arguments, automatic, labels, settle)  # of one process

@@ -112,7 +112,7 @@ class AutomaticRun(TrainingRun):
             self.findings,
             self.state.evaluations,
             facts,
-            is_pretrained=bool(arguments.model_name_or_path or arguments.backbone_weights),
+            is_pretrained=bool(arguments.model_name_or_path or arguments.backbone or arguments.backbone_weights),
             image_scale=min(base.values()) / min(facts.height, facts.width) if base else 1.0,
         )
         decisions = [decision._asdict() for decision in automatic.decisions]

@@ -141,7 +141,7 @@ def deserved_views(facts: DataFacts, is_pretrained: bool) -> int:
 
 
 def decide_start(arguments: Arguments, seconds: float | None, on_cpu: bool) -> list[Decision]:
-    """Architecture and size, unless a checkpoint brings them."""
+    """Architecture and size, unless a checkpoint brings them; a backbone of another library has no size."""
     if arguments.model_name_or_path or arguments.config_name:
         return []
     decisions = []
@@ -150,7 +150,7 @@ def decide_start(arguments: Arguments, seconds: float | None, on_cpu: bool) -> l
         architecture = "segformer"
         reason = "learns most in little time of the four, from random weights too (recipes *_camvid: 49 against 45 %)"
         decisions.append(Decision("architecture", architecture, reason))
-    if size is None and (on_cpu or architecture == "segformer"):
+    if size is None and not arguments.backbone and (on_cpu or architecture == "segformer"):
         size, reason = ARCHITECTURES[architecture].sizes[0], "a CPU can show it the most images"
         if not on_cpu:
             hours = math.inf if seconds is None else seconds / 3600
@@ -334,7 +334,7 @@ def decide_batch(
 
 def decide_optimizer(arguments: Arguments, architecture: str, steps: int) -> list[Decision]:
     """Optimizer, rates, and their schedule, for a run of about so many steps."""
-    is_pretrained = bool(arguments.model_name_or_path or arguments.backbone_weights)
+    is_pretrained = bool(arguments.model_name_or_path or arguments.backbone or arguments.backbone_weights)
     table = PRETRAINED_RATES if is_pretrained else RANDOM_RATES
     rates = table.get(architecture, table["segformer"])
     rate, why = rates.learning_rate, f"{rates.source}, {'pre-trained' if is_pretrained else 'random'} weights"

@@ -128,7 +128,7 @@ def describe(
             name=name,
             data=arguments.dataset_name or arguments.train_dir or "the scenes that hf_segtx draws",
             dataset_name=arguments.dataset_name,
-            start=arguments.model_name_or_path or arguments.backbone_weights,
+            start=arguments.model_name_or_path or arguments.backbone or arguments.backbone_weights,
             license=arguments.license,
             training=f"{results['step']} steps of {images_per_step} images on {results['machine']}; the arguments of "
             f"`segtx train`:\n\n{code_block(as_recipe(arguments, reasons))}",

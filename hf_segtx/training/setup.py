@@ -218,18 +218,7 @@ def build_model(arguments: Arguments, labels: Labels):
             **hub,
         )
     else:
-        row = ARCHITECTURES[arguments.architecture or "segformer"]
-        if arguments.config_name:
-            if Path(arguments.config_name).is_dir() and not (Path(arguments.config_name) / "config.json").is_file():
-                raise ValueError(f"config_name {arguments.config_name} is a folder without a config.json")
-            config = row.config.from_pretrained(arguments.config_name, **hub, **settings)
-        else:
-            config = row.config.from_size(arguments.size, **settings) if arguments.size else row.config(**settings)
-        model = row.model(config)
-        if arguments.image_processor_name:
-            processor = row.processor.from_pretrained(arguments.image_processor_name, **hub)
-        else:
-            processor = row.processor(do_resize=False)  # images at their own size, unless told otherwise below
+        model, processor = _new_model(arguments, settings, hub)
     _check_fields(arguments, model.config)
     model.config.palette = [list(color) for color in labels.colors]  # for pictures, as in `segtx predict`
     follow(processor, model)
@@ -241,10 +230,31 @@ def build_model(arguments: Arguments, labels: Labels):
     return model, processor
 
 
+def _new_model(arguments: Arguments, settings: dict, hub: dict):
+    """A model of an architecture, its backbone random or another library's, and its image processor."""
+    row = ARCHITECTURES[arguments.architecture or "segformer"]
+    if arguments.backbone:
+        model, processor = row.model.from_backbone(arguments.backbone, arguments.size, **hub, **settings)
+        processor.do_resize = False  # images at their own size, unless told otherwise later
+    else:
+        if arguments.config_name:
+            if Path(arguments.config_name).is_dir() and not (Path(arguments.config_name) / "config.json").is_file():
+                raise ValueError(f"config_name {arguments.config_name} is a folder without a config.json")
+            config = row.config.from_pretrained(arguments.config_name, **hub, **settings)
+        else:
+            config = row.config.from_size(arguments.size, **settings) if arguments.size else row.config(**settings)
+        model, processor = row.model(config), row.processor(do_resize=False)
+    if arguments.image_processor_name:
+        processor = row.processor.from_pretrained(arguments.image_processor_name, **hub)
+    return model, processor
+
+
 def _check_fields(arguments: Arguments, config: PreTrainedConfig) -> None:
     """Raises ValueError for fields that the configuration does not have: set, they would do nothing."""
     known = {option.name for option in fields(config)} if is_dataclass(config) else set(vars(config))
     known |= set(config.attribute_map)
+    if arguments.decode_head and "decode_head" not in known:
+        raise ValueError(f"decode_head {arguments.decode_head}: {type(config).__name__} has one head only; omit it")
     for name in config_overrides(arguments):
         if name not in known:
             close = get_close_matches(name, known, n=1)
