@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import chain, islice, product
+from itertools import chain, groupby, islice, product
 from pathlib import Path
 
 import torch
@@ -205,10 +205,12 @@ def _predict_windows(model: nn.Module, processor, images: Sequence, batch_size: 
 def logits_of_windows(model: nn.Module, items: Iterator[tuple], batch_size: int) -> Iterator[tuple]:
     """The items, with their last element, a window (C, H, W), replaced by its logits (K, h, w)."""
     device = next(model.parameters()).device
-    while batch := list(islice(items, batch_size)):
-        logits = model(torch.stack([window for *_, window in batch]).to(device)).logits
-        for item, window_logits in zip(batch, logits, strict=True):
-            yield *item[:-1], window_logits
+    while some := list(islice(items, batch_size)):
+        for _, group in groupby(some, lambda item: item[-1].shape):  # of small images they may be smaller
+            batch = list(group)
+            logits = model(torch.stack([window for *_, window in batch]).to(device)).logits
+            for item, window_logits in zip(batch, logits, strict=True):
+                yield *item[:-1], window_logits
 
 
 def resized_image(processor, image, scale: float | None = None) -> torch.Tensor:
@@ -242,7 +244,7 @@ def cut_windows(processor, pixel_values: torch.Tensor, target: tuple[int, int]):
     if processor.small_images == "enlarge":
         size = enlarged_size(size, processor.window_size)
         pixel_values = enlarged(pixel_values, size)
-    network = processor.size_divisor, processor.minimum_size
+    network = processor.size_divisor, processor.minimum_size, processor.small_images == "cut"
     window, starts = window_grid(size, processor.window_size, processor.window_stride, *network)
     padded = F.pad(pixel_values, (0, max(window[1] - size[1], 0), 0, max(window[0] - size[0], 0)))
     merged = MergedWindows(size, target, window, starts, processor.align_corners)
@@ -500,7 +502,9 @@ def protocol(processor, ignore_index: int = 255, *, scales: Sequence[float] = (1
             f"windows of {window[0]}x{window[1]} pixels every {stride[0]}x{stride[1]}, the last aligned to the border, "
             "logits averaged where they overlap"
         )
-        if processor.small_images == "enlarge":
+        if processor.small_images == "cut":
+            cut += ", no larger than the image"
+        elif processor.small_images == "enlarge":
             cut += ", smaller images enlarged"
         elif processor.small_images == "resize" and list(scales) != [1]:
             cut += ", shortest edge at least the window's and the longest free"

@@ -66,7 +66,7 @@ def segment_large(
     image = source if isinstance(source, np.ndarray) else open_image(source)
     output = Path(output)
     size = tuple(image.shape[:2])
-    network = processor.size_divisor, processor.minimum_size
+    network = processor.size_divisor, processor.minimum_size, processor.small_images == "cut"
     window, starts = window_grid(size, processor.window_size, processor.window_stride, *network)
     if processor.small_images == "enlarge" and any(side < edge for side, edge in zip(size, window)):
         raise ValueError(

@@ -190,6 +190,57 @@ def test_scales_with_a_free_longest_edge_match_setrs_inference(checkpoint, size)
     torch.testing.assert_close(found, wanted, rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("minimum_size", [29, 60])
+@torch.no_grad()
+def test_windows_end_where_small_images_end_as_in_mmsegmentation(checkpoint, minimum_size):
+    """`slide_inference` shows a crop that is as small as the image; below what a network takes it is padded."""
+    model, processor = load_model(checkpoint)
+    set_protocol(processor, "slide", [64], [48], image_size=[75, 140], small_images="cut")
+    processor.minimum_size = minimum_size
+    plain = SegFormerImageProcessor(minimum_size=None)
+    images = [scene(60, 100), scene(100, 60), scene(40, 120)]
+
+    def logits(pixels, target):
+        height, width = pixels.shape[1:]
+        edges = tuple(min(64, max(side, minimum_size)) for side in (height, width))
+        pixels = F.pad(pixels, (0, max(edges[1] - width, 0), 0, max(edges[0] - height, 0)))
+        total, count = torch.zeros(model.config.num_labels, *pixels.shape[1:]), torch.zeros(pixels.shape[1:])
+        for top in [*range(0, max(height - edges[0], 0), 48), max(height - edges[0], 0)]:
+            for left in [*range(0, max(width - edges[1], 0), 48), max(width - edges[1], 0)]:
+                cut = slice(None), slice(top, top + edges[0]), slice(left, left + edges[1])
+                total[cut] += F.interpolate(model(pixels[cut][None]).logits, edges, mode="bilinear")[0]
+                count[cut[1:]] += 1
+        return F.interpolate((total / count)[None, :, :height, :width], target, mode="bilinear")[0]
+
+    def shown(image, scale):
+        bounds = {"shortest_edge": int(75 * scale), "longest_edge": int(140 * scale)}
+        return plain(image, size=bounds, return_tensors="pt")["pixel_values"][0]
+
+    maps = predict(model, processor, images)
+    for image, label_map in zip(images, maps, strict=True):
+        target = (image.height, image.width)
+        wanted = torch.stack([logits(shown(image, scale), target).softmax(0) for scale in SCALES]).mean(0)
+        found = segment(model, processor, [image], scales=SCALES, return_scores=True)[0].probabilities
+        torch.testing.assert_close(found, wanted, rtol=0, atol=1e-5)
+        inputs = processor(image, return_tensors="pt")
+        (seen,) = processor.post_process_semantic_segmentation(model(**inputs), [target])
+        wanted = logits(shown(image, 1), target).argmax(0)
+        for each in (label_map, seen):
+            assert (each == wanted).float().mean() > 0.999  # ties at rounding
+    with pytest.raises(ValueError, match="process the images one by one"):
+        processor(images, return_tensors="pt")
+
+
+@torch.no_grad()
+def test_large_images_end_the_windows_too(checkpoint, tmp_path):
+    model, processor = load_model(checkpoint)
+    set_protocol(processor, "slide", [64], [48], small_images="cut")
+    processor.do_resize = False
+    image = scene(50, 150)
+    written = segment_large(model, processor, np.array(image), tmp_path / "out.npy", progress=False)
+    assert (torch.from_numpy(np.array(written)).long() == predict(model, processor, [image])[0]).float().mean() > 0.999
+
+
 def test_labels_are_enlarged_like_images():
     labels = np.arange(40 * 50, dtype=np.int32).reshape(40, 50) % 200
     processor = SegFormerImageProcessor(do_resize=False, window_size=64, small_images="enlarge", do_normalize=False)
@@ -299,5 +350,5 @@ def test_arguments_that_do_not_go_together_are_refused(settings, words):
 
 @pytest.mark.parametrize("name", ["small_images", "averaging"])
 def test_unknown_choices_of_a_processor_are_refused(name):
-    with pytest.raises(ValueError, match=f"{name} is 'cut'; give "):
-        SegFormerImageProcessor(**{name: "cut"})
+    with pytest.raises(ValueError, match=f"{name} is 'stretch'; give "):
+        SegFormerImageProcessor(**{name: "stretch"})

@@ -49,6 +49,7 @@ def facts_and_session(name, options, processor_fields, **fields):
         ("segformer", {"do_resize": False, "window_size": 64, "window_stride": [48, 40]}, {}),
         ("segformer", {"size": {"shortest_edge": 72}, "stretch_divisor": 32, "do_flip_channel_order": True}, {}),
         ("segformer", {"size": {"shortest_edge": 50}, "window_size": 64, "small_images": "enlarge"}, {}),
+        ("segformer", {"size": {"shortest_edge": 50}, "window_size": 64, "small_images": "cut"}, {}),
         ("segmenter", {"size": {"shortest_edge": 80}, "window_size": 48, "window_stride": 32}, {"num_labels": 1}),
     ],
     ids=str,

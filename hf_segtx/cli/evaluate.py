@@ -63,9 +63,10 @@ class ProtocolSettings:
     stretch_divisor: int | None = setting(
         None, "Stretch the sides of resized images up to multiples of this many pixels.", "[1, 65536]"
     )
-    small_images: Literal["pad", "enlarge", "resize"] | None = setting(
-        None, "Images smaller than a window are padded, enlarged after resizing, or, at several scales, resized to it."
-    )
+    small_images: Literal["pad", "cut", "enlarge", "resize"] | None = setting(
+        None, "Images smaller than a window are padded, or cut it, or are enlarged after resizing, or, at several "
+        "scales, resized to it.",
+    )  # fmt: skip
     averaging: Literal["probabilities", "logits"] | None = setting(
         None, "What of several scales and flips is averaged."
     )

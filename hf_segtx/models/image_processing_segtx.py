@@ -81,10 +81,10 @@ class SegtxImageProcessorKwargs(ImagesKwargs, total=False):
             to the border.
         stretch_divisor: after resizing with the ratio kept, stretch height and width up to multiples of this many
             pixels (SegFormer on ADE20K: 32); None for no such stretching. Both happen in one step.
-        small_images: what becomes of images with a side below that of a window. "pad": they are padded. "enlarge":
-            after resizing they are resized once more, until no side is (Segmenter). "resize": as "pad", but when
-            several scales are tested, their shortest edge is that of `size` times the scale, at least the window's
-            longer side, and the longest edge is free (SETR).
+        small_images: what becomes of images with a side below that of a window. "pad": they are padded. "cut": the
+            window ends where they end (mmsegmentation). "enlarge": after resizing they are resized once more, until no
+            side is (Segmenter). "resize": as "pad", but when several scales are tested, their shortest edge is that of
+            `size` times the scale, at least the window's longer side, and the longest edge is free (SETR).
         averaging: of several scales and flips: of "probabilities", or of "logits" (OCRNet's openseg).
         do_flip_channel_order: show the model BGR; `image_mean` and `image_std` are then meant in that order, too.
     """
@@ -137,6 +137,21 @@ def enlarged(image, size: tuple[int, int]):
         return image
     result = F.interpolate(torch.as_tensor(image)[None], size, mode="bilinear")[0]
     return result if isinstance(image, torch.Tensor) else result.numpy()
+
+
+def window_grids(sizes: list[tuple[int, int]], *settings) -> list[tuple]:
+    """The `window_grid` of each image.
+
+    Raises:
+        ValueError: if their windows are of several sizes, and so no batch.
+    """
+    grids = [window_grid(size, *settings) for size in sizes]
+    if len({window for window, _ in grids}) > 1:
+        raise ValueError(
+            "images below the window, of several sizes: with small_images 'cut' their windows are no batch; process "
+            "the images one by one, or call hf_segtx.inference.predict"
+        )
+    return grids
 
 
 def nearest_resize(label_map: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
@@ -288,7 +303,7 @@ KINDS = (
     ("ignore_index", "a whole number", Integral, -(2**31), 2**31 - 1, 0),
 )
 
-CHOICES = {"small_images": ("pad", "enlarge", "resize"), "averaging": ("probabilities", "logits")}
+CHOICES = {"small_images": ("pad", "cut", "enlarge", "resize"), "averaging": ("probabilities", "logits")}
 
 
 def check_settings(settings: Mapping) -> None:
@@ -449,8 +464,8 @@ class SegmentationProcessing:
             if small_images == "enlarge":
                 sizes = [enlarged_size(resized, window_size) for resized in sizes]
                 pixel_values = [enlarged(image, size) for image, size in zip(pixel_values, sizes, strict=True)]
-            network = size_divisor, minimum_size
-            grids = [window_grid(resized, window_size, window_stride, *network) for resized in sizes]
+            network = size_divisor, minimum_size, small_images == "cut"
+            grids = window_grids(sizes, window_size, window_stride, *network)
             padded = [tuple(map(max, resized, window)) for resized, (window, _) in zip(sizes, grids, strict=True)]
         elif do_pad:
             padded = [padded_size(sizes, *padding_rule(size, do_resize, size_divisor, minimum_size))] * len(images)

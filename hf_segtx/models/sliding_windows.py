@@ -95,9 +95,17 @@ def window_pair(value: int | list[int] | tuple[int, int]) -> tuple[int, int]:
 
 
 def window_grid(
-    size: tuple[int, int], window_size, window_stride, size_divisor: int | None = None, minimum_size: int | None = None
+    size: tuple[int, int],
+    window_size,
+    window_stride,
+    size_divisor: int | None = None,
+    minimum_size: int | None = None,
+    is_cut: bool = False,
 ) -> tuple[tuple[int, int], tuple[list[int], list[int]]]:
     """The windows of an image of `size`: their size, and first row of each row and first column of each column of them.
+
+    Args:
+        is_cut: no larger than the image, or than the network can take.
 
     Raises:
         ValueError: if the stride would leave pixels out, or the model cannot take windows of that size.
@@ -111,6 +119,8 @@ def window_grid(
             raise ValueError(f"window_size {window} is not a multiple of size_divisor {size_divisor}; change either")
         if edge < (minimum_size or 1):
             raise ValueError(f"window_size {window} is below minimum_size {minimum_size}; the network takes no less")
+    if is_cut:
+        window = tuple(map(min, window, padded_size([size], size_divisor or 1, minimum_size or 1)))
     rows, columns = (window_starts(*axis) for axis in zip(size, window, stride, strict=True))
     return window, (rows, columns)
 

@@ -83,7 +83,9 @@ def prepare(image: Image.Image, facts: dict) -> tuple[np.ndarray, tuple[int, int
     mean = np.array(rules["image_mean"] if normalize else [0.0] * 3, np.float32)
     std = np.array(rules["image_std"] if normalize else [1.0] * 3, np.float32)
     least, divisor = (height, width), 1
-    if rules["window_size"] is not None:
+    if rules["window_size"] is not None and rules.get("small_images") == "cut":
+        least, divisor = pair(rules["minimum_size"] or 1), rules["size_divisor"] or 1
+    elif rules["window_size"] is not None:
         least = pair(rules["window_size"])
     elif rules["do_pad"] and not (rules["do_resize"] and rules["size"].get("height")):  # a size as said is not padded
         least, divisor = pair(rules["minimum_size"] or 1), rules["size_divisor"] or 1
@@ -125,6 +127,7 @@ def windows_of(facts: dict, size: tuple[int, int]) -> list[tuple[slice, slice]]:
     """The windows of a padded picture: every stride, the last one aligned to the border."""
     window = pair(facts["preprocessing"]["window_size"])
     stride = pair(facts["preprocessing"]["window_stride"] or window)
+    window = tuple(map(min, window, size))
     rows, columns = (
         [*range(0, side - edge, step), max(side - edge, 0)] for side, edge, step in zip(size, window, stride)
     )

@@ -199,9 +199,10 @@ class OutputSettings:
         [], "Height and width of windows in pixels, or one number; else crop_size.", "[1, 100000]", "1-2"
     )
     window_stride: list[int] = setting([], "Pixels from a window to the next; else window_size.", "[1, 100000]", "1-2")
-    small_images: Literal["pad", "enlarge", "resize"] = setting(
-        "pad", "Images smaller than a window are padded, enlarged after resizing, or, at several scales, resized to it."
-    )
+    small_images: Literal["pad", "cut", "enlarge", "resize"] = setting(
+        "pad", "Images smaller than a window are padded, or cut it, or are enlarged after resizing, or, at several "
+        "scales, resized to it.",
+    )  # fmt: skip
     averaging: Literal["probabilities", "logits"] = setting(
         "probabilities", "What of several scales and flips is averaged when the saved model is evaluated with them."
     )
