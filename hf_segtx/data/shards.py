@@ -96,18 +96,19 @@ def first_row(kind: str, file: str, token: str | bool | None):
 
 
 class ParquetRecords(Sequence):
-    """The rows of Parquet shards as (image, mask) pairs of undecoded files, read from the shards as they are.
+    """The rows of Parquet shards as tuples of undecoded files, image and mask, read from the shards as they are.
 
     Nothing is copied or converted, and only the row groups that are asked for are read, from disk or the Hub.
     Whoever goes through the rows group by group reads each group once.
 
     Args:
         files: paths, or addresses that `fsspec` knows (hf://datasets/...).
+        columns: that of the images, and that of the masks if there are any.
     """
 
-    def __init__(self, files: Sequence[str], image_column: str, label_column: str, token: str | bool | None = None):
+    def __init__(self, files: Sequence[str], *columns: str, token: str | bool | None = None):
         self.files = files
-        self.columns = [image_column, label_column]
+        self.columns = list(columns)
         self.token = token
         with ThreadPoolExecutor(16) as pool:
             self.metadata = list(pool.map(self._metadata, files))
@@ -149,21 +150,22 @@ class ParquetRecords(Sequence):
 
 
 class TarRecords(Sequence):
-    """The samples of WebDataset archives as (image, mask) pairs of undecoded files, read from where they are.
+    """The samples of WebDataset archives as tuples of undecoded files, image and mask, read from where they are.
 
     The headers in the archives are read once, to know where each file begins; then each sample is one read.
 
     Args:
         files: paths, or addresses that `fsspec` knows (hf://datasets/..., memory://...).
-        image_column, label_column: what follows the name of a sample, such as "jpg" and "mask.png".
+        columns: what follows the name of a sample: of the image, such as "jpg", and of the mask if there are any, such
+            as "mask.png".
 
     Raises:
-        ValueError: if an archive cannot be read, or a sample lacks one of both.
+        ValueError: if an archive cannot be read, or a sample lacks one of them.
     """
 
-    def __init__(self, files: Sequence[str], image_column: str, label_column: str, token: str | bool | None = None):
+    def __init__(self, files: Sequence[str], *columns: str, token: str | bool | None = None):
         self.files = files
-        self.columns = image_column, label_column
+        self.columns = columns
         self.token = token
         with ThreadPoolExecutor(16) as pool:
             samples = [list(found) for found in pool.map(lambda file: list(tar_samples(file, token)), files)]
@@ -177,9 +179,9 @@ class TarRecords(Sequence):
         ]
         if missing:
             more = ", ..." if len(missing) > 5 else ""
-            raise ValueError(f"{', '.join(missing[:5])}{more}; a sample is an image and a mask: remove or complete it")
+            raise ValueError(f"{', '.join(missing[:5])}{more}; remove such samples, or complete them")
         places = [[members[column] for column in self.columns] for found in samples for _, members in found]
-        self.places = np.array(places, np.int64).reshape(-1, 2, 2)  # begin and end of both files
+        self.places = np.array(places, np.int64).reshape(-1, len(columns), 2)  # begin and end of each file
 
     def __len__(self) -> int:
         return len(self.names)

@@ -77,9 +77,7 @@ def find_columns(table, image_column: str | None = None, label_column: str | Non
             named = [name for name, mode in modes.items() if mode[0] in "1LPI"]
         label_column = named[0] if len(named) == 1 else next((name for name in named if name == "label"), None)
     if image_column is None:
-        candidates = [name for name in pictures if name != label_column]
-        named = [name for name in IMAGE_COLUMNS if name in candidates]
-        image_column = (named or candidates)[0] if named or len(candidates) == 1 else None
+        image_column = _image_among([name for name in pictures if name != label_column])
     if image_column is None or label_column is None:
         missing = "mask" if label_column is None else "image"
         raise ValueError(
@@ -87,6 +85,28 @@ def find_columns(table, image_column: str | None = None, label_column: str | Non
             "(both of type Image; masks hold class ids)"
         )
     return image_column, label_column
+
+
+def find_image_column(table, image_column: str | None = None) -> str:
+    """Name of the image column of a `datasets.Dataset` that may have no masks.
+
+    Raises:
+        ValueError: if it is not there or not certain; the message lists the columns.
+    """
+    import datasets
+
+    columns = "; ".join(f"{name}: {type(feature).__name__}" for name, feature in table.features.items())
+    pictures = [name for name, feature in table.features.items() if isinstance(feature, datasets.Image)]
+    found = image_column or _image_among(pictures)
+    if found not in table.features:
+        which = f"no column {found!r}" if found else "no certain image column"
+        raise ValueError(f"there is {which}; give image_column_name; the columns are {columns}")
+    return found
+
+
+def _image_among(candidates: list[str]) -> str | None:
+    named = [name for name in IMAGE_COLUMNS if name in candidates]
+    return (named or candidates)[0] if named or len(candidates) == 1 else None
 
 
 def _is_array(feature) -> bool:

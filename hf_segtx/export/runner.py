@@ -88,8 +88,14 @@ def open_torch(file: Path, outputs: list[str], provider: str | None, threads: in
     module, names = torch.export.load(file).module(), outputs_of(file)
 
     def run(pixel_values: np.ndarray) -> dict[str, np.ndarray]:
-        with torch.no_grad():
-            results = module(torch.from_numpy(pixel_values))
+        try:
+            with torch.no_grad():
+                results = module(torch.from_numpy(pixel_values))
+        except AssertionError as error:  # a guard of torch.export
+            raise ValueError(
+                f"{file} takes no input of shape {pixel_values.shape} ({error}): torch.export lets no map inside the "
+                "model be one value high or wide; give a larger image, or use the .onnx or .xml file"
+            ) from error
         return {name: result.numpy() for name, result in zip(names, results, strict=True) if name in outputs}
 
     return run
@@ -123,6 +129,7 @@ class ExportedModel(nn.Module):
                 "outputs label_map and logits, or use segment.py beside it"
             )
         self.config = AutoConfig.from_pretrained(file.parent)
+        self.weights_sha256 = record["metadata"]["weights_sha256"]  # of the checkpoint that was exported
         self.device_holder = nn.Parameter(torch.empty(0), requires_grad=False)
         preprocessing = json.loads(record["metadata"]["preprocessing"])
         self.takes_bytes = record["metadata"]["input"].startswith("uint8")
