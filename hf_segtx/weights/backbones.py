@@ -40,9 +40,9 @@ def load_backbone(model: PreTrainedModel, name_or_path: str | Path):
         ValueError: if there are no such weights, the file is damaged, or they do not fit the backbone.
         OSError: if a file cannot be opened, or the Hub refuses.
     """
+    weights = architecture_of(model).weights
     if model.config.backbone_config is not None:
         return load_other_backbone(model, name_or_path)
-    weights = architecture_of(model).weights
     weights.load_backbone(model.base_model, backbone_file(name_or_path, weights.HUB_OWNER))
 
 
