@@ -203,7 +203,7 @@ class OutputSettings:
         "pad", "Images smaller than a window are padded, or cut it, or are enlarged after resizing, or, at several "
         "scales, resized to it.",
     )  # fmt: skip
-    averaging: Literal["probabilities", "logits"] = setting(
+    averaging: Literal["probabilities", "logits", "exp"] = setting(
         "probabilities", "What of several scales and flips is averaged when the saved model is evaluated with them."
     )
     output_dir: str | None = setting(None, f"Where everything goes; else {DEFAULT_OUTPUT_DIR}, numbered if taken.")
@@ -300,7 +300,7 @@ def config_overrides(arguments: Arguments) -> dict:
             f"config_overrides {arguments.config_overrides} is no JSON object; give names and values, such as "
             "'{\"drop_path_rate\": 0.0}'"
         )
-    if arguments.decode_head is not None:
+    if getattr(arguments, "decode_head", None) is not None:  # a setting of training, not of conversion
         overrides["decode_head"] = arguments.decode_head
     if decided := [name for name in overrides if name in DECIDED_FIELDS]:
         raise ValueError(f"config_overrides has {decided[0]}, which data and architecture decide; omit it")
