@@ -3,6 +3,7 @@
 python -m hf_segtx.hub outputs/run USER/NAME      # uploads an output folder of examples/train.py, or repeats it
 """
 
+import json
 import re
 import sys
 from pathlib import Path
@@ -32,6 +33,19 @@ from .visualization.curves import training_curves
 
 
 RECORDS = ("all_results.json", "train.args")  # of a training, which repeat its arguments
+DINOV3_LICENSE = {
+    "license": "other",
+    "license_name": "dinov3-license",
+    "license_link": "https://ai.meta.com/resources/models-and-libraries/dinov3-license",
+}
+# Licences of the released weights of backbones, by their names: of the kind in transformers, in timm, or on the Hub.
+# The first that fits counts. Those that are not here say it in their cards on the Hub.
+WEIGHT_LICENSES = {
+    r"dinov3": DINOV3_LICENSE,
+    r"sam2_hiera": {"license": "apache-2.0"},
+    r"convnext_?v2|hiera|vit_?mae|[._-]mae\b|i_?jepa|metaclip": {"license": "cc-by-nc-4.0"},
+    r"dinov2|siglip|beit": {"license": "apache-2.0"},
+}
 # What goes wrong with a network or the Hub; HTTPError is that of the HTTP library that huggingface_hub uses.
 HUB_ERRORS = (OSError, HTTPError, OfflineModeIsEnabled)
 
@@ -83,6 +97,12 @@ def write_card(
     """
     folder = Path(folder)
     base_model, base_license = lineage(start, ARCHITECTURES[Path(template).stem].weights.HUB_OWNER)
+    backbone = other_backbone(folder)
+    if backbone and start:
+        weights_license = license_of_weights(f"{Path(start).name if Path(start).exists() else start} {backbone}")
+        base_license = base_license or weights_license  # first what the card of the Hub says, if it can be had
+        if weights_license == DINOV3_LICENSE:  # which stays with whatever is made of the weights
+            base_license, license = weights_license, None
     if dataset_name is not None and not is_hub_name(dataset_name):
         dataset_name = None
     data, start, training = (text and without_folders(str(text)) for text in (data, start, training))
@@ -129,6 +149,7 @@ def write_card(
         data=data,
         start=start,
         base_model=base_model,
+        backbone=backbone,
         training=training,
         has_curves=has_curves,
         has_predictions=(folder / "predictions.png").is_file(),
@@ -173,6 +194,22 @@ def lineage(start: str | None, owner: str) -> tuple[str | None, dict]:
     if base_model is None and isinstance(base.base_model, str) and is_hub_name(base.base_model):
         base_model = base.base_model
     return base_model, {key: base.get(key) for key in keys if base.get(key)}
+
+
+def other_backbone(folder: str | Path) -> str | None:
+    """What a saved model's backbone is called in transformers or timm; None if it is the architecture's own."""
+    file = Path(folder) / "config.json"
+    config = (json.loads(file.read_text()) if file.is_file() else {}).get("backbone_config") or {}
+    return config.get("backbone") or config.get("model_type")
+
+
+def license_of_weights(name: str) -> dict:
+    """The licence of a backbone's released weights, in the words of a card; {} if it is not known.
+
+    Args:
+        name: of the weights, or of the kind of backbone.
+    """
+    return next((known for pattern, known in WEIGHT_LICENSES.items() if re.search(pattern, name, re.IGNORECASE)), {})
 
 
 def push(folder: str | Path, repository: str, token: str | None = None) -> str:

@@ -524,3 +524,36 @@ torch.save(model(images).logits.detach(), {str(tmp_path / "logits.pt")!r})
     subprocess.run([sys.executable, "-c", code], check=True, env=environment, timeout=600)
     with torch.no_grad():
         assert torch.load(tmp_path / "logits.pt").equal(model(images).logits)
+
+
+# ----------------------------------------------------------------------------------------------------------- the page
+
+
+PAGE = Path(__file__).parents[1] / "docs/backbones.md"
+
+
+def table() -> str:
+    """What works, for docs/backbones.md: the pairs that `test_pair` tries, and what else is tested of each backbone."""
+    rows = [
+        "| backbone | maps at | sizes | SETR | Segmenter | SegFormer | OCRNet | recomputes |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for name, kind in BACKBONES.items():
+        plain = kind.is_plain
+        strides = f"1/{kind.strides[0]}" if plain else ", ".join(f"1/{stride}" for stride in kind.strides)
+        size = f"{kind.fixed_size} only; windows" if kind.fixed_size else "any"
+        heads = ["blocks" if plain else "fused"] * 2 + ["blocks" if plain else "stages"] * 2
+        assert all((head, name) in PAIRS for head in HEADS)
+        recomputes = "no" if name in CANNOT_CHECKPOINT else "yes"
+        rows.append(f"| {name} | {strides} | {size} | {' | '.join(heads)} | {recomputes} |")
+    return "\n".join(rows)
+
+
+def test_page_has_the_table():
+    """`python tests/test_backbones.py` writes it anew."""
+    assert table() in PAGE.read_text()
+
+
+if __name__ == "__main__":
+    text = PAGE.read_text()
+    PAGE.write_text(re.sub(r"\| backbone \| maps.*?\n(?=\n)", table() + "\n", text, flags=re.S))

@@ -17,6 +17,13 @@ from huggingface_hub import ModelCard, parse_eval_result_entries
 from markdown_it import MarkdownIt
 from PIL import Image
 from tiny import CASES
+from transformers import (
+    ConvNextV2Config,
+    Dinov2Config,
+    DINOv3ConvNextConfig,
+    DINOv3ViTConfig,
+    TimmBackboneConfig,
+)
 
 from hf_segtx import SegFormerImageProcessor
 from hf_segtx.hub import check_token, push, without_folders, write_card
@@ -173,6 +180,45 @@ def test_card_inherits_licence_and_lineage(tmp_path, hub):
     card = ModelCard.load(write_card(tmp_path / "second", TEMPLATES[0], RESULTS, start=tmp_path / "first", **settings))
     assert (card.data.base_model, card.data.license, card.data.license_name) == ("me/base", "other", "research-only")
     assert "research-only; derived from [me/base]" in card.text
+
+
+@pytest.mark.parametrize(
+    ("start", "backbone", "licence", "text"),
+    [
+        ("me/base", Dinov2Config(), "research-only", "Its backbone is dinov2, of"),  # of the card on the Hub
+        (
+            "nowhere/dinov3-vits16",
+            DINOv3ViTConfig(),
+            "dinov3-license",
+            "stay under the [DINOv3 License](https://ai.meta",
+        ),
+        ("weights", DINOv3ConvNextConfig(), "dinov3-license", "pass on a copy"),
+        ("weights", TimmBackboneConfig(backbone="vit_small_patch16_dinov3"), "dinov3-license", "DINOv3"),
+        ("weights", ConvNextV2Config(), "cc-by-nc-4.0", "non-commercial use only"),
+        ("timm/vit_base_patch16_224.mae", TimmBackboneConfig(backbone="vit_base_patch16_224"), "cc-by-nc-4.0", "only"),
+        (
+            "timm/sam2_hiera_tiny.fb_r896",
+            TimmBackboneConfig(backbone="sam2_hiera_tiny"),
+            "apache-2.0",
+            "sam2_hiera_tiny",
+        ),
+        (None, DINOv3ViTConfig(), None, "Its backbone is dinov3"),  # of random weights
+        ("nowhere/dinov3-else", None, None, "from"),  # no backbone of another library
+    ],
+)
+def test_card_has_the_licence_of_the_backbone(start, backbone, licence, text, tmp_path, hub):
+    api = huggingface_hub.HfApi()
+    api.create_repo("me/base", exist_ok=True)
+    base = "---\nlicense: other\nlicense_name: research-only\n---\n"
+    api.upload_file(path_or_fileobj=base.encode(), path_in_repo="README.md", repo_id="me/base")
+    CASES["segformer"].row.config(backbone_config=backbone, decoder_stages=[0]).save_pretrained(tmp_path)
+    card = ModelCard.load(write_card(tmp_path, TEMPLATES[0], RESULTS, name="run", data="scenes", start=start))
+    assert (card.data.get("license_name") or card.data.license) == licence
+    assert text in card.text and ("backbone is" in card.text) == (backbone is not None)
+    card = ModelCard.load(
+        write_card(tmp_path, TEMPLATES[0], RESULTS, name="run", data="scenes", start=start, license="mit")
+    )
+    assert card.data.license == ("other" if licence == "dinov3-license" else "mit")  # DINOv3's is not to be replaced
 
 
 def test_folders_of_the_machine_stay_private(tmp_path, hub):
