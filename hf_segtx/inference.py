@@ -286,8 +286,8 @@ def segment(
 
     Averaged are probabilities (softmax of the logits resized to the image), as in the authors' code of SETR
     (`inference` and `aug_test` of its mmsegmentation) and Segmenter (segm/model/utils.py), or, if the processor's
-    `averaging` says so, logits. The logits of all scales are held at the resolution of the head, full-size ones for a
-    block of rows only.
+    `averaging` says so, logits or their exponentials. The logits of all scales are held at the resolution of the head
+    (exponentials at that of the input), full-size ones for a block of rows only.
 
     Args:
         scales: factors of the processor's `size`; the papers take 0.5, 0.75, 1, 1.25, 1.5 and 1.75.
@@ -305,22 +305,31 @@ def segment(
     follow(processor, model)
     orders = [None, flip_permutation(model.config.id2label)] if flip else [None]  # of the classes, not mirrored and so
     results = []
+    steps = scales if list(scales) != [1] else [None]
+    averaging = getattr(processor, "averaging", None)
     for image in images:
         height, width = image_size(image)
-        views = [
-            (_view(model, processor, image, scale, mirrored, window_batch_size), order)
-            for scale in (scales if list(scales) != [1] else [None])
-            for mirrored, order in zip((False, True), orders)
-        ]
+        if averaging == "exp":
+            views = [(_exponentials(model, processor, image, scale, orders), None) for scale in steps]
+        else:
+            views = [
+                (_view(model, processor, image, scale, mirrored, window_batch_size), order)
+                for scale in steps
+                for mirrored, order in zip((False, True), orders)
+            ]
         blocks = []
         step = max(1, BLOCK_NUMEL // (max(2, model.config.num_labels) * width))
         for begin in range(0, height, step):
             end = min(begin + step, height)
-            logits = (_reordered(view(begin, end), order) for view, order in views)
-            if getattr(processor, "averaging", None) == "logits":
-                probabilities = (sum(logits) / len(views)).softmax(0)
+            if averaging == "exp":
+                probabilities = sum(view(begin, end) for view, _ in views)
+                probabilities /= probabilities.sum(0)
+            elif averaging == "logits":
+                logits = sum(_reordered(view(begin, end), order) for view, order in views)
+                probabilities = (logits / len(views)).softmax(0)
             else:
-                probabilities = sum(each.softmax(0) for each in logits) / len(views)
+                shares = (_reordered(view(begin, end), order).softmax(0) for view, order in views)
+                probabilities = sum(shares) / len(views)
             confidence, label_map = probabilities.max(0)
             block = [label_map]
             if return_uncertainty:
@@ -377,6 +386,47 @@ def _view(
     rows, columns = unpadded_positions(target, size, padded, tuple(logits.shape[2:]), processor.align_corners)
     columns = columns.flip(0) if mirrored else columns
     return lambda begin, end: logits_at(logits, rows[begin:end], columns)[0]
+
+
+def _exponentials(
+    model: nn.Module, processor, image, scale: float | None, orders: list
+) -> Callable[[int, int], torch.Tensor]:
+    """A function that returns the exponentials of an image's logits (K, end - begin, W) of rows begin to end.
+
+    As `multi_scale_inference` of HRNet-OCR: each window's logits and those of its mirrored self are upsampled to the
+    window and averaged; the mean over windows is that of their exponentials, and so is what is resized to the image.
+
+    Args:
+        orders: of the classes, not mirrored and, if flips are tested, mirrored.
+    """
+    pixel_values, device = resized_image(processor, image, scale), next(model.parameters()).device
+    size = own = tuple(pixel_values.shape[1:])
+    if processor.window_size is None:
+        rule = padding_rule(processor.size, processor.do_resize, processor.size_divisor, processor.minimum_size)
+        size = padded_size([own], *rule) if processor.do_pad else own
+        pixel_values = F.pad(pixel_values, (0, size[1] - own[1], 0, size[0] - own[0]))
+        windows, places = [pixel_values], [(0, 0)]
+    else:
+        merged, windows = cut_windows(processor, pixel_values, image_size(image))
+        own, places = merged.own, product(*merged.starts)
+    total = count = None
+    for pixels, (top, left) in zip(windows, places, strict=True):
+        logits = []
+        for order in orders:
+            shown = pixels.flip(2) if logits else pixels  # the second is the mirrored one
+            found = model(shown[None].to(device)).logits
+            found = F.interpolate(found, pixels.shape[1:], mode="bilinear", align_corners=processor.align_corners)[0]
+            logits.append(_reordered(found.flip(2) if logits else found, order))
+        if total is None:
+            size = tuple(map(max, own, pixels.shape[1:]))
+            total, count = logits[0].new_zeros(len(logits[0]), *size), logits[0].new_zeros(size)
+        inside = slice(top, top + pixels.shape[1]), slice(left, left + pixels.shape[2])
+        mean = sum(logits) / len(logits)
+        total[:, inside[0], inside[1]] += mean.clamp(max=80).exp()  # more is too much for float32
+        count[inside] += 1
+    merged = (total / count)[None, :, : own[0], : own[1]]
+    rows, columns = unpadded_positions(image_size(image), own, own, own, processor.align_corners)
+    return lambda begin, end: logits_at(merged, rows[begin:end], columns)[0]
 
 
 def evaluate(
@@ -508,7 +558,8 @@ def protocol(processor, ignore_index: int = 255, *, scales: Sequence[float] = (1
             cut += ", smaller images enlarged"
         elif processor.small_images == "resize" and list(scales) != [1]:
             cut += ", shortest edge at least the window's and the longest free"
-    averaged = "logits" if getattr(processor, "averaging", None) == "logits" else "softmax probabilities"
+    names = {"logits": "logits", "exp": "exponentials of logits"}
+    averaged = names.get(getattr(processor, "averaging", None), "softmax probabilities")
     mean = "" if list(scales) == [1] and not flip else f"; {averaged} averaged over scales and flips"
     if getattr(processor, "do_flip_channel_order", False):
         shown += ", in BGR"

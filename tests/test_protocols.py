@@ -279,6 +279,39 @@ def test_logits_of_scales_and_flips_are_averaged(checkpoint):
     torch.testing.assert_close(found.probabilities, (total / 6).softmax(0), rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("window, align_corners", [(None, True), ((64, 80), True), ((64, 80), False)])
+@torch.no_grad()
+def test_exponentials_of_logits_are_averaged_as_in_hrnet_ocr(checkpoint, window, align_corners):
+    """Per window and at its size: mean logits of both flips, exp; the mean over windows is resized and added up."""
+    model, processor = load_model(checkpoint)
+    model.config.id2label = {**model.config.id2label, 1: "left arm", 3: "right arm"}
+    model.config.align_corners = align_corners
+    set_protocol(processor, "slide" if window else None, window or (), window or (), [70, 140], averaging="exp")
+    processor.small_images = "cut"
+    image, size, total = scene(60, 100), (60, 100), 0
+    for scale in SCALES:
+        bounds = {"shortest_edge": int(70 * scale), "longest_edge": int(140 * scale)}
+        pixels = SegFormerImageProcessor(minimum_size=None)(image, size=bounds, return_tensors="pt")["pixel_values"]
+        height, width = pixels.shape[2:]
+        edges = [min(height, window[0]), min(width, window[1])] if window else [height, width]
+        added, count = torch.zeros(4, height, width), torch.zeros(height, width)
+        for top in sorted({0, height - edges[0]}):
+            for left in sorted({0, width - edges[1]}):
+                cut = slice(top, top + edges[0]), slice(left, left + edges[1])
+                crop = pixels[:, :, cut[0], cut[1]]
+                first, second = (
+                    F.interpolate(model(each).logits, edges, mode="bilinear", align_corners=align_corners)[0]
+                    for each in (crop, crop.flip(3))
+                )
+                added[:, cut[0], cut[1]] += ((first + second.flip(2)[[0, 3, 2, 1]]) / 2).exp()
+                count[cut] += 1
+        total += F.interpolate((added / count)[None], size, mode="bilinear", align_corners=align_corners)[0]
+    options = {"scales": SCALES, "flip": True, "return_scores": True}
+    found = segment(model, processor, [image], **options)[0]
+    torch.testing.assert_close(found.probabilities, total / total.sum(0), rtol=0, atol=1e-5)
+    assert "exponentials of logits averaged" in protocol(processor, flip=True)
+
+
 @pytest.mark.parametrize("backend", [SegFormerImageProcessor, SegFormerImageProcessorPil])
 def test_bgr_is_the_reversed_image(backend):
     image = scene(40, 50)

@@ -191,7 +191,7 @@ def test_every_published_run_has_a_recipe_or_a_reason():
     assert len(RUNS) == 97 and {recipe.stem for recipe in PUBLISHED} == FACTS.keys()
     counts = Counter(re.match(r"\w+", status(run))[0] for run in RUNS.values())
     print(dict(counts))
-    assert counts.pop("missing") == 7 and counts.total() == 90 and counts["equal"] == 51
+    assert counts.pop("missing") == 7 and counts.total() == 90 and counts["equal"] == 54
     assert all(run["missing"] for run in RUNS.values() if "missing" in run)
     # The heads of recipes say where they differ, and the table says the same.
     for run in RUNS.values():
@@ -342,7 +342,7 @@ def test_recipe_trains(recipe, data, tmp_path):
     flags += ["--train_dir", folder, "--validation_dir", folder, "--max_train_steps", "2", "--num_warmup_steps", "0"]
     flags += ["--evaluation_steps", "2", "--total_batch_size", "2", "--crop_size", "64"]
     if arguments.window_size:
-        flags += ["--window_size", "64", "--window_stride", str(max(1, 64 * arguments.window_stride[0] // 768))]
+        flags += ["--window_size", "64", "--window_stride", str(min(64, max(1, 64 * arguments.window_stride[0] // 768)))]
     arguments = replace(parse_training(flags), architecture=architecture(recipe), **dict.fromkeys(unset))
     results = train(arguments)
     assert results["step"] == 2 and results["skipped_steps"] == 0 and len(results["classes"]) == num_labels(recipe)

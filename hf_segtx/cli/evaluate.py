@@ -67,7 +67,7 @@ class ProtocolSettings:
         None, "Images smaller than a window are padded, or cut it, or are enlarged after resizing, or, at several "
         "scales, resized to it.",
     )  # fmt: skip
-    averaging: Literal["probabilities", "logits"] | None = setting(
+    averaging: Literal["probabilities", "logits", "exp"] | None = setting(
         None, "What of several scales and flips is averaged."
     )
     scales: list[float] = setting([1.0], "Factors of the image size; their predictions are averaged.", "[0.01, 100]")

@@ -85,7 +85,8 @@ class SegtxImageProcessorKwargs(ImagesKwargs, total=False):
             window ends where they end (mmsegmentation). "enlarge": after resizing they are resized once more, until no
             side is (Segmenter). "resize": as "pad", but when several scales are tested, their shortest edge is that of
             `size` times the scale, at least the window's longer side, and the longest edge is free (SETR).
-        averaging: of several scales and flips: of "probabilities", or of "logits" (OCRNet's openseg).
+        averaging: of several scales and flips: of "probabilities"; of "logits" (OCRNet's openseg); or of "exp", the
+            exponentials of logits at the size that the model sees, which are of the mean of both flips (HRNet-OCR).
         do_flip_channel_order: show the model BGR; `image_mean` and `image_std` are then meant in that order, too.
     """
 
@@ -303,7 +304,7 @@ KINDS = (
     ("ignore_index", "a whole number", Integral, -(2**31), 2**31 - 1, 0),
 )
 
-CHOICES = {"small_images": ("pad", "cut", "enlarge", "resize"), "averaging": ("probabilities", "logits")}
+CHOICES = {"small_images": ("pad", "cut", "enlarge", "resize"), "averaging": ("probabilities", "logits", "exp")}
 
 
 def check_settings(settings: Mapping) -> None:

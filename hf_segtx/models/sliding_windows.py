@@ -197,7 +197,7 @@ class MergedWindows:
         starts: tuple[list[int], list[int]],
         align_corners: bool = False,
     ):
-        self.starts = starts
+        self.own, self.starts = own, starts
         self._geometry = list(zip(own, target, window, starts, strict=True))
         self._align_corners = align_corners
         self._rows: _Axis | None = None  # they follow from the size of the first logits

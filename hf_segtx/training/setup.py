@@ -276,8 +276,8 @@ def set_protocol(arguments: Arguments, model: nn.Module, processor) -> None:
         processor.stretch_divisor = arguments.stretch_divisor
     if arguments.channel_order == "bgr":
         processor.do_flip_channel_order = True
-    if arguments.averaging == "logits":
-        processor.averaging = "logits"
+    if arguments.averaging != "probabilities":
+        processor.averaging = arguments.averaging
     channels = getattr(model.config, "num_channels", 3)
     for name in ("image_mean", "image_std"):
         if values := getattr(arguments, name):
