@@ -1,9 +1,12 @@
-"""What a Vision Transformer looks at: sums over loops, plain geometry, and the pictures of the command."""
+"""What a model looks at: sums over loops, plain geometry, and the pictures of the command."""
+
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tiny import CASES
 
 from hf_segtx import SegFormerConfig, SegFormerForSemanticSegmentation, SegFormerImageProcessor
 from hf_segtx.cli import main
@@ -14,6 +17,8 @@ from hf_segtx.models.image_processing_segtx import OCRNetImageProcessor, Segment
 from hf_segtx.models.modeling_ocrnet import OCRNetForSemanticSegmentation
 from hf_segtx.models.modeling_segmenter import SegmenterForSemanticSegmentation
 from hf_segtx.models.modeling_setr import SETRForSemanticSegmentation
+from hf_segtx.prediction.explain import look_from_place
+from hf_segtx.prediction.gradients import follow_gradients
 from hf_segtx.visualization import (
     attention_picture,
     class_embedding_coordinates,
@@ -151,9 +156,10 @@ MODELS = {
 def test_command_writes_its_pictures(name, run, tmp_path, capsys):
     model, processor = MODELS[name](), SegmenterImageProcessor(size={"height": 50, "width": 70})
     files = write_photos(tmp_path, "street.png", "field.png")
-    words = [*files, "--patch", "3", "4", "--layers", "0", "3"]
+    words = [*files, "--pixel", "55", "80", "--layers", "0", "3"]
     expected = ["class_embeddings.csv", "class_embeddings.png", "distances.csv", "distances.png"]
-    expected += ["field_attention.png", "street_attention.png"]
+    expected += ["field_attention.png", "field_classes.png", "receptive_fields.png"]
+    expected += ["street_attention.png", "street_classes.png"]
     for _ in range(2):  # what it wrote may be replaced
         assert run(model, processor, *words) == (0, expected)
     table = np.loadtxt(tmp_path / "out/distances.csv", delimiter=",", skiprows=1)
@@ -163,8 +169,8 @@ def test_command_writes_its_pictures(name, run, tmp_path, capsys):
     capsys.readouterr()
     for wrong, said in (
         (["--layers", "4"], "--layers [4]; there are 0 to 3"),
-        (["--patch", "9", "0"], "--patch (9, 0) is outside the grid"),
-        (["--patch", "1"], "--patch has 1 values"),
+        (["--pixel", "60", "0"], "--pixel (60, 0) is outside"),
+        (["--pixel", "1"], "--pixel has 1 values"),
         (["drive.mp4"], "drive.mp4: no pictures or videos"),
     ):
         assert run(model, processor, *files, *wrong)[0] == 2
@@ -178,17 +184,96 @@ def test_command_draws_the_regions_of_ocrnet(run, tmp_path):
     )
     model, processor = OCRNetForSemanticSegmentation(config), OCRNetImageProcessor(do_resize=False)
     files = write_photos(tmp_path, "street.png", "street.jpg")
-    results = ["class_embeddings.csv", "class_embeddings.png", "street.jpg_regions.png", "street.png_regions.png"]
+    results = ["class_embeddings.csv", "class_embeddings.png", "receptive_fields.png"]
+    results += [
+        f"street.{kind}" for kind in ("jpg_classes.png", "jpg_regions.png", "png_classes.png", "png_regions.png")
+    ]
     assert run(model, processor, *files) == (0, results)
     (tmp_path / "out/street.jpg_regions.png").write_bytes(b"mine")
     assert run(model, processor, *files)[0] == 2
     assert (tmp_path / "out/street.jpg_regions.png").read_bytes() == b"mine"
 
 
-def test_model_without_attention_explains_its_classes_only(run, tmp_path, capsys):
-    sizes = {"hidden_sizes": [8] * 4, "depths": [1] * 4, "num_attention_heads": [1] * 4, "decoder_hidden_size": 16}
-    model = SegFormerForSemanticSegmentation(SegFormerConfig(**sizes, num_labels=3))
+def test_command_draws_the_attention_of_segformer(run, tmp_path):
+    """From the chosen place to the reduced keys, against the weights that the model itself returns."""
+    sizes = {"hidden_sizes": [8, 8, 16, 16], "depths": [1, 2, 1, 1], "num_attention_heads": [1, 2, 2, 4]}
+    torch.manual_seed(0)
+    model = SegFormerForSemanticSegmentation(SegFormerConfig(**sizes, decoder_hidden_size=16, num_labels=3))
+    processor = SegFormerImageProcessor(do_resize=False, size_divisor=32)
+    results = ["class_embeddings.csv", "class_embeddings.png", "receptive_fields.png"]
+    results += ["street_attention.png", "street_classes.png"]
+    (file,) = write_photos(tmp_path, "street.png")
+    assert run(model, processor, file, "--pixel", "21", "70") == (0, results)
+    model.set_attn_implementation("eager")
+    pixel_values = processor(Image.open(file), return_tensors="pt")["pixel_values"]  # (1, 3, 64, 96)
+    maps, _ = look_from_place(model, pixel_values, (5, 17), (16, 24))
+    weights = model(pixel_values, output_attentions=True).attentions
+    assert [m.shape for m in maps] == [(1, 2, 3), (2, 2, 3), (2, 2, 3), (2, 2, 3), (4, 2, 3)]
+    for row, column, stride, layer in ((5, 17, 24, 0), (2, 8, 12, 1), (2, 8, 12, 2), (1, 4, 6, 3), (0, 2, 3, 4)):
+        expected = weights[layer][0, :, row * stride + column].reshape(-1, 2, 3)
+        np.testing.assert_allclose(maps[layer], expected.detach(), atol=1e-6)  # float32, the same operations
+
+
+class Identity(torch.nn.Module):
+    """A "network" of known gradients: two maps, the second twice the sum over 2x2 pixels; logits are its channels."""
+
+    def __init__(self):
+        super().__init__()
+        self.backbone = Backbone()
+        self.config = SimpleNamespace(id2label={0: "sky", 1: "road"})
+
+    def forward(self, pixel_values):
+        return SimpleNamespace(logits=self.backbone(pixel_values).feature_maps[-1] * 3)
+
+
+class Backbone(torch.nn.Module):
+    def forward(self, pixel_values):
+        first = pixel_values[:, :2]
+        return SimpleNamespace(feature_maps=(first, 8 * torch.nn.functional.avg_pool2d(first, 2)))
+
+
+def test_gradients_by_hand():
+    pixels = torch.zeros(1, 3, 4, 6)
+    pixels[0, 0, :, :4], pixels[0, 1, :, 4:] = 1, 2  # class 0 left, class 1 right
+    found = follow_gradients(Identity(), pixels)
+    assert found.largest_classes(2) == [0, 1] and found.name(1) == "road"
+    # d (sum of logit 0 over its 4 cells) / d (map 0) is 3 in those 4 of 6 cells: the mean, 2, weights the map of 8s
+    np.testing.assert_allclose(found.class_activation(0), [[16, 16, 0]] * 2)
+    np.testing.assert_allclose(found.class_activation(1), [[0, 0, 16]] * 2)  # 3 in 2 of 6 cells, times 16
+    fields, titles = found.receptive_fields()
+    assert titles == ["map 1, 1/1", "map 2, 1/2", "logits, 1/2"]
+    first, second, last = np.zeros((3, 4, 6))
+    first[2, 3] = 2  # two channels
+    second[2:4, 2:4] = 2 * 8 / 4
+    np.testing.assert_allclose(fields[0], first)
+    np.testing.assert_allclose(fields[1], second)
+    np.testing.assert_allclose(fields[2], 3 * second)
+
+
+def test_fields_of_a_convolution_end_where_it_does(run, tmp_path):
+    """OCRNet's ResNet, a map before any context: nothing from beyond the kernels."""
+    config = OCRNetConfig(
+        num_labels=5, backbone_type="resnet", hidden_sizes=[8, 8, 8, 8], depths=[1, 1, 1, 1], decoder_hidden_size=8
+    )
+    torch.manual_seed(0)
+    found = follow_gradients(OCRNetForSemanticSegmentation(config).eval(), torch.randn(1, 3, 128, 128))
+    fields, _ = found.receptive_fields()
+    assert (fields[0] > 0).any() and (fields[0][:32] == 0).all() and (fields[0][:, 96:] == 0).all()
+    assert (fields[-1][:8] > 0).any()  # context reaches everywhere
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_every_architecture_is_explained(name, run, tmp_path):
+    case = CASES[name]
+    processor = case.row.processor(do_resize=False, size_divisor=32)
+    status, files = run(case.make_model(), processor, *write_photos(tmp_path, "street.png"))
+    assert status == 0 and {"street_classes.png", "receptive_fields.png"} <= set(files)
+
+
+def test_one_class_is_explained(run, tmp_path):
+    """A sigmoid: no class embeddings, and the class is not called background."""
+    model = CASES["segformer"].make_model(num_labels=1)
     processor = SegFormerImageProcessor(do_resize=False)
-    assert run(model, processor) == (0, ["class_embeddings.csv", "class_embeddings.png"])
-    assert run(model, processor, *write_photos(tmp_path, "street.png"))[0] == 2
-    assert "give no images, for the class embeddings only" in capsys.readouterr().err
+    status, files = run(model, processor, *write_photos(tmp_path, "street.png"))
+    assert status == 0 and files == ["receptive_fields.png", "street_attention.png", "street_classes.png"]
+    assert follow_gradients(model, torch.randn(1, 3, 64, 64)).name(0) == "LABEL_0"

@@ -1,11 +1,15 @@
-"""Shows what a segmentation transformer looks at and what it has learnt about its classes.
+"""Shows what a segmentation model looks at and what it has learnt about its classes.
 
     segtx explain outputs/segmenter_camvid street.jpg
-    segtx explain outputs/segmenter_camvid frames/*.jpg --patch 8 21 --layers 0 3 7 11
+    segtx explain outputs/segformer_camvid frames/*.jpg --pixel 120 240 --layers 0 3 7
 
-Writes, for models on a plain Vision Transformer (Segmenter, SETR):
+Writes, for SegFormer, Segmenter and SETR:
 
-    NAME_attention.png    a picture, one patch of it, and where each head of each layer looks from there
+    NAME_attention.png    a picture, one place in it, and where each head of each layer looks from there; SegFormer's
+                          keys are fewer than its queries, and drawn at their size
+
+for Segmenter and SETR:
+
     distances.png .csv    how far each head of each layer looks, mean over the pictures
 
 for OCRNet:
@@ -15,10 +19,14 @@ for OCRNet:
 
 and for every model:
 
+    NAME_classes.png      which places of the backbone's last map speak for each of the (at most seven) largest classes
+    receptive_fields.png  how much each pixel changes the middle of the backbone's maps and of the logits, mean over the
+                          pictures; square roots, so that more than the brightest is seen
     class_embeddings.png .csv    the classes in the plane in which they differ most: the class embeddings of Segmenter's
                                  mask transformer, elsewhere the classifier's weights
 
-These are Figures 6, 7 and 8 of the Segmenter paper (arXiv 2105.05633), and Eq. 4 and 5 of OCRNet's (arXiv 1909.11065).
+These are Figures 6, 7 and 8 of the Segmenter paper (arXiv 2105.05633), Eq. 4 and 5 of OCRNet's (arXiv 1909.11065),
+Figure 3 of SegFormer's (arXiv 2105.15203), and Seg-Grad-CAM (arXiv 2002.11434).
 Only files that this command or `segtx predict` wrote are replaced.
 """
 
@@ -35,7 +43,7 @@ class ExplanationSettings:
     """Results."""
 
     output_dir: str = setting("explanations", "Folder of the results.")
-    patch: list[int] = setting([], "Row and column in the grid of patches; else the middle one.", "[0, 100000]", "2")
+    pixel: list[int] = setting([], "Row and column of the place to look from; else the middle.", "[0, 1000000]", "2")
     layers: list[int] = setting([], "Layers to draw, counted from 0; else all.", "[0, 1000]")
 
 
@@ -55,7 +63,7 @@ def run(command_line: list[str]) -> int:
         names = find_sources(arguments.images).names
         results = Results(settings.output_dir)
         model, processor = load(arguments.model, model_settings)
-        patch = tuple(settings.patch) if settings.patch else None
-        explain(model, processor, names, results, patch=patch, layers=settings.layers)
+        pixel = tuple(settings.pixel) if settings.pixel else None
+        explain(model, processor, names, results, pixel=pixel, layers=settings.layers)
     print(f"results in {settings.output_dir}")
     return 0

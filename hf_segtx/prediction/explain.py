@@ -1,13 +1,15 @@
 """What a model looks at in pictures, and what it learnt about its classes, as files.
 
-For models on a plain Vision Transformer (Segmenter, SETR) `NAME_attention.png` for each picture, and how far each head
-looks in the mean over them, `distances.png` and `.csv`; for OCRNet `NAME_regions.png`; for every model of two classes
-or more `class_embeddings.png` and `.csv`.
+For every model `NAME_classes.png` for each picture, and in the mean over them `receptive_fields.png`; for models of two
+classes or more `class_embeddings.png` and `.csv`. For transformers of this package `NAME_attention.png`; for those on a
+plain Vision Transformer (Segmenter, SETR) also how far each head looks in the mean over the pictures, `distances.png`
+and `.csv`; for OCRNet `NAME_regions.png`.
 """
 
 import csv
 import io
 from collections.abc import Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -15,16 +17,19 @@ import torch
 from PIL import Image
 
 from ..data import read_image
+from ..inference import image_size
 from ..visualization import (
     attention_picture,
     class_embedding_coordinates,
     distance_picture,
     embedding_picture,
+    heat_panels,
     mean_attention_distance,
     palette,
     patch_attention,
     region_picture,
 )
+from .gradients import follow_gradients
 from .pictures import as_png
 from .results import Results
 from .sources import is_video
@@ -36,7 +41,7 @@ def explain(
     names: dict[Path, Path],
     results: Results,
     *,
-    patch: tuple[int, int] | None = None,
+    pixel: tuple[int, int] | None = None,
     layers: Sequence[int] = (),
 ) -> None:
     """Writes the pictures and tables.
@@ -46,26 +51,23 @@ def explain(
         processor: its image processor.
         names: {picture: path of its results below their folder}, see `find_sources`; without any, only the classes are
             explained.
-        patch: row and column in the grid of patches; by default the middle one.
+        pixel: row and column of the pictures, from where attention is drawn; by default the middle.
         layers: those to draw, counted from 0; by default all.
 
     Raises:
-        ValueError: if a picture cannot be read, a patch or layer does not exist, the model has no pictures to show, or
-            a result is a file of the user.
+        ValueError: if a picture cannot be read, a pixel or layer does not exist, or a result is a file of the user.
     """
     if video := next(filter(is_video, names), None):
         raise ValueError(f"{video}: videos are not explained; give pictures")
-    if names and not (hasattr(model.decode_head, "context") or hasattr(model.backbone, "vit")):
-        raise ValueError(
-            f"pictures need a plain Vision Transformer (Segmenter, SETR) or OCRNet, and this is a "
-            f"{type(model).__name__}: give no images, for the class embeddings only"
-        )
     if model.config.num_labels > 1:
         _explain_classes(model, results)
-    if names and hasattr(model.decode_head, "context"):
+    if not names:
+        return
+    if hasattr(model.decode_head, "context"):
         _explain_regions(model, processor, names, results)
-    elif names:
-        _explain_attention(model, processor, names, results, patch, layers)
+    if attentions(model):
+        _explain_attention(model, processor, names, results, pixel, layers)
+    _explain_gradients(model, processor, names, results)
 
 
 def _explain_classes(model, results: Results) -> None:
@@ -92,50 +94,126 @@ def _explain_regions(model, processor, names: dict[Path, Path], results: Results
         _write(results, f"{name}_regions.png", picture, file)
 
 
-def _explain_attention(model, processor, names, results: Results, patch, layers: Sequence[int]) -> None:
-    layers = list(layers) or list(range(model.config.num_hidden_layers))
-    if not set(layers) <= set(range(model.config.num_hidden_layers)):
-        raise ValueError(f"layers {layers}; there are 0 to {model.config.num_hidden_layers - 1}")
+def attentions(model) -> list:
+    """The attention layers of the encoder, if it is one of this package's transformers; else none."""
+    if hasattr(model.backbone, "vit"):
+        return [block.attn for block in model.backbone.vit.blocks]
+    return [block.attn for stage in getattr(model.backbone, "stages", []) for block in stage.blocks]
+
+
+def _explain_attention(model, processor, names, results: Results, pixel, layers: Sequence[int]) -> None:
+    count = len(attentions(model))
+    layers = list(layers) or list(range(count))
+    if not set(layers) <= set(range(count)):
+        raise ValueError(f"layers {layers}; there are 0 to {count - 1}")
     model.set_attn_implementation("eager")  # the others do not return their weights
-    total = 0
+    is_plain = hasattr(model.backbone, "vit")
+    side = model.config.patch_size if is_plain else 4  # of what the attention starts from, in pixels
+    distances = []
     for file, name in names.items():
-        pixel_values = _inputs(model, processor, file)
-        bottom, right = (-side % model.config.patch_size for side in pixel_values.shape[2:])
+        image = read_image(str(file), str(file), model.config.num_channels)
+        pixel_values = processor(image, return_tensors="pt")["pixel_values"]
+        bottom, right = (-length % side for length in pixel_values.shape[2:])
         pixel_values = torch.nn.functional.pad(pixel_values, (0, right, 0, bottom))  # as the model would
-        chosen, maps, distances = look(model, pixel_values.to(model.device), patch)
-        total = total + distances
-        picture = attention_picture(shown(pixel_values[0], processor), [maps[i] for i in layers], chosen, layers)
+        place = place_of(pixel, image_size(image), file)
+        grid_size = tuple(length // side for length in pixel_values.shape[2:])
+        patch = tuple(
+            int(share * (length - pad) / side)
+            for share, length, pad in zip(place, pixel_values.shape[2:], (bottom, right))
+        )
+        look = look_from_patch if is_plain else look_from_place
+        maps, found = look(model, pixel_values.to(model.device), patch, grid_size)
+        distances += [found] * is_plain
+        picture = attention_picture(
+            shown(pixel_values[0], processor), [maps[i] for i in layers], patch, layers, grid_size
+        )
         _write(results, f"{name}_attention.png", picture, file)
-    mean = total / len(names)
-    _write(results, "distances.png", distance_picture(mean))
-    header = ["layer", *(f"head {head}" for head in range(mean.shape[1]))]
-    _write(results, "distances.csv", [header, *([i, *row] for i, row in enumerate(mean.tolist()))])
+    if distances:
+        mean = sum(distances) / len(distances)
+        _write(results, "distances.png", distance_picture(mean))
+        header = ["layer", *(f"head {head}" for head in range(mean.shape[1]))]
+        _write(results, "distances.csv", [header, *([i, *row] for i, row in enumerate(mean.tolist()))])
 
 
-def look(model, pixel_values: torch.Tensor, patch: tuple[int, int] | None):
-    """One picture through the model, with each layer's weights reduced at once: all of them would take gigabytes.
+def place_of(pixel: tuple[int, int] | None, size: tuple[int, int], file: Path) -> tuple[float, float]:
+    """Where the middle of a pixel lies, in shares of height and width; by default the middle of the picture."""
+    if pixel is None:
+        return 0.5, 0.5
+    if not all(0 <= place < length for place, length in zip(pixel, size)):
+        raise ValueError(f"pixel {tuple(pixel)} is outside {file}, which has {size[0]} rows and {size[1]} columns")
+    return tuple((place + 0.5) / length for place, length in zip(pixel, size))
+
+
+@contextmanager
+def with_hooks(modules: Sequence, function):
+    """`function(module, inputs, output)` is called after each of the modules, within."""
+    hooks = [module.register_forward_hook(function) for module in modules]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def look_from_patch(model, pixel_values: torch.Tensor, patch: tuple[int, int], grid_size: tuple[int, int]):
+    """One picture through a plain Vision Transformer, with each layer's weights reduced at once: all of them would take
+    gigabytes.
 
     Shape:
         pixel_values: (1, C, H, W), whole patches
-        returns: the patch; (heads, h, w) maps of each layer; distances (layers, heads) in pixels
+        returns: (heads, h, w) maps of each layer; distances (layers, heads) in pixels
     """
-    patch_size = model.config.patch_size
-    grid_size = tuple(side // patch_size for side in pixel_values.shape[2:])
-    patch = (grid_size[0] // 2, grid_size[1] // 2) if patch is None else tuple(patch)
     maps, distances = [], []
 
     def reduce(module, inputs, output):
         maps.append(patch_attention(output[1][0], patch, grid_size))
-        distances.append(mean_attention_distance(output[1][0], grid_size, patch_size))
+        distances.append(mean_attention_distance(output[1][0], grid_size, model.config.patch_size))
 
-    hooks = [block.attn.register_forward_hook(reduce) for block in model.backbone.vit.blocks]
-    try:
-        with torch.inference_mode():
-            model.backbone(pixel_values)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return patch, maps, np.stack(distances)
+    with with_hooks(attentions(model), reduce), torch.inference_mode():
+        model.backbone(pixel_values)
+    return maps, np.stack(distances)
+
+
+def look_from_place(model, pixel_values: torch.Tensor, patch: tuple[int, int], grid_size: tuple[int, int]):
+    """The same through SegFormer, whose stages have other resolutions, and keys R times smaller than those.
+
+    Shape:
+        returns: (heads, h / R, w / R) maps of each layer, of what the place in its stage's map attends to; None
+    """
+    maps = []
+
+    def reduce(module, inputs, output):
+        size = inputs[0].shape[1:3]
+        row, column = (int((place + 0.5) / count * length) for place, count, length in zip(patch, grid_size, size))
+        ratio = module.reduction.stride if module.reduction is not None else (1, 1)
+        keys = tuple(length // step for length, step in zip(size, ratio))
+        maps.append(output[1][0, :, row * size[1] + column].reshape(-1, *keys).float().cpu().numpy())
+
+    with with_hooks(attentions(model), reduce), torch.inference_mode():
+        model.backbone(pixel_values)
+    return maps, None
+
+
+def _explain_gradients(model, processor, names: dict[Path, Path], results: Results) -> None:
+    """Class activations of each picture, and receptive fields in the mean over them."""
+    total, titles, image = [], [], None
+    for file, name in names.items():
+        pixel_values = _inputs(model, processor, file)
+        image = shown(pixel_values[0], processor)
+        found = follow_gradients(model, pixel_values.to(model.device))
+        classes = found.largest_classes(7)
+        maps = [found.class_activation(index) for index in classes]
+        _write(results, f"{name}_classes.png", heat_panels(image, maps, [found.name(k) for k in classes], 0.6), file)
+        fields, titles = found.receptive_fields()
+        fields = [resized(field, (128, 128)) for field in fields]  # pictures may have other sizes
+        total = [sum(pair) for pair in zip(total, fields, strict=True)] if total else fields
+    square_roots = [np.sqrt(field / len(names)) for field in total]  # else one sees the brightest pixels only
+    _write(results, "receptive_fields.png", heat_panels(image, square_roots, titles))
+
+
+def resized(values: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """(h, w) -> size, in the mean over the area."""
+    return torch.nn.functional.adaptive_avg_pool2d(torch.from_numpy(values)[None], size)[0].numpy()
 
 
 def shown(pixel_values: torch.Tensor, processor) -> Image.Image:

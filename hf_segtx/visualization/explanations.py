@@ -1,4 +1,4 @@
-"""What a Vision Transformer looks at, and what a model learnt, as pictures."""
+"""What a transformer looks at, and what a model learnt, as pictures."""
 
 from collections.abc import Sequence
 from itertools import product
@@ -86,7 +86,12 @@ def class_embedding_coordinates(embeddings) -> np.ndarray:
 
 
 def attention_picture(
-    image, maps: Sequence, patch: tuple[int, int], layers: Sequence[int] | None = None, panel_width: int = 120
+    image,
+    maps: Sequence,
+    patch: tuple[int, int],
+    layers: Sequence[int] | None = None,
+    grid_size: tuple[int, int] | None = None,
+    panel_width: int = 120,
 ) -> Image.Image:
     """The image with the patch framed, then a row for each layer with the map of each head.
 
@@ -94,12 +99,13 @@ def attention_picture(
 
     Args:
         image: PIL image or (H, W, 3) uint8 array that the maps cover.
-        maps: (heads, h, w) of each layer, from `patch_attention`.
+        maps: (heads, h, w) of each layer, from `patch_attention`; layers may have other heads and other (h, w).
         patch: (row, column) in the grid.
         layers: the number of each layer, counted from 0; by default 0, 1, ...
+        grid_size: of the patch; by default that of the first map.
     """
     image, layers = as_image(image), list(range(len(maps)) if layers is None else layers)
-    grid_size = np.shape(maps[0])[1:]
+    grid_size = grid_size or np.shape(maps[0])[1:]
     panel = (panel_width, max(1, round(image.height * panel_width / image.width)))
     large = (2 * panel_width, 2 * panel[1])
     margin, title_height = round(5.5 * TEXT_SIZE), round(2.2 * TEXT_SIZE)
@@ -213,6 +219,36 @@ def region_picture(
         for side, values in enumerate((region, related)):
             colors = Image.fromarray(_heat(values)).resize(panel, Image.Resampling.BILINEAR)
             picture.paste(colors, (x + side * (panel[0] + GAP), y + title_height))
+    return picture
+
+
+def heat_panels(
+    image, maps: Sequence, titles: Sequence[str], opacity: float = 1, panel_width: int = 240
+) -> Image.Image:
+    """The image, and beside it a panel for each map, from black (0) to pale yellow (its largest value).
+
+    Args:
+        image: PIL image or (H, W, 3) uint8 array that the maps cover.
+        maps: (h, w) arrays of numbers from 0 on, of any sizes.
+        opacity: of the maps over the image; 1 hides it.
+    """
+    image = as_image(image)
+    panel = (panel_width, max(1, round(image.height * panel_width / image.width)))
+    small = image.resize(panel, Image.Resampling.LANCZOS)
+    columns, title_height = min(4, len(maps) + 1), round(1.8 * TEXT_SIZE)
+    rows = -(-(len(maps) + 1) // columns)
+    block = (panel[0] + GAP, panel[1] + title_height + GAP)
+    picture = Image.new("RGB", (columns * block[0] + GAP, rows * block[1] + GAP), PAPER)
+    draw, font = ImageDraw.Draw(picture), text_font(TEXT_SIZE)
+    for number, (title, values) in enumerate(zip(["the image", *titles], [None, *maps], strict=True)):
+        x, y = GAP + number % columns * block[0], GAP + number // columns * block[1]
+        draw.text((x, y), title, fill=INK, font=font)
+        shown = small
+        if values is not None:
+            values = np.asarray(values, np.float64)
+            heat = Image.fromarray(_heat(values / max(values.max(), 1e-30))).resize(panel, Image.Resampling.BILINEAR)
+            shown = Image.blend(small, heat, opacity)
+        picture.paste(shown, (x, y + title_height))
     return picture
 
 
