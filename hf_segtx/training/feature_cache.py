@@ -159,12 +159,21 @@ class FeatureCache:
                     content = content[file.write(content) :]
             os.fsync(file.fileno())
 
-    def open(self) -> dict[str, np.ndarray]:
-        """The arrays, read as they are used."""
-        return {
-            name: np.memmap(self.folder / name, kind, "r", shape=(self.num_rows, *shape))
-            for name, (kind, shape) in self.arrays.items()
-        }
+    def read(self, rows: list[int]) -> dict[str, np.ndarray]:
+        """Rows of each array; by reading, as the pages of a mapped file would count as memory of the process.
+
+        Raises:
+            OSError: if a file has been cut off.
+        """
+        values = {}
+        for name, (kind, shape) in self.arrays.items():
+            values[name] = np.empty((len(rows), *shape), kind)
+            with (self.folder / name).open("rb", buffering=0) as file:
+                for row, value in zip(rows, values[name], strict=True):
+                    file.seek(row * value.nbytes)
+                    if file.readinto(value) != value.nbytes:
+                        raise OSError(f"{self.folder / name} has been cut off; delete cache_features {self.folder}")
+        return values
 
 
 class CachedLoader:
@@ -179,12 +188,12 @@ class CachedLoader:
         self.cache = cache
 
     def __iter__(self) -> Iterator[dict]:
-        arrays, length = self.cache.open(), len(self.dataset.dataset)
+        length = len(self.dataset.dataset)
         num_views = self.cache.num_rows // length
 
         def read(keys: list[tuple]) -> dict[str, torch.Tensor]:
-            rows = [epoch % num_views * length + index for epoch, index, *_ in keys]
-            return {name: torch.from_numpy(array[rows]) for name, array in arrays.items()}
+            rows = [int(epoch % num_views * length + index) for epoch, index, *_ in keys]
+            return {name: torch.from_numpy(array) for name, array in self.cache.read(rows).items()}
 
         with ThreadPoolExecutor(1) as pool:  # reads the next batch from the disk in the meantime
             pending = deque()
@@ -254,7 +263,7 @@ class FeatureWriter:
             ValueError: if it is something else.
         """
         _, now = next(self.batches(np.zeros(1, int), 1))
-        for name, array in cache.open().items():
+        for name, array in cache.read([0]).items():
             there, here = array[0].astype(np.float32), now[name][0].astype(np.float32)
             # float16 rounds to 1/2048; another device, or bfloat16 within the backbone, to some 1/100
             if np.abs(there - here).mean() > (0 if name == "labels" else 0.02 * there.std() + 1e-6):
