@@ -29,7 +29,7 @@ from .error_analysis import DataFingerprint, gathered
 from .export.runner import is_exported, load_exported
 from .metrics import MeanIoU, is_distributed
 from .models.configuration_base import SegmentationConfig
-from .models.image_processing_segtx import SegmentationProcessing, enlarged
+from .models.image_processing_segtx import SegmentationProcessing, enlarged, resized_size
 from .models.sliding_windows import (
     BLOCK_NUMEL,
     MergedWindows,
@@ -311,6 +311,12 @@ def segment(
         height, width = image_size(image)
         if averaging == "exp":
             views = [(_exponentials(model, processor, image, scale, orders), None) for scale in steps]
+        elif averaging == "logits" and processor.window_size is None:
+            views = [
+                (_view_of_input(model, processor, image, scale or 1, mirrored), order)
+                for scale in steps
+                for mirrored, order in zip((False, True), orders)
+            ]
         else:
             views = [
                 (_view(model, processor, image, scale, mirrored, window_batch_size), order)
@@ -385,6 +391,24 @@ def _view(
     logits = model(pixel_values[None].to(next(model.parameters()).device)).logits
     rows, columns = unpadded_positions(target, size, padded, tuple(logits.shape[2:]), processor.align_corners)
     columns = columns.flip(0) if mirrored else columns
+    return lambda begin, end: logits_at(logits, rows[begin:end], columns)[0]
+
+
+def _view_of_input(
+    model: nn.Module, processor, image, scale: float, mirrored: bool
+) -> Callable[[int, int], torch.Tensor]:
+    """As `_view`, of the padded input, resized as a whole: `ss_test` and `ms_test` of openseg's segmentor/tester.py."""
+    inputs = processor(images=[image], return_tensors="pt")["pixel_values"].to(next(model.parameters()).device)
+    padded, target, align_corners = tuple(inputs.shape[2:]), image_size(image), processor.align_corners
+    own = resized_size(*target, processor.size, processor.stretch_divisor) if processor.do_resize else target
+    patch = getattr(model.config, "patch_size", 1)
+    size = [max(int(side * scale / patch + 1e-6), 1) * patch for side in padded]
+    inputs = inputs.flip(3) if mirrored else inputs
+    if scale != 1:
+        inputs = F.interpolate(inputs, size, mode="bilinear", align_corners=align_corners)
+    logits = model(inputs).logits
+    rows, columns = unpadded_positions(target, own, padded, tuple(logits.shape[2:]), align_corners)
+    columns = logits.shape[3] - 1 - columns if mirrored else columns
     return lambda begin, end: logits_at(logits, rows[begin:end], columns)[0]
 
 

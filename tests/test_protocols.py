@@ -261,22 +261,42 @@ def test_large_images_that_are_smaller_than_a_window_are_not_padded_unseen(check
 # ------------------------------------------------------------------------------------------------------ averages, BGR
 
 
+@pytest.mark.parametrize("align_corners", [True, False])
 @torch.no_grad()
-def test_logits_of_scales_and_flips_are_averaged(checkpoint):
-    """openseg adds up logits; so the probabilities are the softmax of their mean."""
+def test_logits_of_scales_and_flips_are_added_up_as_in_openseg(checkpoint, align_corners):
+    """The image at its own size is padded; this is mirrored, and resized for each scale; the logits are brought to the
+    size of the padded image, added up, and what belongs to padding is left out.
+    """
     model, processor = load_model(checkpoint)
-    set_protocol(processor, image_size=[64, 64], resize_mode="squash", averaging="logits")
+    model.config.align_corners = align_corners
+    processor.do_resize, processor.size_divisor, processor.averaging = False, 8, "logits"
     assert "logits averaged over scales" in protocol(processor, flip=True)
     image, total = scene(70, 90), 0
-    for side in (32, 64, 96):
-        pixels = processor(image, size={"height": side, "width": side}, return_tensors="pt")["pixel_values"]
+    pixels = SegFormerImageProcessor(do_resize=False, minimum_size=None)(image, return_tensors="pt")["pixel_values"]
+    pixels = F.pad(pixels, (0, 6, 0, 2))
+    options = {"mode": "bilinear", "align_corners": align_corners}
+    for scale in (0.5, 1, 1.3):
         for mirrored in (False, True):
-            logits = model(pixels.flip(3) if mirrored else pixels).logits
-            logits = F.interpolate(logits, (70, 90), mode="bilinear")[0]
-            total = total + (logits.flip(2) if mirrored else logits)
-    options = {"scales": (0.5, 1, 1.5), "flip": True, "return_scores": True}
+            shown = pixels.flip(3) if mirrored else pixels
+            shown = F.interpolate(shown, (int(72 * scale), int(96 * scale)), **options)
+            logits = F.interpolate(model(shown).logits, (72, 96), **options)[0]
+            total = total + (logits.flip(2) if mirrored else logits)[:, :70, :90]
+    options = {"scales": (0.5, 1, 1.3), "flip": True, "return_scores": True}
     found = segment(model, processor, [image], **options)[0]
     torch.testing.assert_close(found.probabilities, (total / 6).softmax(0), rtol=0, atol=1e-5)
+
+
+@torch.no_grad()
+def test_logits_of_windows_are_averaged_over_scales(checkpoint):
+    model, processor = load_model(checkpoint)
+    set_protocol(processor, "slide", [64], [48], image_size=[70, 140], averaging="logits")
+    image, total = scene(60, 100), 0
+    for scale in SCALES:
+        bounds = {"shortest_edge": int(70 * scale), "longest_edge": int(140 * scale)}
+        pixels = SegFormerImageProcessor(minimum_size=None)(image, size=bounds, return_tensors="pt")["pixel_values"][0]
+        total = total + slow_windows(model, pixels, 64, 48, (60, 100)) / len(SCALES)
+    found = segment(model, processor, [image], scales=SCALES, return_scores=True)[0].probabilities
+    torch.testing.assert_close(found, total.softmax(0), rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("window, align_corners", [(None, True), ((64, 80), True), ((64, 80), False)])
@@ -351,6 +371,7 @@ def test_arguments_reach_the_processor_that_is_saved(checkpoint, tmp_path):
         image_size=[520],
         base_size=[500, 600],
         stretch_divisor=32,
+        size_divisor=8,
         channel_order="bgr",
         averaging="logits",
         eval_mode="slide",
@@ -362,8 +383,8 @@ def test_arguments_reach_the_processor_that_is_saved(checkpoint, tmp_path):
     assert base_size(arguments, processor) == {"shortest_edge": 500, "longest_edge": 600}
     processor.save_pretrained(tmp_path)
     saved = SegFormerImageProcessor.from_pretrained(tmp_path)
-    names = ("stretch_divisor", "small_images", "averaging", "do_flip_channel_order")
-    assert [getattr(saved, name) for name in names] == [32, "enlarge", "logits", True]
+    names = ("stretch_divisor", "size_divisor", "small_images", "averaging", "do_flip_channel_order")
+    assert [getattr(saved, name) for name in names] == [32, 8, "enlarge", "logits", True]
     assert saved.size.shortest_edge == 520 and not saved.size.longest_edge
 
 
@@ -379,6 +400,13 @@ def test_arguments_reach_the_processor_that_is_saved(checkpoint, tmp_path):
 def test_arguments_that_do_not_go_together_are_refused(settings, words):
     with pytest.raises(ValueError, match=words):
         check_arguments(Arguments(**settings))
+
+
+def test_padding_that_the_network_cannot_take_is_refused():
+    model = CASES["segmenter"].make_model()
+    processor = CASES["segmenter"].row.processor().follow(model.config)
+    with pytest.raises(ValueError, match="size_divisor 3 is no multiple of the model's patch_size"):
+        set_arguments(Arguments(size_divisor=3), model, processor)
 
 
 @pytest.mark.parametrize("name", ["small_images", "averaging"])

@@ -85,8 +85,9 @@ class SegtxImageProcessorKwargs(ImagesKwargs, total=False):
             window ends where they end (mmsegmentation). "enlarge": after resizing they are resized once more, until no
             side is (Segmenter). "resize": as "pad", but when several scales are tested, their shortest edge is that of
             `size` times the scale, at least the window's longer side, and the longest edge is free (SETR).
-        averaging: of several scales and flips: of "probabilities"; of "logits" (OCRNet's openseg); or of "exp", the
-            exponentials of logits at the size that the model sees, which are of the mean of both flips (HRNet-OCR).
+        averaging: of several scales and flips: of "probabilities"; of "logits", and without windows it is the padded
+            input that is mirrored and resized for each scale (OCRNet's openseg); or of "exp", the exponentials of
+            logits at the size that the model sees, which are of the mean of both flips (HRNet-OCR).
         do_flip_channel_order: show the model BGR; `image_mean` and `image_std` are then meant in that order, too.
     """
 

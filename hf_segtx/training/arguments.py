@@ -69,6 +69,10 @@ class ImageSettings:
     stretch_divisor: int | None = setting(
         None, "In evaluation stretch the sides of resized images up to multiples of this many pixels.", "[1, 65536]"
     )
+    size_divisor: int | None = setting(
+        None, "In evaluation pad images that are not squashed or cut into windows to multiples of this many pixels; "
+        "else what the architecture needs.", "[1, 65536]",
+    )  # fmt: skip
     channel_order: Literal["rgb", "bgr"] = setting("rgb", "Order of colours that the model sees.")
     image_mean: list[float] = setting(
         [], "Mean of each channel, of 0-1, for the processor; else the architecture's.", "[0, 1]"

@@ -274,6 +274,12 @@ def set_protocol(arguments: Arguments, model: nn.Module, processor) -> None:
         processor.do_resize = True
         processor.size = size_of_edges(arguments.image_size, arguments.resize_mode)
         processor.stretch_divisor = arguments.stretch_divisor
+    if arguments.size_divisor:
+        if arguments.size_divisor % (patch_size := getattr(model.config, "patch_size", 1)):
+            raise ValueError(
+                f"size_divisor {arguments.size_divisor} is no multiple of the model's patch_size {patch_size}; give one"
+            )
+        processor.size_divisor = arguments.size_divisor
     if arguments.channel_order == "bgr":
         processor.do_flip_channel_order = True
     if arguments.averaging != "probabilities":
