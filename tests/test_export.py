@@ -2,6 +2,8 @@
 
 import copy
 import json
+import shutil
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -9,6 +11,7 @@ import onnxruntime
 import pytest
 import torch
 import torch.nn.functional as F
+from huggingface_hub import ModelCard
 from small_data import write_folder
 from tiny import CASES
 
@@ -17,6 +20,8 @@ from hf_segtx.data.scenes import labels as scene_labels
 from hf_segtx.export import export_model
 from hf_segtx.export import folder as export_folder
 from hf_segtx.export.graph import GraphOptions, MapsAsTokens, exported_program, first_largest, folded
+from hf_segtx.export.metadata import metadata_of
+from hf_segtx.export.page import write_page
 from hf_segtx.export.runner import load_exported, open_file
 from hf_segtx.export.to_onnx import write_onnx
 from hf_segtx.export.to_openvino import write_openvino
@@ -290,6 +295,55 @@ def test_8_bits_are_accepted_by_mean_iou(checkpoint, tmp_path, without_timing):
     assert not (tmp_path / "model_int8.onnx").exists()
 
 
+def test_page_shows_names_as_they_are(checkpoint, tmp_path, monkeypatch):
+    """A model "." is called like its folder; a name is neither a heading, a link nor a command."""
+    folder = tmp_path / "a [b](c) *d*"
+    shutil.copytree(checkpoint, folder)
+    (folder / "README.md").write_text("---\nlicense: 'x: y'\n---\n")
+    monkeypatch.chdir(folder)
+    metadata = metadata_of(*load_model("."), GraphOptions(), ".")
+    checked = {"bound": 1.0, "shapes": [[1, 2, 3]], "timed_shape": [1], "scored_images": 0, "protocol": ""}
+    record = {"metadata": metadata, "options": {"outputs": ["logits"]}, "verification": checked}
+    write_page(Path("."), record | {"checkpoint": {}, "files": []})
+    text = Path("README.md").read_text()
+    assert "\n# a \\[b\\](c) \\*d\\*, exported\n" in text and "segtx predict 'a [b](c) *d*' photo" in text
+    assert ModelCard(text).data.license == "x: y"
+
+
+@pytest.mark.slow
+def test_program_of_pytorch_says_which_images_are_too_small(tmp_path):
+    model, options = trained("segformer"), GraphOptions()
+    torch.export.save(exported_program(model, options, False), tmp_path / "m.pt2")
+    (tmp_path / "export.json").write_text(json.dumps({"metadata": {"outputs": json.dumps(options.outputs)}}))
+    session = open_file(tmp_path / "m.pt2", ["logits"])
+    assert session(np.zeros((1, 3, 64, 64), np.float32))["logits"].shape == (1, 4, 16, 16)
+    with pytest.raises(ValueError, match=r"no input of shape \(1, 3, 32, 64\).* give a larger image"):
+        session(np.zeros((1, 3, 32, 64), np.float32))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["segformer", "ocrnet"])
+@pytest.mark.parametrize("format", ["Onnx", "OpenVINO"])
+def test_exporters_of_transformers(name, format):
+    """With dynamic=True: other batches and sizes than the example's; oracle is the model.
+
+    Transformers lets OpenVINO compute in 16 bits where the processor can: 0.1 deviations. A frozen size costs several.
+    """
+    exporters = pytest.importorskip("transformers.exporters")
+    model = trained(name)
+    config = getattr(exporters, f"{format}Config")(dynamic=True)
+    exported = getattr(exporters, f"{format}Exporter")().export(
+        model, {"pixel_values": torch.randn(2, 3, 128, 192)}, config
+    )
+    for shape in SHAPES[:3]:
+        inputs = torch.randn(shape)
+        with torch.no_grad():
+            expected = model(pixel_values=inputs).logits
+        found = exported(pixel_values=inputs).logits
+        tolerance = 0.1 if format == "OpenVINO" else TOLERANCE[name]
+        torch.testing.assert_close(found, expected, rtol=0, atol=tolerance * float(expected.std()))
+
+
 @pytest.mark.slow
 def test_static_half_and_label_map_only(checkpoint, tmp_path, without_timing):
     options = GraphOptions(("label_map",), half=True, static_shape=(1, 64, 96))
@@ -355,8 +409,6 @@ def test_difference_ends_with_status_1(checkpoint, tmp_path, without_timing, mon
 
 def test_images_of_all_modes_are_prepared_alike(checkpoint):
     """The runner without PyTorch: oracle is the PIL back-end of the image processor."""
-    from hf_segtx.export.graph import GraphOptions
-    from hf_segtx.export.metadata import metadata_of
     from hf_segtx.runtime.segment import prepare
 
     model, _ = load_model(checkpoint)

@@ -42,7 +42,7 @@ def metadata_of(model: PreTrainedModel, processor, options: GraphOptions, source
         "palette": json.dumps(palette(max(id2label) + 1)),
         "ignore_index": str(getattr(model.config, "semantic_loss_ignore_index", 255)),
         "preprocessing": json.dumps(preprocessing, default=list),
-        "source": Path(source).name if Path(source).exists() else source,
+        "source": Path(source).resolve().name if Path(source).exists() else source,
         "weights_sha256": weights_hash(model),
         "license": license_of(source),
     }

@@ -1,7 +1,10 @@
 """README.md of an exported folder: what is in it, how well it was verified, and a few lines for each language."""
 
 import json
+import shlex
 from pathlib import Path
+
+from ..markdown import plain
 
 
 PAGE = """---
@@ -63,8 +66,8 @@ def write_page(folder: Path, record: dict) -> None:
     takes_bytes = metadata["input"].startswith("uint8")
     scored = f"of {checked['scored_images']} images; {checked['protocol']}"
     text = PAGE.format(
-        license=metadata["license"],
-        source=metadata["source"],
+        license=json.dumps(metadata["license"]),
+        source=plain(metadata["source"]),
         architecture=metadata["architecture"],
         classes=len(json.loads(metadata["id2label"])),
         input=metadata["input"],
@@ -78,7 +81,7 @@ def write_page(folder: Path, record: dict) -> None:
         shapes=", ".join("x".join(map(str, shape)) for shape in checked["shapes"]),
         timed_shape="x".join(map(str, checked["timed_shape"])),
         scored=scored if checked["scored_images"] else f"not measured ({checked['protocol']})",
-        folder=folder.name,
+        folder=shlex.quote(folder.resolve().name),
     )
     (folder / "README.md").write_text(text)
 
