@@ -495,7 +495,7 @@ def test_bad_input_gets_a_message(tmp_path, capsys):
         ([*out, *slide, "64", "--window_stride", "65"], "--window_stride (65, 65) for --window_size (64, 64)"),
         ([*out, *slide, "5"], "minimum_size"),
         ([*out, "--crop_size", "7"], "--crop_size [7] does not suit the network"),
-        ([*out, "--tune", "frozen", "--freeze", "decode_head"], "--freeze decode_head leaves nothing to train"),
+        ([*out, "--tune", "frozen", "--freeze", "decode_head"], "--freeze leaves nothing to train"),
         ([*out, "--freeze", "stem"], "--freeze stem: there is no such module"),
         ([*out, "--lr_scheduler_type", "greedy"], "invalid choice: 'greedy'"),
         ([*out, "--class_weights", "auto", "1"], "give a number for each class, or 'auto' alone"),

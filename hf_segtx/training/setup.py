@@ -359,7 +359,7 @@ def choose_parameters(arguments: Arguments, model: nn.Module) -> None:
     if names := frozen_modules(arguments, model):
         model.freeze(*names)
     if not any(parameter.requires_grad for parameter in model.parameters()):
-        raise ValueError(f"`freeze` {' '.join(arguments.freeze)} leaves nothing to train; name less")
+        raise ValueError("`freeze` leaves nothing to train; name less")
 
 
 # -------------------------------------------------------------------------------------------- loss, optimizer, schedule
