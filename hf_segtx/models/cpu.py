@@ -37,7 +37,7 @@ def is_faster_as_convolution(x: torch.Tensor, weight: torch.Tensor) -> bool:
     makers: there the convolution takes down to half of the time, forward and backward. With AVX2 (measured on an EPYC,
     one thread) it takes 0.7 to 0.95 of the product's time where channels become fewer, of narrow tokens and, forward,
     of wide ones, and 1 to 1.2 elsewhere. A dilated convolution of up to 20480 values never reaches oneDNN, and takes
-    two to six times as long as the product. What this rests on is printed by benchmarks/kernels.py.
+    two to six times as long as the product. What this rests on is printed by benchmarks/layers.py.
     """
     width_out, width_in = weight.shape
     if not HAS_ONEDNN or x.numel() <= 20480:

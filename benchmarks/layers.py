@@ -1,9 +1,9 @@
 """Ways of computing the layers that take the time, in GFLOP/s and as a share of the speed of one large matrix product.
 
-    OMP_NUM_THREADS=1 python benchmarks/kernels.py                         # and with 2
-    OMP_NUM_THREADS=1 python benchmarks/kernels.py --parts linear --backward
+    OMP_NUM_THREADS=1 python benchmarks/layers.py                         # and with 2
+    OMP_NUM_THREADS=1 python benchmarks/layers.py --parts linear --backward
     ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2 OMP_NUM_THREADS=1 \
-        python benchmarks/kernels.py                                       # as on a processor without AVX-512
+        python benchmarks/layers.py                                       # as on a processor without AVX-512
 
 `hf_segtx/models/cpu.py` chooses by what this prints: its choice has a star, and one that costs more than a tenth of the
 time of the best way an exclamation mark. The least of many interleaved calls, as other work on the machine only adds;
