@@ -67,7 +67,10 @@ def main() -> None:
         folder = arguments.output_dir / arguments.one.replace(", ", "_").replace(" ", "_")
         (arguments.output_dir / "measured.json").write_text(json.dumps(run_one(arguments.one, folder, arguments.flags)))
         return
+    from measure import machine  # imports torch
+
     arguments.output_dir.mkdir(parents=True, exist_ok=True)
+    print(machine())
     print("| run | M parameters train | s a step | GB | loss | mean IoU |\n|---|---|---|---|---|---|", flush=True)
     for name in arguments.contestants:
         words = ["--output_dir", str(arguments.output_dir), *["--processor_time"] * arguments.processor_time]
