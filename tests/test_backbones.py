@@ -44,6 +44,8 @@ from hf_segtx.architectures import ARCHITECTURES
 from hf_segtx.cli import main
 from hf_segtx.inference import load_model, predict
 from hf_segtx.training.optim import parameter_groups
+from hf_segtx.weights.to_mmsegmentation import mmsegmentation_state
+from hf_segtx.weights.to_transformers import save_for_transformers
 
 
 VIT = dict(hidden_size=32, num_hidden_layers=4, num_attention_heads=2, out_indices=[1, 2, 3, 4])
@@ -281,8 +283,17 @@ def test_random_weights_are_refused(tmp_path):
     ViTConfig().save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="no backbone of the model_type 'vit'; take one that it has"):
         segmenter.from_backbone(tmp_path)
-    with pytest.raises(OSError):
+    with pytest.raises(OSError, match="no such folder, and the Hub gives none"):
         segmenter.from_backbone(tmp_path / "nothing")
+
+
+def test_other_programs_have_no_such_networks(tmp_path):
+    model = make_model("segformer", "resnet")
+    with pytest.raises(ValueError, match="backbone_config"):
+        save_for_transformers(model, ARCHITECTURES["segformer"].processor(), tmp_path)
+    for head in HEADS:
+        with pytest.raises(ValueError, match="backbone_config"):
+            mmsegmentation_state(make_model(head, "resnet"))
 
 
 def test_weights_file_of_timm(tmp_path):
@@ -400,6 +411,8 @@ def test_maps_are_those_of_the_library(backbone):
     with torch.no_grad():
         maps = encoder(images)
         expected = source_maps(model, backbone, images)
+        recorded = model(images, output_hidden_states=True).hidden_states
+    assert all(x.equal(y) for x, y in zip(recorded, maps, strict=True))
     assert tuple(encoder.strides) == kind.strides and encoder.fixed_size in (None, (224, 224))
     assert [x.shape[1] for x in maps] == encoder.channels
     assert [images.shape[3] // x.shape[3] for x in maps] == list(kind.strides)

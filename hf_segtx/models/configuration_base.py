@@ -105,7 +105,7 @@ class SegmentationConfig(PreTrainedConfig):
                 f"{old[0]} is {kwargs[old[0]]!r}: this would leave the backbone's weights random; give backbone_config "
                 "for its shape, or call from_backbone(name or folder) of the model for its pre-trained weights"
             )
-        self.read_backbone()
+        self.make_backbone_config()
         attention = kwargs.get("attn_implementation")
         if not isinstance(attention, (str, dict, NoneType)):
             raise ValueError(f"attn_implementation is {attention!r}; give a name, such as 'sdpa' or 'eager'")
@@ -123,7 +123,7 @@ class SegmentationConfig(PreTrainedConfig):
         if self.dtype is not None and type(self.dtype).__name__ != "dtype":
             raise ValueError(f"dtype is {self.dtype!r}; give a type of torch by its name, such as 'float32'")
 
-    def read_backbone(self):
+    def make_backbone_config(self):
         """Makes an object of a `backbone_config` that is a dictionary.
 
         Raises:

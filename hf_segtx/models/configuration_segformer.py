@@ -106,7 +106,7 @@ class SegFormerConfig(SegmentationConfig):
     semantic_loss_ignore_index: int = label(255)
 
     def __post_init__(self, **kwargs):
-        self.read_backbone()
+        self.make_backbone_config()
         if self.decoder_stages is None:
             number = len(self.hidden_sizes) if self.backbone_config is None else self.num_feature_maps
             self.decoder_stages = list(range(number))

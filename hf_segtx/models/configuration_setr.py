@@ -119,7 +119,7 @@ class SETRConfig(SegmentationConfig):
 
     def __post_init__(self, **kwargs):
         depth, naive = self.num_hidden_layers, self.decode_head == "naive"
-        self.read_backbone()
+        self.make_backbone_config()
         if self.backbone_config is not None and self.feature_indices is None:
             self.feature_indices = list(range(self.num_feature_maps))
         if self.feature_indices is None:

@@ -389,13 +389,16 @@ class SegFormerModel(SegFormerPreTrainedModel):
             return self.encoder.backbone.get_input_embeddings()
         return self.stages[0].patch_embed.proj
 
+    def forward(self, pixel_values: torch.Tensor, **kwargs) -> SegFormerModelOutput:
+        if self.config.backbone_config is not None:
+            return self.read_maps(SegFormerModelOutput, pixel_values, **kwargs)
+        return self.encode(pixel_values, **kwargs)
+
     @merge_with_config_defaults
     @capture_outputs(tie_last_hidden_states=False)
-    def forward(self, pixel_values: torch.Tensor, **kwargs) -> SegFormerModelOutput:
+    def encode(self, pixel_values: torch.Tensor, **kwargs) -> SegFormerModelOutput:
+        """`forward` of the architecture's own encoder."""
         refuse_tracing()
-        if self.config.backbone_config is not None:
-            feature_maps = self.encoder(pixel_values)
-            return SegFormerModelOutput(last_hidden_state=feature_maps[-1], feature_maps=feature_maps)
         height, width = pixel_values.shape[2:]
         if not torch.compiler.is_compiling() and min(height, width) < (least := minimum_side(self.config)):
             raise ValueError(

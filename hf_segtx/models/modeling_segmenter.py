@@ -191,12 +191,15 @@ class SegmenterModel(SegmenterPreTrainedModel):
             return self.encoder.backbone.get_input_embeddings()
         return self.vit.patch_embed
 
-    @merge_with_config_defaults
-    @capture_outputs(tie_last_hidden_states=False)
     def forward(self, pixel_values: torch.Tensor, **kwargs) -> SegmenterModelOutput:
         if self.config.backbone_config is not None:
-            feature_maps = self.encoder(pixel_values)
-            return SegmenterModelOutput(last_hidden_state=feature_maps[-1], feature_maps=feature_maps)
+            return self.read_maps(SegmenterModelOutput, pixel_values, **kwargs)
+        return self.encode(pixel_values, **kwargs)
+
+    @merge_with_config_defaults
+    @capture_outputs(tie_last_hidden_states=False)
+    def encode(self, pixel_values: torch.Tensor, **kwargs) -> SegmenterModelOutput:
+        """`forward` of the architecture's own encoder."""
         patch = self.config.patch_size
         size = tuple((side + patch - 1) // patch for side in pixel_values.shape[2:])
         tokens, _ = self.vit(pixel_values, **kwargs)  # (B, P + N, C)

@@ -196,12 +196,15 @@ class SETRModel(SETRPreTrainedModel):
             return self.encoder.backbone.get_input_embeddings()
         return self.vit.patch_embed
 
-    @merge_with_config_defaults
-    @capture_outputs(tie_last_hidden_states=False)
     def forward(self, pixel_values: torch.Tensor, **kwargs) -> SETRModelOutput:
         if self.config.backbone_config is not None:
-            feature_maps = self.encoder(pixel_values)
-            return SETRModelOutput(last_hidden_state=feature_maps[-1], feature_maps=feature_maps)
+            return self.read_maps(SETRModelOutput, pixel_values, **kwargs)
+        return self.encode(pixel_values, **kwargs)
+
+    @merge_with_config_defaults
+    @capture_outputs(tie_last_hidden_states=False)
+    def encode(self, pixel_values: torch.Tensor, **kwargs) -> SETRModelOutput:
+        """`forward` of the architecture's own encoder."""
         tokens, feature_maps = self.vit(pixel_values, tuple(self.config.feature_indices), **kwargs)
         if self.neck is not None:
             feature_maps = self.neck(feature_maps)

@@ -65,7 +65,12 @@ def read_backbone(
         OSError: if a folder, file or repository cannot be read.
     """
     hub, name = hub or {}, str(name_or_path)
-    content = {} if weights_file else PreTrainedConfig.get_config_dict(name, **hub)[0]
+    try:
+        content = {} if weights_file else PreTrainedConfig.get_config_dict(name, **hub)[0]
+    except OSError as error:
+        if Path(name).exists():
+            raise
+        raise OSError(f"{name}: no such folder, and the Hub gives none: {error}") from error
     if weights_file or content.get("model_type", "timm_wrapper") == "timm_wrapper":  # what transformers makes of timm's
         weights = _of_timm(name, reads, out_indices, weights_file, num_channels, hub)
     else:

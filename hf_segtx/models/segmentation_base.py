@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import BackboneOutput, ModelOutput, SemanticSegmenterOutput
+from transformers.utils.generic import can_return_tuple
 
 from .feature_maps import FeatureMaps, FeatureNeck
 from .pretrained_backbone import build_on_backbone, read_backbone
@@ -144,6 +145,20 @@ class SegmentationPreTrainedModel(PreTrainedModel):
             with torch.no_grad():
                 return self.backbone(pixel_values, return_dict=True, **kwargs)
         return self.backbone(pixel_values, return_dict=True, **kwargs)
+
+    @can_return_tuple
+    def read_maps(
+        self, kind: type[ModelOutput], pixel_values: torch.Tensor, output_hidden_states: bool | None = None, **kwargs
+    ) -> ModelOutput:
+        """The output, of some kind, of a backbone of another library; its hidden states are the maps that are read.
+
+        Not under `capture_outputs`, which would hook that library's layers a second time, and so shift its maps.
+        """
+        maps = self.encoder(pixel_values)
+        if output_hidden_states is None:
+            output_hidden_states = self.config.output_hidden_states
+        hidden_states = maps if output_hidden_states else None
+        return kind(last_hidden_state=maps[-1], hidden_states=hidden_states, feature_maps=maps)
 
     def classifiers(self) -> list[str]:
         """Names of the layers whose output are the logits: the `classifier` of each head, or the head if it is a layer.

@@ -185,6 +185,8 @@ def mmsegmentation_state(model: PreTrainedModel) -> tuple[StateDict, list[str]]:
     Raises:
         ValueError: naming the field that its networks cannot express.
     """
+    if (other := model.config.backbone_config) is not None:
+        raise ValueError(f"backbone_config is one of {other.model_type}, which mmsegmentation's network does not have")
     state = {name: tensor.detach().cpu().float().clone() for name, tensor in model.state_dict().items()}
     state = {name: tensor.long() if name.endswith("num_batches_tracked") else tensor for name, tensor in state.items()}
     names, settings = WRITERS[model.config.model_type](model.config, state)

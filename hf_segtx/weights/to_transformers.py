@@ -47,6 +47,8 @@ def transformers_config(model: PreTrainedModel) -> SegformerConfig:
     config = model.config
     if config.model_type != "segtx_segformer":
         raise ValueError(f"transformers has no {type(model).__name__}; only SegFormer can be written for it")
+    if config.backbone_config is not None:
+        raise ValueError(f"backbone_config is one of {config.backbone_config.model_type}; SegFormer there has MiT only")
     stages = list(range(len(config.depths)))
     wanted = {
         "position_encoding": "mix_ffn",
