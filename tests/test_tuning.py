@@ -261,6 +261,7 @@ def test_views_come_again(images, tmp_path):
     assert sum(len(same) for same in views.values()) == 30
 
 
+@pytest.mark.slow
 def test_trains_as_without(images, tmp_path):
     """Over as many epochs as there are views: up to float16, in which the loss differs by some 1e-4."""
     with_cache, without = (
@@ -385,4 +386,7 @@ def test_values_beyond_float16_are_refused(images, tmp_path, monkeypatch):
 
     monkeypatch.setattr(feature_cache.FeatureWriter, "__init__", scaled)
     with pytest.raises(ValueError, match="beyond float16"):
+        loop.TrainingRun(cached(images, tmp_path))
+    monkeypatch.setattr(feature_cache, "is_sharded", lambda accelerator: True)
+    with pytest.raises(ValueError, match="needs the whole backbone in each process"):
         loop.TrainingRun(cached(images, tmp_path))

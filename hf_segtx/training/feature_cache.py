@@ -30,6 +30,7 @@ from ..data.augmentation import TrainingTransform
 from ..data.loaders import TrainingLoader
 from .arguments import Arguments
 from .machine import everywhere
+from .setup import is_sharded
 
 
 DESCRIPTION = "cache.json"
@@ -311,7 +312,7 @@ def cached_loader(
         explain: see `FeatureCache`.
 
     Raises:
-        ValueError: if the backbone trains, or the folder holds the features of something else.
+        ValueError: if the backbone trains or is sharded, or the folder holds the features of something else.
         OSError: if there is not enough room.
     """
     if trainable := [name for name, value in model.backbone.named_parameters() if value.requires_grad]:
@@ -319,6 +320,8 @@ def cached_loader(
             f"cache_features keeps what the backbone gives, but its {trainable[0]} trains; use `tune` linear, or omit "
             "cache_features"
         )
+    if is_sharded(accelerator):
+        raise ValueError("cache_features needs the whole backbone in each process; omit it, or FSDP and DeepSpeed")
     writer = FeatureWriter(model, loader, accelerator)
     transform, dataset = loader.dataset.transform, loader.dataset.dataset
     folder, num_views = Path(arguments.cache_features), arguments.feature_views
