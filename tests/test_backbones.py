@@ -539,6 +539,62 @@ torch.save(model(images).logits.detach(), {str(tmp_path / "logits.pt")!r})
         assert torch.load(tmp_path / "logits.pt").equal(model(images).logits)
 
 
+# ---------------------------------------------------------------------------------------------------- necks and heads
+
+
+def test_pyramid_of_a_plain_backbone():
+    """ViTDet's: 4, 2, 1 and 1/2 times the resolution of the last map; all that is new of it is trained."""
+    model = make_model("segformer", "dinov2", feature_scaling="pyramid", feature_norm="batch_norm").train()
+    images = batch("dinov2", (70, 90))
+    maps = model.neck(model.backbone(images).feature_maps)
+    assert [tuple(x.shape[1:]) for x in maps] == [(8, 24, 32), (16, 12, 16), (32, 6, 8), (32, 3, 4)]  # of 84x112 pixels
+    assert (list(model.neck.channels), list(model.neck.strides)) == ([8, 16, 32, 32], [3.5, 7, 14, 28])
+    torch.testing.assert_close(maps[2].mean((0, 2, 3)), torch.zeros(32), rtol=0, atol=1e-5)  # the norm's; rounding
+    torch.testing.assert_close(maps[3], F.max_pool2d(maps[2], 2))
+    model(images, labels=torch.zeros(2, 70, 90, dtype=torch.long)).loss.backward()
+    assert all(parameter.grad.abs().sum() > 0 for parameter in model.neck.parameters())
+
+
+def test_fused_stages():
+    """Oracle: the sum written out."""
+    model = make_model("segmenter", "resnet", feature_norm="layer_norm").eval()
+    maps = model.backbone(batch("resnet", (64, 96))).feature_maps
+    total = 0
+    for x, project in zip(maps, model.neck.projections, strict=True):
+        x = F.layer_norm(x.permute(0, 2, 3, 1), x.shape[1:2]).permute(0, 3, 1, 2)
+        total = total + F.interpolate(project(x), (16, 24), mode="bilinear")
+    (fused,) = model.neck(maps)
+    torch.testing.assert_close(fused, total)
+
+
+def test_probe_head():
+    """DINOv3's: dropout of channels, BatchNorm, classifier of standard deviation 0.01."""
+    model = make_model("segmenter", "dinov3_vit", decode_head="probe", num_labels=200).eval()
+    head, x = model.decode_head, 5 * torch.randn(2, 32, 3, 4) + 1
+    assert head.classifier.weight.std().item() == pytest.approx(0.01, rel=0.05) and not head.classifier.bias.any()
+    head.train().dropout.p = 0.0
+    expected = F.conv2d(F.batch_norm(x, None, None, training=True), head.classifier.weight)
+    torch.testing.assert_close(head(x), expected, rtol=1e-4, atol=1e-6)  # sums in another order
+    head.dropout.p = 0.5
+    dropped = head.dropout(torch.ones(4, 32, 3, 4)).flatten(2)
+    assert (dropped == dropped[..., :1]).all() and set(dropped.unique().tolist()) == {0.0, 2.0}
+
+
+def test_what_does_not_fit_is_said():
+    with pytest.raises(
+        ValueError, match=r"200x224 pixels; this backbone takes 224x224 only.*window_size to \[224, 224\]"
+    ):
+        make_model("segformer", "hiera")(torch.zeros(1, 3, 200, 224))
+    with pytest.raises(ValueError, match=r"maps of one size, .* strides \[4, 8, 16, 32\]"):
+        make_model("setr", "resnet", decode_head="mla", feature_scaling="none")
+    with pytest.raises(ValueError, match="gives tokens, .* set reshape_hidden_states=True"):
+        kind = BACKBONES["dinov2"]
+        make_model("setr", "dinov2", backbone_config=kind.kind(**kind.fields, reshape_hidden_states=False))
+    with pytest.raises(ValueError, match="'timm_backbone', gives no backbone that works: .*Unknown model"):
+        make_model("setr", "dinov2", backbone_config={"model_type": "timm_backbone", "backbone": "nonsense"})
+    assert make_model("setr", "dinov2", decode_head="mla")(batch("dinov2", (56, 56))).logits.shape == (2, 4, 16, 16)
+
+
 # ----------------------------------------------------------------------------------------------------------- the page
 
 
