@@ -120,6 +120,10 @@ class SegmenterMaskHead(nn.Module):
         return tokens_to_map(masks, feature_map.shape[2:])  # (B, K, h, w)
 
 
+class ProbeClassifier(nn.Conv2d):
+    """A 1x1 convolution that begins with smaller weights than others."""
+
+
 class SegmenterProbeHead(nn.Module):
     """DINOv3's linear head (Siméoni et al., arXiv 2508.10104, Section 6.3.2), for maps of a frozen backbone.
 
@@ -134,7 +138,7 @@ class SegmenterProbeHead(nn.Module):
         super().__init__()
         self.dropout = nn.Dropout2d(config.decoder_dropout_prob)
         self.norm = nn.BatchNorm2d(width)
-        self.classifier = nn.Conv2d(width, config.num_labels, 1)
+        self.classifier = ProbeClassifier(width, config.num_labels, 1)
 
     def forward(self, feature_map: torch.Tensor) -> torch.Tensor:
         return self.classifier(self.norm(self.dropout(feature_map)))
@@ -159,8 +163,8 @@ class SegmenterPreTrainedModel(SegmentationPreTrainedModel):
         super()._init_weights(module)
         if isinstance(module, VisionTransformer):
             module.initialize_tokens(self.config.initializer_range)
-        elif isinstance(module, SegmenterProbeHead):
-            init.normal_(module.classifier.weight, mean=0.0, std=0.01)
+        elif isinstance(module, ProbeClassifier):  # of the head, which has no tensor of its own, nothing would be asked
+            init.normal_(module.weight, mean=0.0, std=0.01)
         elif isinstance(module, SegmenterMaskHead):
             init.trunc_normal_(module.class_embeddings, mean=0.0, std=self.config.initializer_range)
             for projection in (module.patch_projection, module.class_projection):
