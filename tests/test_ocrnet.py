@@ -440,6 +440,13 @@ def test_other_backbones(backbone_config, tmp_path):
         torch.testing.assert_close(loaded(images(64, 96)).logits, output.logits)
 
 
+def test_classifiers_begin_with_small_weights():
+    """So that the first loss is about log(K), as both authors' codes have it."""
+    model = OCRNetForSemanticSegmentation(OCRNetConfig(**{**TINY_HEAD, "num_labels": 300}, **HRNET))
+    for head in (model.decode_head, model.auxiliary_heads[0]):
+        assert head.classifier.weight.std().item() == pytest.approx(0.01, rel=0.1) and not head.classifier.bias.any()
+
+
 @pytest.mark.parametrize("size", SIZES)
 def test_every_size_can_be_built(size):
     with torch.device("meta"):

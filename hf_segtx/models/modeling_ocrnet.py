@@ -325,6 +325,10 @@ def brick(config: OCRNetConfig, in_channels: int, out_channels: int, bias: bool,
     return layer
 
 
+class Classifier(nn.Conv2d):
+    """A 1x1 convolution that begins with smaller weights than others."""
+
+
 class OCRNetRegionHead(nn.Module):
     """Soft object regions, Section 3.2: a coarse segmentation, learned with a loss of its own.
 
@@ -338,7 +342,7 @@ class OCRNetRegionHead(nn.Module):
         self.align_corners = config.align_corners
         width = config.auxiliary_hidden_size or in_channels
         self.conv = brick(config, in_channels, width, config.auxiliary_conv_bias, config.auxiliary_kernel_size)
-        self.classifier = nn.Conv2d(width, config.num_labels, 1)
+        self.classifier = Classifier(width, config.num_labels, 1)
 
     def forward(self, feature_maps: list[torch.Tensor]) -> torch.Tensor:
         x = convolve_concatenated(self.conv.conv, feature_maps, self.align_corners)
@@ -375,7 +379,7 @@ class OCRNetDecodeHead(nn.Module):
         self.augmented = brick(config, 2 * width, width, bias)  # g; columns: context, pixels
         # Of whole channels, before the activation, with which it commutes: in place it needs no memory of its own.
         self.dropout = nn.Dropout2d(config.classifier_dropout_prob, inplace=True)
-        self.classifier = nn.Conv2d(width, config.num_labels, 1)
+        self.classifier = Classifier(width, config.num_labels, 1)
 
     def forward(self, feature_maps: list[torch.Tensor], region_logits: torch.Tensor) -> tuple[torch.Tensor, ...]:
         pixels = convolve_concatenated(self.pixels.conv, feature_maps, self.align_corners)
@@ -414,8 +418,9 @@ class OCRNetPreTrainedModel(SegmentationPreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
         """Fan-out normal in convolutions, as ImageNet training does, small in classifiers; norms 1 and biases 0."""
-        if isinstance(module, (OCRNetRegionHead, OCRNetDecodeHead)):
-            init.normal_(module.classifier.weight, mean=0.0, std=0.01)
+        if isinstance(module, Classifier):
+            init.normal_(module.weight, mean=0.0, std=0.01)
+            init.zeros_(module.bias)
         elif isinstance(module, nn.Conv2d):
             init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
             if module.bias is not None:
