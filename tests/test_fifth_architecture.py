@@ -84,7 +84,7 @@ def checkout(tmp_path_factory):
         "from .models.configuration_quintet import QuintetConfig\n"
         "from .models.modeling_quintet import QuintetForSemanticSegmentation, QuintetModel\n",
     )
-    put(table, "}\n\n\ndef architecture_of", ROW)
+    put(table, "}\n\n# Their encoders", ROW)
     cases = root / "tests/tiny.py"  # the case
     put(cases, "}\n", CASE)
     (root / "model_cards/quintet.md").write_text(CARD)  # the card

@@ -84,7 +84,7 @@ def test_matches_transformers_backbone_and_classifier(tmp_path, caplog):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("size", [f"b{number}" for number in range(6)])  # the others are not in transformers
 def test_every_size_matches_transformers(size, tmp_path, caplog):
     theirs = randomize(SegformerForSemanticSegmentation(SegformerConfig(**SIZES[size], num_labels=150)))
     theirs.save_pretrained(tmp_path)
