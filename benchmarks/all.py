@@ -1,11 +1,11 @@
-"""Runs the benchmarks behind the README's tables and writes the tables, so that no number in them is typed.
+"""Runs the benchmarks behind the tables of README and docs/measured.md and writes the tables: no number is typed.
 
     OMP_NUM_THREADS=2 python benchmarks/all.py                             # all; an hour, on a machine that rests
     OMP_NUM_THREADS=2 python benchmarks/all.py --tables segformer
     ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2 OMP_NUM_THREADS=2 \
         python benchmarks/all.py                                           # as on a processor without AVX-512
 
-A table of the README stands between `<!-- benchmark NAME -->` and `<!-- end of benchmark -->`, once for each kind of
+A table stands between `<!-- benchmark NAME -->` and `<!-- end of benchmark -->`, once for each kind of
 machine in `results.json`, where the last results of each are kept. What is now slower than there by more than a tenth,
 relative to its peer, is printed. A benchmark that fails leaves its table as it is, and makes the exit status 1.
 """
@@ -31,6 +31,7 @@ TABLES = {  # their commands
     "protocol": ["protocol.py"],
     "losses": ["losses.py"],
 }
+PAGES = {"segformer": "README.md"}  # where their tables are, if not in docs/measured.md
 FALL = 0.9  # of a ratio to the peer, from where on it is printed
 
 
@@ -66,7 +67,7 @@ def markdown(kinds: dict[str, dict]) -> str:
     """A table for each kind of machine, under a line that says all about it.
 
     Args:
-        kinds: of a table of the README, as in `results.json`: {kind: {"machine": its line, "rows": [...]}}.
+        kinds: of a table, as in `results.json`: {kind: {"machine": its line, "rows": [...]}}.
     """
     parts = []
     for result in kinds.values():
@@ -82,6 +83,11 @@ def markdown(kinds: dict[str, dict]) -> str:
             lines.append(f"| {row['title']} | {times} | {memory} |")
         parts.append("\n".join(lines))
     return "\n\n".join(parts)
+
+
+def page_of(name: str) -> Path:
+    """The page with the table."""
+    return FOLDER.parent / PAGES.get(name, "docs/measured.md")
 
 
 def write_table(page: str, name: str, table: str) -> str:
@@ -122,7 +128,7 @@ def main():
                 failed.append(command)
             rows += found or []
         if not any(command in failed for command in TABLES[name]):
-            fallen += update(name, rows, FOLDER / "results.json", FOLDER.parent / "README.md")
+            fallen += update(name, rows, FOLDER / "results.json", page_of(name))
     print(*[f"slower than before: {line}" for line in fallen] or ["nothing fell by more than a tenth"], sep="\n")
     if failed:
         sys.exit(f"failed, with their tables as they were: {', '.join(failed)}")

@@ -1,4 +1,4 @@
-"""The benchmarks: what they say about the machine, the writer of the README's tables, the script for a GPU."""
+"""The benchmarks: what they say about the machine, the writer of tables, the script for a GPU."""
 
 import ast
 import importlib
@@ -64,9 +64,9 @@ def test_tables_are_written_and_falls_are_printed(modules, tmp_path, monkeypatch
         writer.write_table(text, "c", "")
 
 
-def test_readme_has_a_place_for_every_table(modules):
-    page = (FOLDER.parent / "README.md").read_text(encoding="utf-8")
+def test_pages_have_a_place_for_every_table(modules):
     for name, commands in modules[1].TABLES.items():
+        page = modules[1].page_of(name).read_text(encoding="utf-8")
         assert "\nnew\n" in modules[1].write_table(page, name, "new")
         assert all((FOLDER / command.split()[0]).is_file() for command in commands)
 

@@ -1,4 +1,4 @@
-"""README.md and examples/README.md against the repository: the tree, the commands, the links."""
+"""README.md and docs/ against the repository: the tree, the commands, the links."""
 
 import importlib
 import re
@@ -14,16 +14,22 @@ from hf_segtx.training.recipes import find_recipe
 
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "examples/README.md"]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 README = PAGES[0].read_text()
-ONLY_FOLDERS = (*(f"{folder}/" for folder in FOLDERS.values()), "docs/", "tests/")  # a line for all in them
+ONLY_FOLDERS = (
+    *(f"{folder}/" for folder in FOLDERS.values()),
+    "docs/",
+    "tests/",
+    "hf_segtx/demo/page/",
+)  # a line for all
 TOP_LEVEL = ("hf_segtx/", "examples/", "benchmarks/", "docs/", "model_cards/", "tests/")
 
 
 def tree():
-    """Paths in the README's tree; folders end in a slash."""
+    """Paths in the tree of docs/repository.md; folders end in a slash."""
     paths, folders = [], []
-    for line in re.search(r"## The repository.*?```\n(.*?)```", README, re.DOTALL)[1].splitlines():
+    text = (ROOT / "docs/repository.md").read_text()
+    for line in re.search(r"```\n(.*?)```", text, re.DOTALL)[1].splitlines():
         depth, name = (len(line) - len(line.lstrip())) // 2, line.split()[0]
         assert len(line.split()) > 1 or depth == 0, f"{name} has no description"
         folders[depth:] = [name] if name.endswith("/") else []
@@ -53,6 +59,10 @@ def test_links_lead_to_files(page):
         own = re.match(r"https://raw\.githubusercontent\.com/hf-segtx/hf_segtx/main/(.*)", target)
         assert (ROOT / own[1]).exists() if own else target.startswith("http") or (page.parent / target).exists(), target
     assert "](examples/predictions.png)" not in README  # would be missing on the page of the package
+
+
+def test_readme_is_short():
+    assert len(README.splitlines()) <= 150
 
 
 def commands(page: Path):
