@@ -39,6 +39,12 @@ def facts_and_session(name, options, processor_fields, **fields):
     return model, processor, facts, Session()
 
 
+def test_colours_are_those_of_the_training_data():
+    colors = [[1, 2, 3], [4, 5, 6], [7, 8, 9], [0, 0, 0]]
+    assert facts_and_session("segformer", GraphOptions(), {}, palette=colors)[2]["palette"] == colors
+    assert len(facts_and_session("segformer", GraphOptions(), {})[2]["palette"]) == 4
+
+
 @pytest.mark.parametrize(
     "name, processor_fields, fields",
     [

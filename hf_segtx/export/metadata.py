@@ -39,7 +39,7 @@ def metadata_of(model: PreTrainedModel, processor, options: GraphOptions, source
         "input": "uint8 RGB of 0-255" if options.mean is not None else "float32, rescaled and normalised",
         "outputs": json.dumps(list(options.outputs)),
         "id2label": json.dumps(id2label),
-        "palette": json.dumps(palette(max(id2label) + 1)),
+        "palette": json.dumps(getattr(model.config, "palette", None) or palette(max(id2label) + 1)),
         "ignore_index": str(getattr(model.config, "semantic_loss_ignore_index", 255)),
         "preprocessing": json.dumps(preprocessing, default=list),
         "source": Path(source).resolve().name if Path(source).exists() else source,
