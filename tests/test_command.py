@@ -287,6 +287,7 @@ def test_library_speaks_of_parameters_and_not_of_flags(parsers):
         "training/recipes.py",
         "training/automatic.py",
         "data/parquet.py",
+        "demo/space.py",
         "export/page.py",
         "runtime/segment.py",
     }

@@ -24,6 +24,7 @@ COMMANDS = {  # the name is that of the module, too
     "export": "model -> ONNX, OpenVINO or torch.export, verified beside the checkpoint",
     "demo": "model -> app in the browser, Space of the Hub, or page without a server",
     "explain": "attention, class embeddings and object regions as pictures",
+    "rank": "which pictures to label next, as a list and a contact sheet",
     "recipes": "list the settings of published runs, or print one",
 }
 
