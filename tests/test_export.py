@@ -295,6 +295,48 @@ def test_8_bits_are_accepted_by_mean_iou(checkpoint, tmp_path, without_timing):
     assert not (tmp_path / "model_int8.onnx").exists()
 
 
+@pytest.mark.slow
+def test_weights_are_computed_before_quantisation(tmp_path):
+    """Every kernel of OCRNet's split ones becomes an initializer, which NNCF asks for; oracle is the file as it was."""
+    from hf_segtx.export.quantization import compute_weights
+
+    options = GraphOptions(("logits",))
+    write_onnx(exported_program(trained("ocrnet"), options, False, "onnx"), tmp_path / "m.onnx", options.outputs, {})
+    model = onnx.load(tmp_path / "m.onnx")
+    assert "Split" in {node.op_type for node in model.graph.node}
+    compute_weights(model)
+    initializers = {tensor.name for tensor in model.graph.initializer}
+    assert all(node.input[1] in initializers for node in model.graph.node if node.op_type == "Conv")
+    onnx.checker.check_model(model, full_check=True)
+    inputs = {"pixel_values": np.random.default_rng(0).standard_normal((2, 3, 70, 101), np.float32)}
+    (before,), (after,) = (
+        onnxruntime.InferenceSession(each).run(None, inputs)
+        for each in (tmp_path / "m.onnx", model.SerializeToString())
+    )
+    np.testing.assert_allclose(after, before, rtol=0, atol=1e-4 * before.std())  # kernels may be chosen otherwise
+
+
+@pytest.mark.slow
+def test_file_that_cannot_be_quantised_is_a_failure(checkpoint, tmp_path, without_timing, monkeypatch):
+    """Where NNCF stumbles over a file, that is a sentence in the record, and no end of the others."""
+    from hf_segtx.export.quantization import nncf
+
+    def stumbling(*_, **__):
+        raise KeyError("unfold_1")
+
+    monkeypatch.setattr(nncf, "quantize", stumbling)
+    scenes = SceneDataset(2, size=(72, 96))
+    data = {"dataset": scenes, "labels": scene_labels(), "calibration": scenes, "max_drop": 1.0}
+    record = export_model(str(checkpoint), tmp_path, ["onnx"], **data)
+    assert record["failures"] == [
+        f"model.onnx cannot be written in 8 bits: NNCF {nncf.__version__} fails with KeyError: 'unfold_1'"
+    ]
+    assert [entry["file"] for entry in record["files"]] == ["model.onnx"]
+    assert not (tmp_path / "model_int8.onnx").exists()
+    with pytest.raises(ValueError, match="needs the output logits and no static_shape"):
+        export_folder.write_int8(record, None, tmp_path, GraphOptions(("label_map",)), scenes, scenes, 1.0)
+
+
 def test_page_shows_names_as_they_are(checkpoint, tmp_path, monkeypatch):
     """A model "." is called like its folder; a name is neither a heading, a link nor a command."""
     folder = tmp_path / "a [b](c) *d*"

@@ -208,10 +208,11 @@ def write_int8(
     dataset: Dataset | None,
     max_drop: float,
 ) -> None:
-    """Adds files in 8 bits to the record; one whose mean IoU falls too far to its failures.
+    """Adds files in 8 bits to the record; to its failures one that cannot be quantised or whose mean IoU falls too far.
 
     Raises:
-        ValueError: without labelled pictures of the model's classes, whose mean IoU decides, or without nncf.
+        ValueError: without labelled pictures of the model's classes, whose mean IoU decides, or without nncf, or for
+            a graph that cannot be scored.
     """
     try:
         from .quantization import calibration_inputs, quantize
@@ -219,6 +220,8 @@ def write_int8(
         raise ValueError(f"8 bits: {error}; `pip install hf_segtx[int8,onnx]`") from error
     if dataset is None or not record["verification"]["scored_images"]:
         raise ValueError("8 bits are accepted by mean IoU; give labelled pictures of the model's classes as dataset")
+    if "logits" not in options.outputs or options.static_shape is not None:
+        raise ValueError("8 bits are accepted by mean IoU; it needs the output logits and no static_shape")
     takes_bytes = options.mean is not None
     images = [calibration[index]["image"] for index in range(min(CALIBRATION_PICTURES, len(calibration)))]
     inputs = calibration_inputs(processor, images, takes_bytes, options.mean, options.std)
