@@ -9,7 +9,13 @@ import pytest
 from sybil.document import Document
 from sybil.parsers.markdown import PythonCodeBlockParser, SkipParser
 from tiny import CASES
-from transformers import SegformerConfig, SegformerForImageClassification
+from transformers import (
+    DINOv3ViTConfig,
+    DINOv3ViTModel,
+    SegformerConfig,
+    SegformerForImageClassification,
+    ViTImageProcessor,
+)
 
 from hf_segtx.data import load_data
 from hf_segtx.models.image_processing_segtx import SegFormerImageProcessor
@@ -35,6 +41,10 @@ def workplace(tmp_path_factory):
     # Weights that pages take from the Hub: a folder of that name is found first.
     sizes = {"hidden_sizes": [8] * 4, "depths": [1] * 4, "num_attention_heads": [1] * 4}
     SegformerForImageClassification(SegformerConfig(**sizes)).save_pretrained(folder / "nvidia/mit-b2")
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+    dinov3 = folder / "facebook/dinov3-vits16-pretrain-lvd1689m"
+    DINOv3ViTModel(DINOv3ViTConfig(**sizes)).save_pretrained(dinov3)
+    ViTImageProcessor(size={"height": 224, "width": 224}).save_pretrained(dinov3)
     return folder
 
 
