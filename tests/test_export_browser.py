@@ -28,7 +28,7 @@ async ([file, pixels, shape]) => {
   const ort = await import("/node_modules/onnxruntime-web/dist/ort.wasm.bundle.min.mjs");
   ort.env.wasm.wasmPaths = "/node_modules/onnxruntime-web/dist/";
   ort.env.wasm.numThreads = 1;
-  const values = new Float32Array(await (await fetch(pixels)).arrayBuffer());
+  const values = new Float32Array(await (await fetch(pixels, {cache: "no-store"})).arrayBuffer());
   const session = await ort.InferenceSession.create(file);
   const { label_map } = await session.run({ pixel_values: new ort.Tensor("float32", values, shape) });
   return [label_map.type, label_map.dims, Array.from(label_map.data)];
