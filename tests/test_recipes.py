@@ -343,7 +343,8 @@ def test_recipe_trains(recipe, data, tmp_path):
     flags += ["--train_dir", folder, "--validation_dir", folder, "--max_train_steps", "2", "--num_warmup_steps", "0"]
     flags += ["--evaluation_steps", "2", "--total_batch_size", "2", "--crop_size", "64"]
     if arguments.window_size:
-        flags += ["--window_size", "64", "--window_stride", str(min(64, max(1, 64 * arguments.window_stride[0] // 768)))]
+        stride = min(64, max(1, 64 * arguments.window_stride[0] // 768))
+        flags += ["--window_size", "64", "--window_stride", str(stride)]
     arguments = replace(parse_training(flags), architecture=architecture(recipe), **dict.fromkeys(unset))
     results = train(arguments)
     assert results["step"] == 2 and results["skipped_steps"] == 0 and len(results["classes"]) == num_labels(recipe)
