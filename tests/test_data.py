@@ -309,7 +309,7 @@ def test_archives_that_are_wrong_are_explained(shards, tmp_path):
     folder = write_archives(shards, tmp_path / "archives")
     with tarfile.open(folder / "train-00001-of-00003.tar", "a") as archive:
         archive.add(shards / "files/images/000.png", "town.a/lonely.jpg")
-    with pytest.raises(ValueError, match=r"train-00001-of-00003\.tar: town\.a/lonely has no \.png; a sample is"):
+    with pytest.raises(ValueError, match=r"train-00001-of-00003\.tar: town\.a/lonely has no \.png; remove"):
         streamed(folder)
     file = folder / "train-00002-of-00003.tar"
     file.write_bytes(b"no archive" * 100)

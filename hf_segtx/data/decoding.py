@@ -160,6 +160,14 @@ def tiff_numbers(file) -> tuple[np.ndarray, tuple[int, ...]]:
     return array, (2,)
 
 
+def has_transparency(file) -> bool:
+    """Whether a TIFF file says that a band of it is that, multiplied with the others or not."""
+    import tifffile
+
+    with tifffile.TiffFile(source_of(file)) as tiff:
+        return bool({1, 2} & {int(kind) for kind in tiff.pages[0].extrasamples})
+
+
 def grey_numbers(image: Image.Image) -> np.ndarray:
     """(H, W) of a picture of one channel of more than 8 bits, upright; the type says what the numbers are."""
     orientation = orientation_of(image)

@@ -20,6 +20,7 @@ from .decoding import (
     SAMPLES,
     content_of,
     grey_numbers,
+    has_transparency,
     is_deep,
     num_pages,
     open_picture,
@@ -138,6 +139,8 @@ def _tiff_values(file) -> np.ndarray:
     values, axes = tiff_numbers(file)
     if values.ndim == 3 and axes != (2,):
         raise _Refused(f"it holds {len(values)} pictures, a mask is one; save each in a file of its own")
+    if values.ndim == 3 and values.shape[2] == 2 and values.itemsize == 1 and not has_transparency(file):
+        raise _Refused("it has 2 bands, a mask has one of class ids or three of colours; save these alone")
     return _without_alpha(values) if values.ndim == 3 and values.shape[2] in (2, 4) else values
 
 
