@@ -14,6 +14,7 @@ from transformers import AutoConfig, AutoImageProcessor, AutoModelForSemanticSeg
 
 from hf_segtx import SegFormerImageProcessor
 from hf_segtx.inference import load_model
+from hf_segtx.training import checkpoints
 from hf_segtx.training.checkpoints import save_checkpoint, save_final
 
 
@@ -219,3 +220,12 @@ def test_weights_are_for_whom_the_umask_says(umask, tmp_path):
         "run/step_1/training_state/model.safetensors",
     }  # fmt: skip
     assert all((tmp_path / path).stat().st_mode & 0o777 == 0o666 & ~umask for path in weights)
+
+
+def test_reading_process_that_goes_while_a_checkpoint_is_written_is_not_the_disk(tmp_path):
+    """torch raises in whatever the main process does just then."""
+    with pytest.raises(RuntimeError, match="^DataLoader worker"), checkpoints._cleaned_up(tmp_path / "x", "it"):
+        raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed.")
+    with pytest.raises(OSError, match="could not write it .torn.; .* make room"):
+        with checkpoints._cleaned_up(tmp_path / "x", "it"):
+            raise RuntimeError("torn")

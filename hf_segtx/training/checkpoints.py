@@ -186,6 +186,8 @@ def _cleaned_up(partial: Path, what: str) -> Iterator[None]:
         shutil.rmtree(partial, ignore_errors=True)
         if not isinstance(error, (OSError, RuntimeError, SafetensorError)):  # of Python, of torch, of safetensors
             raise
+        if "DataLoader worker" in str(error):  # torch raises that anywhere, when it hears of a process that is gone
+            raise
         free = shutil.disk_usage(partial.parent).free / 1e6
         cure = f"{free:.1f} MB are free there; make room"
         if whole := find_checkpoints(partial.parent):
