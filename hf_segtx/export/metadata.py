@@ -1,6 +1,5 @@
 """What a runner has to know and a graph does not say: names, colours, and how pictures are prepared. Texts, by key."""
 
-import hashlib
 import json
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from transformers import PreTrainedModel
 
 from .. import __version__
 from ..visualization import palette
+from ..weights.files import weights_hash
 from .graph import GraphOptions
 
 
@@ -46,15 +46,6 @@ def metadata_of(model: PreTrainedModel, processor, options: GraphOptions, source
         "weights_sha256": weights_hash(model),
         "license": license_of(source),
     }
-
-
-def weights_hash(model: PreTrainedModel) -> str:
-    """SHA-256 of names and values of all weights: tells whether two exports are of one checkpoint."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
 
 
 def license_of(folder: str) -> str:

@@ -35,8 +35,8 @@ from tqdm.auto import tqdm
 from ..data.decoding import read_image
 from ..data.shards import ParquetRecords, TarRecords, first_row, load_shards
 from ..data.tables import find_image_column
-from ..export.metadata import weights_hash
 from ..inference import image_size, segment
+from ..weights.files import weights_hash
 from .pictures import Predictor, as_png, predict_each, read_ahead
 
 

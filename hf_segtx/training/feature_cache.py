@@ -10,7 +10,6 @@ View number v of an image is the crop that a run without a cache takes of it in 
 both train on the same batches; from then on the views come again.
 """
 
-import hashlib
 import json
 import os
 import shutil
@@ -28,21 +27,13 @@ from tqdm.auto import tqdm
 
 from ..data.augmentation import TrainingTransform
 from ..data.loaders import TrainingLoader
+from ..weights.files import weights_hash
 from .arguments import Arguments
 from .machine import everywhere
 from .setup import is_sharded
 
 
 DESCRIPTION = "cache.json"
-
-
-def weights_fingerprint(module: nn.Module) -> str:
-    """A short text that is equal for equal parameters and buffers."""
-    digest = hashlib.blake2b(digest_size=16)
-    for name, value in module.state_dict().items():
-        digest.update(f"{name} {tuple(value.shape)} {value.dtype} ".encode())
-        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()
 
 
 def plain_settings(transform: TrainingTransform) -> dict:
@@ -333,7 +324,7 @@ def cached_loader(
     def open_cache() -> FeatureCache:
         made_of = {
             "backbone": type(model.backbone).__name__,
-            "weights": weights_fingerprint(model.backbone),
+            "weights": weights_hash(model.backbone),
             **backbone_settings(model),
             "precision": accelerator.mixed_precision,
             "views": num_views,

@@ -3,6 +3,7 @@
 Pickles are read with `weights_only=True`, so a file cannot run code.
 """
 
+import hashlib
 import logging
 import re
 from collections.abc import Callable
@@ -12,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from safetensors.torch import load_file
+from torch import nn
 
 
 logger = logging.getLogger(__name__)
@@ -23,6 +25,15 @@ WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")  # of a folder or repo
 CONTAINERS = ("state_dict", "model_state_dict", "model")  # where training programs put the weights, beside other things
 # What compilation, sharding and gradient checkpointing put into names, wherever they wrapped a part of the network.
 WRAPPERS = r"(?<![^.])(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\."
+
+
+def weights_hash(module: nn.Module) -> str:
+    """SHA-256 of names, shapes, types and values of all parameters and buffers: equal for equal weights."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype} ".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def weights_file(path: str | Path, names: tuple[str, ...] = WEIGHT_FILES) -> Path:
