@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import onnxruntime
+import openvino
 import pytest
 import torch
 import torch.nn.functional as F
@@ -402,11 +403,10 @@ def test_static_half_and_label_map_only(checkpoint, tmp_path, without_timing):
 @pytest.mark.slow
 def test_file_says_what_a_runner_needs(checkpoint, tmp_path, without_timing):
     export_model(str(checkpoint), tmp_path, ["onnx", "openvino"], options=GraphOptions(("label_map", "logits")))
-    from hf_segtx.export.metadata import read_metadata
-
     processor = load_model(checkpoint)[1]
-    for name in ("model.onnx", "openvino_model.xml"):
-        metadata = read_metadata(tmp_path / name)
+    of_onnx = {entry.key: entry.value for entry in onnx.load(tmp_path / "model.onnx").metadata_props}
+    of_openvino = openvino.Core().read_model(tmp_path / "openvino_model.xml").get_rt_info()["model_info"]
+    for metadata in (of_onnx, {key: value.astype(str) for key, value in of_openvino.items()}):
         preprocessing = json.loads(metadata["preprocessing"])
         assert preprocessing["size"] == {"shortest_edge": 72} and preprocessing["size_divisor"] == 16
         assert preprocessing["image_mean"] == list(processor.image_mean)

@@ -73,3 +73,15 @@ def test_import_is_light():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert not set(done.stdout.split()) & {"datasets", "accelerate", "evaluate", "timm", "matplotlib"}
     assert done.stderr == ""
+
+
+def test_extras_are_not_needed_by_who_does_not_use_them():
+    """Of a plain installation; each of these modules serves several extras, or none."""
+    extras = "onnx onnxruntime onnxscript openvino nncf gradio peft scipy tifffile pycocotools av rasterio".split()
+    modules = "export export.folder export.metadata demo.space demo.static_page prediction.archives prediction.ranking"
+    modules += " prediction.explain inference evaluation data training.loop training.setup weights hub pipeline"
+    code = f"import sys; sys.modules.update(dict.fromkeys({extras})); import " + ", ".join(
+        f"hf_segtx.{module}" for module in modules.split()
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

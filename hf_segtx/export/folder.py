@@ -20,7 +20,6 @@ from transformers import PreTrainedModel
 
 from ..data.labels import Labels
 from ..inference import evaluate, follow, load_model, protocol
-from ..runtime import segment as runtime_segment
 from . import verification
 from .graph import GraphOptions, exported_program
 from .metadata import metadata_of
@@ -30,6 +29,7 @@ from .verification import measured
 
 
 FILES = {"onnx": "model.onnx", "openvino": "openvino_model.xml", "torch": "model.pt2"}
+RUNNER = Path(__file__).parents[1] / "runtime/segment.py"  # not imported: it needs ONNX Runtime
 PICTURES = 4  # that files are compared on
 CALIBRATION_PICTURES = 300  # NNCF's own default
 
@@ -86,7 +86,7 @@ def export_model(
     output_dir.mkdir(parents=True, exist_ok=True)
     model.config.save_pretrained(output_dir)
     processor.save_pretrained(output_dir)
-    shutil.copy(runtime_segment.__file__, output_dir / "segment.py")
+    shutil.copy(RUNNER, output_dir)
     written = dict.fromkeys(formats)
     for format in written:
         write_graph(model, options, align_corners, format, output_dir / FILES[format], metadata, opset)

@@ -3,8 +3,6 @@
 import json
 from pathlib import Path
 
-import onnx
-import openvino
 from huggingface_hub import ModelCard
 from transformers import PreTrainedModel
 
@@ -55,19 +53,3 @@ def license_of(folder: str) -> str:
         return "unknown"
     data = ModelCard.load(card, ignore_metadata_errors=True).data
     return str(data.get("license") or "unknown")
-
-
-def read_metadata(file: Path) -> dict[str, str]:
-    """The metadata of an exported .onnx or .xml file.
-
-    Raises:
-        ValueError: if it was not written by this package.
-    """
-    if file.suffix == ".onnx":
-        metadata = {entry.key: entry.value for entry in onnx.load(file, load_external_data=False).metadata_props}
-    else:
-        info = openvino.Core().read_model(file).get_rt_info()
-        metadata = {key: value.astype(str) for key, value in info["model_info"].items()} if "model_info" in info else {}
-    if "preprocessing" not in metadata:
-        raise ValueError(f"{file} was not exported by hf_segtx: it says nothing of how pictures are prepared")
-    return metadata
