@@ -117,6 +117,12 @@ def by_rows(
     return result
 
 
+def interpolation_matrix(size_in: int, size_out: int) -> torch.Tensor:
+    """Bilinear interpolation along one side as a matrix (size_out, size_in), float64, with two values in each row."""
+    place = positions(size_in, size_out, align_corners=False).clamp(0, size_in - 1)[:, None]
+    return (1 - (place - torch.arange(size_in)).abs()).clamp(min=0)
+
+
 def add_upsampled_by_rows(
     feature_maps: list[torch.Tensor],
     functions: list[Callable[[torch.Tensor], torch.Tensor]],
@@ -126,6 +132,9 @@ def add_upsampled_by_rows(
 ) -> torch.Tensor:
     """finish(shift + the sum of all function(feature_map), bilinearly upsampled to `size`), in blocks of rows.
 
+    Of a smaller map, the few rows that a block needs are widened first; then one product interpolates between them and
+    adds the result to the block.
+
     Args:
         functions: one for each map, of each of its pixels alone.
         finish: likewise, of the sum.
@@ -134,27 +143,24 @@ def add_upsampled_by_rows(
         feature_maps: (B, C_i, h_i, w_i), of which each function makes (B, C, h_i, w_i); shift: (C,)
         returns: (B, K, *size), channels-last
     """
-    places = [  # of the rows of the result in each map
-        positions(feature_map.shape[2], size[0], align_corners=False).clamp(0, feature_map.shape[2] - 1)
-        for feature_map in feature_maps
-    ]
+    pairs = list(zip(feature_maps, functions))
+    finest = [pair for pair in pairs if pair[0].shape[2:] == size]  # computed block by block; the others fit in memory
+    smaller = [function(feature_map) for feature_map, function in pairs if feature_map.shape[2:] != size]
+    matrices = [interpolation_matrix(x.shape[2], size[0]) for x in smaller]
     batch, (height, width), result = feature_maps[0].shape[0], size, None
-    step = block_rows(shift, batch * len(shift) * width, least=8)
+    step = block_rows(shift, batch * len(shift) * width, least=8)  # rows of smaller maps are needed by two blocks
     for begin in range(0, height, step):
         end = min(begin + step, height)
-        total = shift[:, None, None]
-        for feature_map, function, place in zip(feature_maps, functions, places):
-            place = place[begin:end]
-            above, below = place.floor().long(), place.ceil().long()
-            first, last = int(above[0]), int(below[-1])
-            x = function(feature_map[:, :, first : last + 1])  # (B, C, last + 1 - first, w_i)
-            if feature_map.shape[2:] != size:
-                x = x.permute(0, 2, 3, 1)
-                above, below = (x.index_select(1, (rows - first).to(x.device)) for rows in (above, below))
-                x = torch.lerp(above, below, place.frac().to(x)[:, None, None])  # (B, end - begin, w_i, C)
-                x = F.interpolate(x.permute(0, 3, 1, 2), size=(end - begin, width), mode="bilinear")
-            total = x.add_(total)
-        block = finish(total)
+        total = shift if finest else shift.repeat(batch, end - begin, width, 1)
+        for feature_map, function in finest:
+            total = function(feature_map[:, :, begin:end]).permute(0, 2, 3, 1).add_(total)
+        for x, matrix in zip(smaller, matrices):
+            used = matrix[begin:end].any(dim=0).nonzero()
+            first, last = int(used[0]), int(used[-1]) + 1
+            x = F.interpolate(x[:, :, first:last], size=(last - first, width), mode="bilinear").permute(0, 2, 3, 1)
+            weights = matrix[begin:end, first:last].to(x).expand(batch, -1, -1)
+            total.view(batch, end - begin, -1).baddbmm_(weights, x.flatten(2))  # x: (B, last - first, width C)
+        block = finish(total.permute(0, 3, 1, 2))
         if result is None:
             result = block.new_empty(batch, height, width, block.shape[1]).permute(0, 3, 1, 2)
         result[:, :, begin:end] = block
