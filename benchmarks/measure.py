@@ -1,6 +1,7 @@
 """Timing and peak memory, shared by the benchmarks: variants take turns in one process, memory is read in a fork."""
 
 import ctypes
+import functools
 import gc
 import json
 import os
@@ -109,6 +110,7 @@ def processor() -> str:
     return found[1].strip() if found else platform.processor() or platform.machine()
 
 
+@functools.cache  # oneDNN says it once in a process
 def onednn_instruction_set() -> str:
     """What oneDNN, which computes PyTorch's convolutions on a CPU, says that it uses; it says so to the terminal."""
     if not torch.backends.mkldnn.is_available():
