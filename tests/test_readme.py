@@ -58,7 +58,7 @@ def test_links_lead_to_files(page):
     for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
         own = re.match(r"https://raw\.githubusercontent\.com/hf-segtx/hf_segtx/main/(.*)", target)
         assert (ROOT / own[1]).exists() if own else target.startswith("http") or (page.parent / target).exists(), target
-    assert "](examples/predictions.png)" not in README  # would be missing on the page of the package
+    assert "](docs/predictions.png)" not in README  # would be missing on the page of the package
 
 
 def test_readme_is_short():

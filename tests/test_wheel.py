@@ -79,7 +79,7 @@ def test_wheel_has_every_module_and_file_of_the_package(wheel, project_files):
     assert len(expected) > 130 and expected - there == set()
     outside = {name for name in there - expected if ".dist-info/" not in name}
     assert outside == set()
-    assert "Project-URL: Homepage, https://" in metadata and "](examples/predictions.png)" not in metadata
+    assert "Project-URL: Homepage, https://" in metadata and "](docs/predictions.png)" not in metadata
 
 
 def test_wheel_works_in_an_empty_folder(wheel, tmp_path):
