@@ -3,11 +3,16 @@
 from pathlib import Path
 
 
-FOLDERS = {"recipes": "examples/recipes", "accelerate": "examples/accelerate", "model_cards": "model_cards"}
+FOLDERS = {
+    "recipes": "examples/recipes",
+    "ablations": "examples/ablations",
+    "accelerate": "examples/accelerate",
+    "model_cards": "model_cards",
+}
 
 
 def resource_folder(name: str) -> Path:
-    """The folder of recipes, configurations of accelerate or model_cards: in the installed package, else the checkout.
+    """The folder of one of `FOLDERS`: in the installed package, else in the checkout.
 
     Raises:
         OSError: if the package was installed without it.

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
@@ -82,3 +83,35 @@ def test_script_for_a_gpu_works():
     if not torch.cuda.is_available():
         done = subprocess.run(script, capture_output=True, text=True)
         assert done.returncode == 1 and done.stderr.splitlines()[-1].startswith("there is no GPU here; --smoke")
+
+
+def test_largest_batch_is_found(monkeypatch):
+    """On a GPU the last that fits; on a CPU the last that is faster by more than three percent, within its memory."""
+    monkeypatch.syspath_prepend(str(FOLDER))
+    throughput = importlib.import_module("throughput")
+    bench = throughput.Bench(64, half=False, clock=None, max_gib=1, max_batch=64)
+    rates = {1: 10, 2: 15, 4: 16, 8: 16.1, 16: 15, 32: 0, 64: 20}
+    monkeypatch.setattr(bench, "rate", lambda model, batch: rates[batch])
+    for on_gpu, fitting, expected in ((True, 64, 16), (False, 64, 4), (False, 2, 2), (False, 1, 1)):
+        bench.on_gpu = on_gpu
+        monkeypatch.setattr(bench, "fits", lambda model, batch, fitting=fitting: batch <= fitting)
+        assert bench.largest_batch(None) == expected
+    assert throughput.PUBLISHED.keys() <= throughput.networks(150, 512).keys()
+
+
+@pytest.mark.slow
+def test_throughput_prints_a_table_and_draws(tmp_path):
+    """Small images, small batches, one network of each library."""
+    flags = ["--side", "64", "--num_labels", "5", "--rounds", "1", "--max_batch", "2", "--max_gib", "1"]
+    flags += ["--picture", str(tmp_path / "speed.png"), "--sizes"]
+    names = ["SegFormer b0", "Segmenter tiny mask", "OCRNet hrnet_w18_small", "FCN resnet50", "UPerNet ConvNeXt-T"]
+    script = [sys.executable, str(FOLDER / "throughput.py"), *flags, *names]
+    done = subprocess.run(script, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    rows = [line.split(" | ") for line in done.stdout.splitlines() if line.startswith("| ") and "images/s" not in line]
+    assert {row[0].removeprefix("| ") for row in rows} == {
+        "SegFormer b0", "Segmenter tiny mask", "OCRNet hrnet_w18_small", "torchvision FCN resnet50",
+        "transformers SegFormer b0", "transformers UPerNet ConvNeXt-T"}  # fmt: skip
+    rates = [float(row[3]) for row in rows]
+    assert rates == sorted(rates, reverse=True) and rates[-1] > 0 and all(row[2] in "12" for row in rows)
+    assert Image.open(tmp_path / "speed.png").size == (900, 560)

@@ -96,6 +96,7 @@ def test_wheel_works_in_an_empty_folder(wheel, tmp_path):
     assert re.search(r"^segformer_b0_ade20k_512 +ADE20K, 150 classes +37\.4 %", recipes, re.MULTILINE)
     recipe = run(*segtx, "recipes", "segformer_b0_camvid", folder=work, **environment).stdout
     assert recipe == (ROOT / "examples/recipes/segformer_b0_camvid.args").read_text()
+    assert "\nsegformer_1b " in run(*segtx, "ablate", folder=work, **environment).stdout
 
     words = ["--recipe", "segformer_b0_camvid", "--config_overrides", TINY, "--max_train_steps", "2"]
     words += ["--num_warmup_steps", "0", "--crop_size", "64", "--max_train_samples", "8", "--max_eval_samples", "4"]

@@ -26,6 +26,7 @@ COMMANDS = {  # the name is that of the module, too
     "explain": "attention, class embeddings and object regions as pictures",
     "rank": "which pictures to label next, as a list and a contact sheet",
     "recipes": "list the settings of published runs, or print one",
+    "ablate": "train the rows of a table of the papers, and write it with ours beside it",
 }
 
 
