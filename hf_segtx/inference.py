@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import chain, groupby, islice, product
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -257,7 +258,8 @@ class Segmentation:
 
     Args:
         label_map: (H, W) int64.
-        probabilities: (K, H, W) float32, mean over scales and flips; with one logit (2, H, W), of a sigmoid.
+        probabilities: (K, H, W) float32, mean over scales and flips; with one logit (2, H, W), of a sigmoid. With the
+            processor's `temperature`, if it has one, as confidence and entropy.
         confidence: (H, W) float32, probability of each pixel's class, in [0, 1].
         entropy: (H, W) float32, of each pixel's probabilities, in nats: 0 if sure, log K if all classes are equal.
         segments: of each class that occurs {"label_id", "label", "area" in pixels, "score": mean confidence}.
@@ -303,46 +305,18 @@ def segment(
         maps = predict(model, processor, images, window_batch_size=window_batch_size)
         return [Segmentation(label_map) for label_map in maps]
     follow(processor, model)
-    orders = [None, flip_permutation(model.config.id2label)] if flip else [None]  # of the classes, not mirrored and so
     results = []
-    steps = scales if list(scales) != [1] else [None]
-    averaging = getattr(processor, "averaging", None)
     for image in images:
-        height, width = image_size(image)
-        if averaging == "exp":
-            views = [(_exponentials(model, processor, image, scale, orders), None) for scale in steps]
-        elif averaging == "logits" and processor.window_size is None:
-            views = [
-                (_view_of_input(model, processor, image, scale or 1, mirrored), order)
-                for scale in steps
-                for mirrored, order in zip((False, True), orders)
-            ]
-        else:
-            views = [
-                (_view(model, processor, image, scale, mirrored, window_batch_size), order)
-                for scale in steps
-                for mirrored, order in zip((False, True), orders)
-            ]
         blocks = []
-        step = max(1, BLOCK_NUMEL // (max(2, model.config.num_labels) * width))
-        for begin in range(0, height, step):
-            end = min(begin + step, height)
-            if averaging == "exp":
-                probabilities = sum(view(begin, end) for view, _ in views)
-                probabilities /= probabilities.sum(0)
-            elif averaging == "logits":
-                logits = sum(_reordered(view(begin, end), order) for view, order in views)
-                probabilities = (logits / len(views)).softmax(0)
-            else:
-                shares = (_reordered(view(begin, end), order).softmax(0) for view, order in views)
-                probabilities = sum(shares) / len(views)
-            confidence, label_map = probabilities.max(0)
-            block = [label_map]
+        for block in probability_blocks(model, processor, image, scales, flip, window_batch_size):
+            probabilities = block.calibrated(getattr(processor, "temperature", None))
+            parts = [block.label_map]
             if return_uncertainty:
-                block += [confidence, torch.special.entr(probabilities).sum(0)]
+                confidence = probabilities.gather(0, block.label_map[None])[0]
+                parts += [confidence, torch.special.entr(probabilities).sum(0)]
             if return_scores:
-                block.append(probabilities)
-            blocks.append(block)
+                parts.append(probabilities)
+            blocks.append(parts)
         label_map, *others = (torch.cat(parts, dim=-2) for parts in zip(*blocks, strict=True))
         result = Segmentation(label_map)
         if return_scores:
@@ -361,6 +335,72 @@ def segment(
             ]
         results.append(result)
     return results
+
+
+class ProbabilityBlock(NamedTuple):
+    """Some rows of an image: what all of its views say together.
+
+    Args:
+        probabilities: (K, rows, W) float32.
+        logits: (K, rows, W), whose softmax these are; None if they are means over several views.
+        label_map: (rows, W), the class of the largest probability.
+    """
+
+    probabilities: torch.Tensor
+    logits: torch.Tensor | None
+    label_map: torch.Tensor
+
+    def log_probabilities(self) -> torch.Tensor:
+        """(K, rows, W) up to a sum that all classes of a pixel share; finite where a mean of float32 is 0, too."""
+        return self.probabilities.log().clamp_(min=-104) if self.logits is None else self.logits
+
+    def calibrated(self, temperature: float | None) -> torch.Tensor:
+        """The probabilities, to the power of 1 / temperature and normalised; the one place where it is applied."""
+        if temperature in (None, 1):
+            return self.probabilities
+        return (self.log_probabilities() / temperature).softmax(0)
+
+
+def probability_blocks(
+    model: nn.Module,
+    processor,
+    image,
+    scales: Sequence[float] = (1.0,),
+    flip: bool = False,
+    window_batch_size: int = 4,
+) -> Iterator[ProbabilityBlock]:
+    """An image's rows from the top, in blocks; arguments as those of `segment`, which puts them together."""
+    orders = [None, flip_permutation(model.config.id2label)] if flip else [None]  # of the classes, not mirrored and so
+    steps = scales if list(scales) != [1] else [None]
+    averaging = getattr(processor, "averaging", None)
+    height, width = image_size(image)
+    if averaging == "exp":
+        views = [(_exponentials(model, processor, image, scale, orders), None) for scale in steps]
+    elif averaging == "logits" and processor.window_size is None:
+        views = [
+            (_view_of_input(model, processor, image, scale or 1, mirrored), order)
+            for scale in steps
+            for mirrored, order in zip((False, True), orders)
+        ]
+    else:
+        views = [
+            (_view(model, processor, image, scale, mirrored, window_batch_size), order)
+            for scale in steps
+            for mirrored, order in zip((False, True), orders)
+        ]
+    step = max(1, BLOCK_NUMEL // (max(2, model.config.num_labels) * width))
+    for begin in range(0, height, step):
+        end, logits = min(begin + step, height), None
+        if averaging == "exp":
+            probabilities = sum(view(begin, end) for view, _ in views)
+            probabilities /= probabilities.sum(0)
+        elif averaging == "logits" or len(views) == 1:
+            logits = sum(_reordered(view(begin, end), order) for view, order in views) / len(views)
+            probabilities = logits.softmax(0)
+        else:
+            shares = (_reordered(view(begin, end), order).softmax(0) for view, order in views)
+            probabilities = sum(shares) / len(views)
+        yield ProbabilityBlock(probabilities, logits, probabilities.max(0).indices)
 
 
 def _reordered(logits: torch.Tensor, order: list[int] | None) -> torch.Tensor:

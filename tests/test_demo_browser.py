@@ -17,6 +17,7 @@ import pytest
 from demo_models import NAMES, save_model
 from PIL import Image
 
+from hf_segtx.cli import main
 from hf_segtx.data.scenes import SceneDataset
 from hf_segtx.demo import static_page, write_space
 from hf_segtx.inference import load_model, predict
@@ -363,3 +364,20 @@ def test_space_runs_where_it_was_written(chromium, models, files, tmp_path):
         wanted = {np.asarray(overlay(picture, label_map, COLORS, 0.5)).tobytes(), np.asarray(picture).tobytes()}
         assert {drawn(page, index).tobytes() for index in (0, 1)} == wanted
         page.context.close()
+
+
+def test_report_fits_every_screen(chromium, models, tmp_path):
+    """The report of segtx evaluate: nothing sticks out, every picture is there, and the browser's colours are taken."""
+    file = tmp_path / "report.html"
+    assert main(["evaluate", str(models[0]), "--max_eval_samples", "3", "--html", str(file)]) == 0
+    for name, viewport in VIEWPORTS.items():
+        for scheme in ("light", "dark"):
+            page = chromium.new_page(viewport=viewport, color_scheme=scheme)
+            page.goto(file.as_uri())
+            assert fits(page)
+            widths = page.evaluate("[...document.images].map(image => image.complete && image.naturalWidth)")
+            assert len(widths) > 9 and min(widths) > 50
+            brightness = page.evaluate("getComputedStyle(document.body).backgroundColor.match(/\\d+/g).map(Number)")
+            assert (sum(brightness) < 200) == (scheme == "dark")
+            screenshot(page, f"report_{name}_{scheme}")
+            page.close()

@@ -233,14 +233,17 @@ def test_wrong_flags_are_named(script, checkpoint, tmp_path, capsys):
 
 @pytest.mark.slow
 def test_two_processes_match_one(script, checkpoint, tmp_path):
-    expected = run(script, checkpoint, "--flip")
+    expected = run(script, checkpoint, "--flip", "--html", tmp_path / "one.html")
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29517"]
     command += ["-m", "hf_segtx", "evaluate", str(checkpoint), "--flip", "--max_eval_samples", str(IMAGES)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    subprocess.run([*command, "--output_dir", str(tmp_path)], check=True, env=environment)
+    command += ["--html", str(tmp_path / "two.html"), "--output_dir", str(tmp_path)]
+    subprocess.run(command, check=True, env=environment)
     results = json.loads((tmp_path / "evaluation.json").read_text())
-    for key in expected.keys() - {"seconds", "images_per_second"}:
+    for key in expected.keys() - {"seconds", "images_per_second", "calibration"}:
         assert results[key] == expected[key], key
+    assert results["calibration"] == pytest.approx(expected["calibration"], rel=1e-6)  # sums in another order
+    assert (tmp_path / "two.html").read_text() == (tmp_path / "one.html").read_text()
 
 
 @pytest.mark.slow

@@ -379,7 +379,9 @@ def test_arguments_reach_the_processor_that_is_saved(checkpoint, tmp_path):
         small_images="enlarge",
     )
     check_arguments(arguments)
+    processor.temperature = 1.5
     set_arguments(arguments, model, processor)
+    assert processor.temperature is None  # it was that of other weights
     assert base_size(arguments, processor) == {"shortest_edge": 500, "longest_edge": 600}
     processor.save_pretrained(tmp_path)
     saved = SegFormerImageProcessor.from_pretrained(tmp_path)

@@ -16,7 +16,10 @@ numbers were measured on the same data. Beside the mean IoU, from the same pass:
 large objects, a 95 % interval of the mean IoU, what is taken for what, and the worst images.
 
 With --output_dir the scores go to `evaluation.json` there, and the worst images beside truth and prediction to
-`worst_images.png`.
+`worst_images.png`. With --html all of it, how far confidences are to be believed, and typical errors are in one page.
+
+    segtx evaluate outputs/camvid/best --validation_dir data/camvid/val --html report.html
+    segtx evaluate outputs/camvid/best --validation_dir data/camvid/val --calibrate    # truer confidences, saved there
 
 Exit status: 0, 1 if --from_card measures another number than the card says, 2 if something is wrong.
 """
@@ -80,6 +83,12 @@ class EvaluationSettings:
     """Work and results."""
 
     output_dir: str | None = setting(None, "Folder for evaluation.json and worst_images.png; else only the screen.")
+    html: str | None = setting(None, "HTML file for a report on the model; takes more passes over the data.")
+    calibrate: bool = setting(
+        False,
+        "Fit the temperature of confidences to these data, which should not be those of the training, and save it with "
+        "the model; label maps stay as they are. One more pass.",
+    )
     worst: int = setting(5, "How many of the worst images to name and to draw.", "[0, inf)")
     classes_only: bool = setting(False, "The class table only: a little faster.")
     batch_size: int = setting(1, "Images that a process reads at a time.", "[1, inf)")
@@ -167,13 +176,16 @@ def evaluate(parser: FlagParser, arguments: argparse.Namespace) -> dict:
     settings = parser.values_of(EvaluationSettings, arguments)
     protocol = vars(parser.values_of(ProtocolSettings, arguments))
     check_output_dir(settings.output_dir)
+    check_calibration(settings, arguments.model)
     model_settings, card = parser.values_of(ModelSettings, arguments), arguments.card
     parser.values_of(DataSettings, arguments)  # checked before the model is loaded
     import torch
     from accelerate import PartialState
 
+    from ..calibration import calibrate, save_temperature
     from ..data import load_data
-    from ..evaluation import check_data_of_card, comparison_with_card, score, set_protocol, worst_picture
+    from ..evaluation import autocast, check_data_of_card, comparison_with_card, score, set_protocol, worst_picture
+    from ..model_report import write_report
 
     if settings.output_dir:
         Path(settings.output_dir).mkdir(parents=True, exist_ok=True)
@@ -203,6 +215,12 @@ def evaluate(parser: FlagParser, arguments: argparse.Namespace) -> dict:
         check_data_of_card(card, images=results["images"], data_fingerprint=results["data_fingerprint"])
         results["is_as_on_card"], text = comparison_with_card(card, results)
         scores.tables.append(text)
+    calibration = None
+    if settings.html or settings.calibrate:
+        with autocast(model, precision):
+            calibration = calibrate(model, processor, dataset, num_workers=settings.num_workers)
+        results["calibration"] = calibration.as_json()
+        scores.tables.append(str(calibration))
     if process.is_main_process:
         print(*scores.tables, sep="\n\n")
         if settings.output_dir:
@@ -211,8 +229,28 @@ def evaluate(parser: FlagParser, arguments: argparse.Namespace) -> dict:
             if scores.worst:
                 picture = worst_picture(model, processor, dataset, labels, scores, **views)
                 picture.save(Path(settings.output_dir, "worst_images.png"))
+        if settings.calibrate:
+            save_temperature(arguments.model, calibration.temperature)
+        if settings.html:
+            write_report(settings.html, model, processor, dataset, labels, results, scores.worst, calibration, **views)
     process.destroy_process_group()
     return results
+
+
+def check_calibration(settings: EvaluationSettings, model: str) -> None:
+    """Raises ValueError if there would be no place for the temperature, or a report without its parts."""
+    if settings.calibrate and not Path(model, "config.json").is_file():
+        raise ValueError(f"--calibrate saves into the folder of a model, and {model} is none; download it first")
+    if settings.calibrate and Path(model, "export.json").is_file():
+        raise ValueError(
+            f"--calibrate: {model} is exported, its graph stays as it is; calibrate the model, then export"
+        )
+    if settings.html and settings.classes_only:
+        raise ValueError("--html shows what --classes_only omits; omit one of them")
+    if settings.html and Path(settings.html).is_dir():
+        raise ValueError(f"--html {settings.html} is a folder; give the name of a file in it")
+    if settings.html:
+        Path(settings.html).absolute().parent.mkdir(parents=True, exist_ok=True)
 
 
 def run(command_line: list[str]) -> int:

@@ -77,6 +77,7 @@ def export_model(
     model, processor = model_and_processor or load_model(source)
     model, options = model.cpu().float().eval(), options or GraphOptions()
     follow(processor, model)
+    options.temperature = getattr(processor, "temperature", None) or 1.0
     if normalize:
         fields = "image_mean image_std do_normalize do_rescale rescale_factor".split()
         options.mean, options.std = pixel_statistics({name: getattr(processor, name) for name in fields})

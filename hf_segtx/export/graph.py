@@ -37,6 +37,7 @@ class GraphOptions:
             None: the input is float32 as the image processor normalises it.
         half: compute in 16 bits; input and outputs stay what they are.
         static_shape: (B, H, W) if the graph shall serve that size only.
+        temperature: of the image processor, that `confidence` is to be computed with; logits stay what they are.
     """
 
     outputs: Sequence[str] = ("label_map", "logits")
@@ -44,6 +45,7 @@ class GraphOptions:
     std: Sequence[float] | None = None
     half: bool = False
     static_shape: tuple[int, int, int] | None = None
+    temperature: float = 1.0
 
     def __post_init__(self):
         if not self.outputs or set(self.outputs) - set(OUTPUTS):
@@ -141,6 +143,7 @@ class Graph(nn.Module):
         self.model = model.to(self.dtype)
         self.num_labels = model.config.num_labels
         self.outputs, self.align_corners, self.runtime = tuple(options.outputs), align_corners, runtime
+        self.temperature = options.temperature
         self.normalize = options.mean is not None
         if self.normalize:  # (x - mean) / std as one product and one sum
             mean, std = torch.tensor(options.mean).view(-1, 1, 1), torch.tensor(options.std).view(-1, 1, 1)
@@ -168,12 +171,17 @@ class Graph(nn.Module):
         if self.num_labels == 1:
             logit = upsampled.squeeze(classes)
             results = {"label_map": (logit > 0).to(torch.uint8)}
-            return results | ({"confidence": logit.abs().sigmoid()} if "confidence" in self.outputs else {})
+            confidence = self.tempered(logit.abs()).sigmoid()
+            return results | ({"confidence": confidence} if "confidence" in self.outputs else {})
         labels = first_largest(upsampled) if self.runtime == "openvino" else upsampled.argmax(classes)
         labels = labels.to(torch.uint8 if self.num_labels <= 256 else torch.int16)
         if "confidence" not in self.outputs:
             return {"label_map": labels}
-        return {"label_map": labels, "confidence": upsampled.softmax(classes).amax(classes)}
+        return {"label_map": labels, "confidence": self.tempered(upsampled).softmax(classes).amax(classes)}
+
+    def tempered(self, logits: torch.Tensor) -> torch.Tensor:
+        """What confidence is computed from."""
+        return logits if self.temperature == 1 else logits / self.temperature
 
 
 def first_largest(maps: torch.Tensor) -> torch.Tensor:

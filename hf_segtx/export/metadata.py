@@ -14,7 +14,7 @@ from .graph import GraphOptions
 
 PREPROCESSING = (
     "do_resize size do_rescale rescale_factor do_normalize image_mean image_std do_pad size_divisor minimum_size "
-    "align_corners window_size window_stride stretch_divisor small_images do_flip_channel_order"
+    "align_corners window_size window_stride stretch_divisor small_images do_flip_channel_order temperature"
 ).split()
 
 

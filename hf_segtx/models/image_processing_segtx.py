@@ -89,6 +89,8 @@ class SegtxImageProcessorKwargs(ImagesKwargs, total=False):
             input that is mirrored and resized for each scale (OCRNet's openseg); or of "exp", the exponentials of
             logits at the size that the model sees, which are of the mean of both flips (HRNet-OCR).
         do_flip_channel_order: show the model BGR; `image_mean` and `image_std` are then meant in that order, too.
+        temperature: what logits are divided by before the softmax that confidences come from (Guo et al., 2017, fitted
+            by `hf_segtx.calibration`); None for 1. Label maps do not depend on it.
     """
 
     do_reduce_labels: bool
@@ -102,6 +104,7 @@ class SegtxImageProcessorKwargs(ImagesKwargs, total=False):
     small_images: str
     averaging: str
     do_flip_channel_order: bool
+    temperature: float | None
 
 
 # transformers looks for the keyword arguments of a processor class under the name of the class.
@@ -292,6 +295,8 @@ class PixelsForPipeline(torch.Tensor):
         return result.as_subclass(cls) if function is torch.Tensor.to else result
 
 
+TEMPERATURES = (0.1, 10.0)  # beyond, a softmax in float32 has nothing left to tell classes apart by
+
 # What settings are, often of a file: names; words for it; type, bounds and greatest number of the values.
 KINDS = (
     ("do_resize do_rescale do_normalize do_pad do_convert_rgb", "true or false", bool, 0, 1, 0),
@@ -303,6 +308,7 @@ KINDS = (
     ("rescale_factor", "a number above 0, such as 0.00392 for 1 / 255", Real, 1e-12, 1e9, 0),
     ("resample", "PIL's number of a filter, 0 to 5, such as 2 for bilinear", Integral, 0, 5, 0),
     ("ignore_index", "a whole number", Integral, -(2**31), 2**31 - 1, 0),
+    ("temperature", "a number, 0.1 to 10", Real, *TEMPERATURES, 0),
 )
 
 CHOICES = {"small_images": ("pad", "cut", "enlarge", "resize"), "averaging": ("probabilities", "logits", "exp")}
@@ -357,6 +363,7 @@ class SegmentationProcessing:
     small_images = "pad"
     averaging = "probabilities"
     do_flip_channel_order = False
+    temperature = None
     _in_batches = False
 
     def __init__(self, **kwargs: Unpack[SegtxImageProcessorKwargs]):

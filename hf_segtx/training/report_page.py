@@ -7,9 +7,6 @@ The page has the decisions and their reasons, curves, the scores of each class, 
 that would help most. Each of these is a number measured in this run, with what to do about it.
 """
 
-import base64
-import html
-import io
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,6 +16,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
+from .. import html_page as html
 from ..data.dataset import evenly
 from ..error_analysis import ImageScores, SizeIoU, confusion_pairs
 from ..inference import evaluate, predict
@@ -247,12 +245,6 @@ def _of_start(findings: Findings, is_pretrained: bool) -> Advice | None:
 # ---------------------------------------------------------------------------------------------------------------- page
 
 
-STYLE = """body{font:15px/1.5 system-ui,sans-serif;color:#1f2328;max-width:60rem;margin:2rem auto;padding:0 1rem}
-h1{font-size:1.5rem}h2{font-size:1.15rem;margin-top:2rem}table{border-collapse:collapse}td,th{padding:.2rem .7rem;
-text-align:left;border-bottom:1px solid #e1e4e8;vertical-align:top}td.n{text-align:right}img{max-width:100%}
-code{background:#f3f4f6;padding:.1rem .3rem}li{margin:.5rem 0}.bar{background:#4c8bf5;height:.7rem;display:block}"""
-
-
 def write_run_page(folder: Path, results: dict, facts: DataFacts, findings: Findings) -> None:
     """Writes report.html of a run into its folder.
 
@@ -294,49 +286,25 @@ def write_page(
         decisions: {"name", "value", "reason"} each.
         classes: (name, IoU, share of the pixels, share of the images) of each, [0, 1]; nan where undefined.
     """
-    parts = [f"<h1>{html.escape(title)}</h1><p>{html.escape(summary)}</p>"]
+    parts = [html.paragraph(summary)]
     if advice:
-        items = "".join(f"<li>{html.escape(text)}</li>" for text in advice)
-        parts.append(f"<h2>What would help most</h2><ol>{items}</ol>")
+        parts += [html.heading("What would help most"), html.points(advice, numbered=True)]
     if warnings:
-        items = "".join(f"<li>{html.escape(text)}</li>" for text in warnings)
-        parts.append(f"<h2>Warnings</h2><ul>{items}</ul>")
+        parts += [html.heading("Warnings"), html.points(warnings)]
     if curves:
-        parts.append(f"<h2>Curves</h2>{_picture(curves, 'loss and scores over the steps')}")
-    parts.append("<h2>Classes</h2>" + _class_rows(classes))
+        parts += [html.heading("Curves"), html.picture(curves, "loss and scores over the steps")]
+    rows = [(name, 100 * iou, html.bar(iou), 100 * pixels, 100 * images) for name, iou, pixels, images in classes]
+    header = ["class", "IoU %", "", "% of training pixels", "% of training images"]
+    parts += [html.heading("Classes"), html.table(header, rows)]
     if findings and findings.picture:
-        names = "; ".join(f"{html.escape(name)}: {iou:.1%}" for name, iou in findings.worst)
-        parts.append(f"<h2>Worst images</h2><p>Mean IoU of each: {names}</p>")
-        parts.append(_picture(findings.picture, "image, truth and prediction of the worst images"))
+        names = "; ".join(f"{name}: {iou:.1%}" for name, iou in findings.worst)
+        parts += [html.heading("Worst images"), html.paragraph(f"Mean IoU of each: {names}")]
+        parts.append(html.picture(findings.picture, "image, truth and prediction of the worst images"))
     if decisions:
-        rows = "".join(
-            f"<tr><td><code>{html.escape(decision['name'])}</code></td><td>{html.escape(_shown(decision['value']))}</td>"
-            f"<td>{html.escape(decision['reason'])}</td></tr>"
-            for decision in decisions
-        )
-        parts.append(f"<h2>What was decided</h2><table><tr><th>what</th><th>value</th><th>why</th></tr>{rows}</table>")
-    head = f'<meta charset="utf-8"><title>{html.escape(title)}</title><style>{STYLE}</style>'
-    path.write_text(f'<!doctype html><html lang="en"><head>{head}</head><body>{"".join(parts)}</body></html>\n')
+        rows = [(html.code(decision["name"]), _shown(decision["value"]), decision["reason"]) for decision in decisions]
+        parts += [html.heading("What was decided"), html.table(["what", "value", "why"], rows)]
+    path.write_text(html.page(title, parts), encoding="utf-8")
 
 
 def _shown(value) -> str:
     return " ".join(map(str, value)) if isinstance(value, list) else str(value)
-
-
-def _class_rows(classes: Sequence[tuple[str, float, float, float]]) -> str:
-    def cell(value: float) -> str:
-        return f'<td class="n">{"-" if math.isnan(value) else f"{100 * value:.2f}"}</td>'
-
-    rows = ""
-    for name, iou, pixels, images in classes:
-        bar = f'<span class="bar" style="width:{0 if math.isnan(iou) else 10 * iou:.2f}rem"></span>'
-        rows += f"<tr><td>{html.escape(name)}</td>{cell(iou)}<td>{bar}</td>{cell(pixels)}{cell(images)}</tr>"
-    head = "<tr><th>class</th><th>IoU %</th><th></th><th>% of training pixels</th><th>% of training images</th></tr>"
-    return f"<table>{head}{rows}</table>"
-
-
-def _picture(picture: Image.Image, text: str) -> str:
-    buffer = io.BytesIO()
-    picture.convert("RGB").save(buffer, "JPEG", quality=88)
-    data = base64.b64encode(buffer.getvalue()).decode()
-    return f'<img alt="{html.escape(text)}" src="data:image/jpeg;base64,{data}">'

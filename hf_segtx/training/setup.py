@@ -291,6 +291,7 @@ def set_protocol(arguments: Arguments, model: nn.Module, processor) -> None:
         if len(values := getattr(processor, name)) != channels:
             raise ValueError(f"{name} has {len(values)} values, {list(values)}, for {channels} channels; give one each")
     processor.do_reduce_labels = False  # the data set's label contract has done it
+    processor.temperature = None  # of the weights before
     if arguments.eval_mode == "slide":
         window = arguments.window_size or arguments.crop_size
         stride = arguments.window_stride or window

@@ -1,6 +1,6 @@
 """Pictures: label maps and overlays, explanations of models, curves of training."""
 
-from .curves import training_curves
+from .curves import reliability_picture, training_curves
 from .explanations import (
     attention_picture,
     class_embedding_coordinates,
@@ -29,5 +29,6 @@ __all__ = [
     "palette",
     "patch_attention",
     "region_picture",
+    "reliability_picture",
     "training_curves",
 ]

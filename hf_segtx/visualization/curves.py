@@ -1,6 +1,6 @@
 """Curves of a training run, and the axes that they are drawn in."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -51,6 +51,28 @@ def training_curves(evaluations: Sequence[dict], losses: Sequence[dict] = ()) ->
             key = legend(list(curves), palette(len(curves)), width=170)
             plot.paste(key, (size[0] - 190, size[1] - 65 - key.height))
         picture.paste(plot, (column * size[0], 0))
+    return picture
+
+
+def reliability_picture(curves: Mapping[str, Sequence[tuple[float, float, float]]]) -> Image.Image:
+    """Which share of the pixels is right at each confidence; of a calibrated model it is the diagonal.
+
+    Args:
+        curves: {name: (confidence, share that is right, share of all pixels) of each bin, in per cent}; the larger the
+            last, the larger the dot.
+    """
+    size, colors = (480, 480), palette(len(curves))
+    picture, draw, place = axes(size, (0, 100), (0, 100), "confidence %", "right %", ticks=(6, 6))
+    draw.line((*place(0, 0), *place(100, 100)), fill=FAINT, width=3)
+    for curve, color in zip(curves.values(), colors, strict=True):
+        points = [place(confidence, right) for confidence, right, _ in curve]
+        draw.line(points, fill=color, width=5, joint="curve")
+        for (x, y), (_, _, share) in zip(points, curve, strict=True):
+            radius = 5 + 2.5 * share**0.5
+            draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill=color, outline=PAPER, width=2)
+    picture = picture.resize(size, Image.Resampling.LANCZOS)
+    key = legend(list(curves), colors, width=215)
+    picture.paste(key, (80, 22))
     return picture
 
 
