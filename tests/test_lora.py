@@ -55,6 +55,11 @@ def test_model_without_adapters_predicts_as_the_one_with_them(case):
     model = case.make_model()
     original = copy.deepcopy(model)
     add_adapters(model, rank=3)
+    norms = tuple(f"{name}." for name, module in original.named_modules() if isinstance(module, torch.nn.BatchNorm2d))
+    trained = {name for name, _ in original.named_parameters() if not name.startswith("backbone.")}
+    trained |= {name for name, _ in original.named_parameters() if name.startswith(norms)}
+    trained |= {name for name, _ in model.named_parameters() if ".lora_" in name}
+    assert {name for name, parameter in model.named_parameters() if parameter.requires_grad} == trained
     factors = [parameter for name, parameter in model.named_parameters() if ".lora_" in name]
     for factor in factors:
         torch.nn.init.normal_(factor, std=0.2)
