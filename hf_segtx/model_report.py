@@ -96,8 +96,8 @@ def _calibration_parts(calibration: Calibration) -> list[str]:
         f"The model is sure of its pixels to {per_cent(before.mean_confidence)} % in the mean, and right in "
         f"{per_cent(before.accuracy)} %. The expected calibration error, how far confidence and truth are apart, is "
         f"{per_cent(before.error)} %; with a temperature fitted to half of the images it is {per_cent(after.error)} % "
-        f"on the other half. Fitted to all of them the temperature is {calibration.temperature:.3f}: `segtx evaluate "
-        "--calibrate` saves it with the model. Label maps do not depend on it."
+        f"on the other half. Fitted to all of them the temperature is {calibration.temperature:.3f}. Label maps do not "
+        "depend on it."
     )
     curves = {"as it is": _curve(before), "with a fitted temperature": _curve(after)}
     return [html.paragraph(words), html.picture(reliability_picture(curves), "share of right pixels over confidence")]
@@ -126,7 +126,10 @@ def _confusion_parts(model, processor, dataset: Dataset, labels: Labels, confusi
         if errors:
             parts.append(html.paragraph(f"Typical: {pair['truth']} taken for {pair['prediction']}"))
             pictures = (
-                (error.picture, f"stands for {error.group} of {sum(other.group for other in errors)}; {error.name}")
+                (
+                    error.picture,
+                    f"stands for {error.group} of {sum(other.group for other in errors)}; {Path(error.name).name}",
+                )
                 for error in errors
             )
             parts.append(html.figures(pictures, small=True))
@@ -142,9 +145,9 @@ def _worst_parts(model, processor, dataset, labels: Labels, results: dict, worst
         label_map = segment(model, processor, [item["image"]], **views)[0].label_map.cpu().numpy()
         void = truth == labels.ignore_index
         seen |= set(np.unique(label_map).tolist()) | set(np.unique(truth[~void]).tolist())
-        wrong = np.where((truth != label_map) & ~void, 0, 1)
+        wrong, name = np.where((truth != label_map) & ~void, 0, 1), Path(score["name"]).name
         pictures = [
-            (overlay(image, truth, labels.colors, ignore_index=labels.ignore_index), f"truth; {score['name']}"),
+            (overlay(image, truth, labels.colors, ignore_index=labels.ignore_index), f"truth; {name}"),
             (overlay(image, label_map, labels.colors, ignore_index=labels.ignore_index),
              f"prediction, mean IoU {per_cent(score['mean_iou'])} %"),
             (overlay(image, wrong, [WRONG], 0.7, ignore_index=1), f"wrong: {per_cent(1 - wrong[~void].mean())} %"),

@@ -1,5 +1,6 @@
 """What a model looks at: sums over loops, plain geometry, and the pictures of the command."""
 
+import csv
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,6 +11,7 @@ from tiny import CASES
 
 from hf_segtx import SegFormerConfig, SegFormerForSemanticSegmentation, SegFormerImageProcessor
 from hf_segtx.cli import main
+from hf_segtx.inference import predict
 from hf_segtx.models.configuration_ocrnet import OCRNetConfig
 from hf_segtx.models.configuration_segmenter import SegmenterConfig
 from hf_segtx.models.configuration_setr import SETRConfig
@@ -19,6 +21,7 @@ from hf_segtx.models.modeling_segmenter import SegmenterForSemanticSegmentation
 from hf_segtx.models.modeling_setr import SETRForSemanticSegmentation
 from hf_segtx.prediction.explain import look_from_place
 from hf_segtx.prediction.gradients import follow_gradients
+from hf_segtx.prediction.occlusion import occlusion
 from hf_segtx.visualization import (
     attention_picture,
     class_embedding_coordinates,
@@ -277,3 +280,95 @@ def test_one_class_is_explained(run, tmp_path):
     status, files = run(model, processor, *write_photos(tmp_path, "street.png"))
     assert status == 0 and files == ["receptive_fields.png", "street_attention.png", "street_classes.png"]
     assert follow_gradients(model, torch.randn(1, 3, 64, 64)).name(0) == "LABEL_0"
+
+
+class Looking(torch.nn.Module):
+    """Logits of which class 1, everywhere, is a weighted sum over the picture; of one class, that alone."""
+
+    def __init__(self, weights, classes=2):
+        super().__init__()
+        self.weights, self.classes = weights, classes
+
+    def forward(self, pixel_values):
+        of_class = (pixel_values * self.weights).sum((1, 2, 3))[:, None, None, None].expand(-1, 1, 3, 4)
+        zero = torch.zeros_like(of_class)
+        return SimpleNamespace(logits=torch.cat([zero, of_class], 1) if self.classes == 2 else of_class)
+
+
+@pytest.mark.parametrize("classes", [1, 2])
+def test_occlusion_matches_loops(classes):
+    torch.manual_seed(0)
+    weights, pixels, side = torch.randn(3, 9, 14) / 10, torch.randn(1, 3, 9, 14), 4
+    model = Looking(weights, classes)
+    masks = torch.rand(1, 3, 4) > 0.5
+    found = occlusion(model, pixels, [classes - 1], masks, side)
+
+    def score(pixel_values):
+        return torch.sigmoid((pixel_values[0] * weights).sum()).item()  # of 0 and x, too
+
+    total, count = np.zeros((2, 9, 14))
+    for top in (0, 2, 4, 5):
+        for left in (0, 2, 4, 6, 8, 10):
+            covered = pixels.clone()
+            covered[:, :, top : top + side, left : left + side] = 0
+            for row in range(top, top + side):
+                for column in range(left, left + side):
+                    total[row, column] += score(pixels) - score(covered)
+                    count[row, column] += 1
+    assert found.shape == (1, 9, 14)
+    np.testing.assert_allclose(found[0], total / count, atol=1e-5)  # float32
+
+
+def test_occlusion_finds_what_the_class_rests_on(run, tmp_path):
+    weights = torch.zeros(3, 40, 64)
+    weights[:, 8:16, 24:32] = 1
+    model = Looking(weights)
+    fall = occlusion(model, torch.full((1, 3, 40, 64), 0.01), [0, 1], torch.ones(2, 3, 4, dtype=torch.bool))
+    row, column = np.unravel_index(fall[1].argmax(), (40, 64))
+    assert 8 <= row < 16 and 24 <= column < 32
+    assert fall[1][8:16, 24:32].min() > 0 and fall[1][24:].max() == 0 and fall[1][:, 40:].max() == 0
+    np.testing.assert_allclose(fall[0], -fall[1], atol=1e-6)  # what one class loses, the other gains
+    case = CASES["segformer"]
+    processor = case.row.processor(do_resize=False)
+    for words in ([], ["--pixel", "59", "89"]):
+        files = run(case.make_model(), processor, *write_photos(tmp_path, "street.png"), "--occlusion", *words)
+        assert files[0] == 0 and "street_occlusion.png" in files[1]
+
+
+def test_models_are_compared(tmp_path, monkeypatch, capsys):
+    """Against label maps that are counted pixel by pixel."""
+    case = CASES["segformer"]
+    torch.manual_seed(0)
+    models = [case.make_model(), CASES["ocrnet"].make_model()]
+    processor = SegFormerImageProcessor(do_resize=False)
+    photos = write_photos(tmp_path, "street.png", "lane.png")
+    monkeypatch.setattr("hf_segtx.cli.explain.load", lambda name, settings: (models[name == "other"].eval(), processor))
+    assert main(["explain", "model", *map(str, photos), "--other", "other", "--output_dir", str(tmp_path / "two")]) == 0
+    found = {file.name for file in (tmp_path / "two").iterdir()}
+    assert {"street_differences.png", "lane_differences.png", "receptive_fields.png"} <= found
+    expected = {}
+    for photo in photos:
+        first, second = (predict(model, processor, [Image.open(photo)])[0].tolist() for model in models)
+        for here, there in zip(sum(first, []), sum(second, []), strict=True):
+            if here != there:
+                expected[f"LABEL_{here}", f"LABEL_{there}"] = expected.get((f"LABEL_{here}", f"LABEL_{there}"), 0) + 1
+    with open(tmp_path / "two/differences.csv", newline="") as file:
+        rows = list(csv.reader(file))[1:]
+    assert {(here, there): int(pixels) for here, there, pixels, _ in rows} == expected and len(expected) > 0
+    assert [int(row[2]) for row in rows] == sorted((int(row[2]) for row in rows), reverse=True)
+    assert sum(float(row[3]) for row in rows) == pytest.approx(sum(expected.values()) / (2 * 60 * 90), abs=1e-4)
+    models[1] = case.make_model(num_labels=3)
+    assert main(["explain", "model", *map(str, photos), "--other", "other", "--output_dir", str(tmp_path / "two")]) == 2
+    assert "the models have other classes" in capsys.readouterr().err
+
+
+def test_models_that_see_windows_are_shown_the_whole_picture(run, tmp_path):
+    case = CASES["segmenter"]
+    whole = case.row.processor(do_resize=False, size_divisor=8)
+    photos = write_photos(tmp_path, "street.png")
+    model = case.make_model()
+    pictures = []
+    for processor in (whole, case.row.processor(do_resize=False, size_divisor=8, window_size=32)):
+        run(model, processor, *photos)
+        pictures.append((tmp_path / "out/street_classes.png").read_bytes())
+    assert pictures[0] == pictures[1]

@@ -3,7 +3,8 @@
 For every model `NAME_classes.png` for each picture, and in the mean over them `receptive_fields.png`; for models of two
 classes or more `class_embeddings.png` and `.csv`. For transformers of this package `NAME_attention.png`; for those on a
 plain Vision Transformer (Segmenter, SETR) also how far each head looks in the mean over the pictures, `distances.png`
-and `.csv`; for OCRNet `NAME_regions.png`.
+and `.csv`; for OCRNet `NAME_regions.png`. Where asked for, `NAME_occlusion.png`; and beside another model
+`NAME_differences.png` and, over all pictures, `differences.csv`.
 """
 
 import csv
@@ -17,22 +18,28 @@ import torch
 from PIL import Image
 
 from ..data import read_image
-from ..inference import image_size
+from ..inference import image_size, resized_image
 from ..visualization import (
     attention_picture,
     class_embedding_coordinates,
+    comparison,
     distance_picture,
     embedding_picture,
     heat_panels,
     mean_attention_distance,
+    overlay,
     palette,
     patch_attention,
     region_picture,
 )
 from .gradients import follow_gradients
-from .pictures import as_png
+from .occlusion import occlusion
+from .pictures import Predictor, as_png
 from .results import Results
 from .sources import is_video
+
+
+VOID = -1  # where two label maps are the same
 
 
 def explain(
@@ -43,6 +50,8 @@ def explain(
     *,
     pixel: tuple[int, int] | None = None,
     layers: Sequence[int] = (),
+    occlusion_side: int | None = None,
+    other: tuple | None = None,
 ) -> None:
     """Writes the pictures and tables.
 
@@ -51,14 +60,24 @@ def explain(
         processor: its image processor.
         names: {picture: path of its results below their folder}, see `find_sources`; without any, only the classes are
             explained.
-        pixel: row and column of the pictures, from where attention is drawn; by default the middle.
+        pixel: row and column of the pictures, from where attention is drawn, by default the middle; and whose class
+            occlusion follows, by default those of most pixels.
         layers: those to draw, counted from 0; by default all.
+        occlusion_side: of the patch that covers the picture, in pixels as the model sees it; 0 for an eighth of the
+            picture; None for no occlusion, which takes some hundred predictions for each picture.
+        other: another model of the same classes and its processor, to be compared.
 
     Raises:
-        ValueError: if a picture cannot be read, a pixel or layer does not exist, or a result is a file of the user.
+        ValueError: if a picture cannot be read, a pixel or layer does not exist, the other model has other classes, or
+            a result is a file of the user.
     """
     if video := next(filter(is_video, names), None):
         raise ValueError(f"{video}: videos are not explained; give pictures")
+    if other is not None and list(other[0].config.id2label.values()) != list(model.config.id2label.values()):
+        raise ValueError(
+            f"the models have other classes, {', '.join(model.config.id2label.values())} and "
+            f"{', '.join(other[0].config.id2label.values())}; compare models of the same data"
+        )
     if model.config.num_labels > 1:
         _explain_classes(model, results)
     if not names:
@@ -67,7 +86,12 @@ def explain(
         _explain_regions(model, processor, names, results)
     if attentions(model):
         _explain_attention(model, processor, names, results, pixel, layers)
-    _explain_gradients(model, processor, names, results)
+    _explain_activation(model, processor, names, results)
+    _explain_fields(model, processor, names, results, other)
+    if occlusion_side is not None:
+        _explain_occlusion(model, processor, names, results, pixel, occlusion_side)
+    if other is not None:
+        _explain_differences(Predictor(model, processor), Predictor(*other), names, results)
 
 
 def _explain_classes(model, results: Results) -> None:
@@ -112,7 +136,7 @@ def _explain_attention(model, processor, names, results: Results, pixel, layers:
     distances = []
     for file, name in names.items():
         image = read_image(str(file), str(file), model.config.num_channels)
-        pixel_values = processor(image, return_tensors="pt")["pixel_values"]
+        pixel_values = _inputs(model, processor, file)
         bottom, right = (-length % side for length in pixel_values.shape[2:])
         pixel_values = torch.nn.functional.pad(pixel_values, (0, right, 0, bottom))  # as the model would
         place = place_of(pixel, image_size(image), file)
@@ -194,21 +218,80 @@ def look_from_place(model, pixel_values: torch.Tensor, patch: tuple[int, int], g
     return maps, None
 
 
-def _explain_gradients(model, processor, names: dict[Path, Path], results: Results) -> None:
-    """Class activations of each picture, and receptive fields in the mean over them."""
-    total, titles, image = [], [], None
+def _explain_activation(model, processor, names: dict[Path, Path], results: Results) -> None:
     for file, name in names.items():
         pixel_values = _inputs(model, processor, file)
-        image = shown(pixel_values[0], processor)
         found = follow_gradients(model, pixel_values.to(model.device))
         classes = found.largest_classes(7)
         maps = [found.class_activation(index) for index in classes]
-        _write(results, f"{name}_classes.png", heat_panels(image, maps, [found.name(k) for k in classes], 0.6), file)
-        fields, titles = found.receptive_fields()
-        fields = [resized(field, (128, 128)) for field in fields]  # pictures may have other sizes
-        total = [sum(pair) for pair in zip(total, fields, strict=True)] if total else fields
-    square_roots = [np.sqrt(field / len(names)) for field in total]  # else one sees the brightest pixels only
-    _write(results, "receptive_fields.png", heat_panels(image, square_roots, titles))
+        titles = [found.name(index) for index in classes]
+        _write(results, f"{name}_classes.png", heat_panels(shown(pixel_values[0], processor), maps, titles, 0.6), file)
+
+
+def _explain_fields(model, processor, names: dict[Path, Path], results: Results, other: tuple | None) -> None:
+    """Receptive fields in the mean over the pictures, those of the other model below; their square roots, else one sees
+    the brightest pixels only."""
+    maps, titles = [], []
+    for who, pair in (("", (model, processor)), ("other ", other)):
+        total: list[np.ndarray] = []
+        for file in names if pair else ():
+            pixel_values = _inputs(*pair, file)
+            fields, of_maps = follow_gradients(pair[0], pixel_values.to(pair[0].device)).receptive_fields()
+            fields = [resized(field, (128, 128)) for field in fields]  # pictures may have other sizes
+            total = [sum(some) for some in zip(total, fields, strict=True)] if total else fields
+            image = shown(pixel_values[0], pair[1])
+        maps += [np.sqrt(field / len(names)) for field in total]
+        titles += [f"{who}{title}" for title in of_maps] if total else []
+    _write(results, "receptive_fields.png", heat_panels(image, maps, titles))
+
+
+def _explain_occlusion(model, processor, names, results: Results, pixel, side: int) -> None:
+    for file, name in names.items():
+        pixel_values = _inputs(model, processor, file).to(model.device)
+        found = follow_gradients(model, pixel_values)
+        best = found.label_map()
+        classes, words = found.largest_classes(7), ""
+        masks = torch.stack([best == index for index in classes])
+        if pixel is not None:
+            image = read_image(str(file), str(file), model.config.num_channels)
+            place = place_of(pixel, image_size(image), file)
+            own = resized_image(processor, image).shape[1:]
+            cell = tuple(
+                min(int(share * part / whole * steps), steps - 1)
+                for share, part, whole, steps in zip(place, own, pixel_values.shape[2:], best.shape)
+            )
+            masks = torch.zeros_like(best, dtype=torch.bool)[None]
+            masks[0, cell[0], cell[1]] = True
+            classes, words = [max(int(best[cell]), 0)], f" at {pixel[0]}, {pixel[1]}"
+        masks[~masks.any(dim=(1, 2))] = True  # of a sigmoid that finds nothing
+        maps = occlusion(model, pixel_values, classes, masks, side or None).clip(0)
+        titles = [found.name(index) + words for index in classes]
+        picture = heat_panels(shown(pixel_values[0], processor), maps, titles, 0.6)
+        _write(results, f"{name}_occlusion.png", picture, file)
+
+
+def _explain_differences(model: Predictor, other: Predictor, names: dict[Path, Path], results: Results) -> None:
+    """Where the label maps of two models differ, as pictures, and how often which class becomes which."""
+    classes = len(model.names)
+    counts = np.zeros((classes, classes), np.int64)
+    for file, name in names.items():
+        maps = []
+        for predictor in (model, other):
+            image = read_image(str(file), str(file), predictor.model.config.num_channels)
+            maps.append(predictor.predict([image])[0])
+        counts += np.bincount((maps[0] * classes + maps[1]).ravel(), minlength=classes**2).reshape(classes, classes)
+        changed = maps[0] != maps[1]
+        where = overlay(image, np.where(changed, 0, 255), [(255, 0, 160)], 0.7)
+        rows = [[image, *maps], [where, *(np.where(changed, label_map, VOID) for label_map in maps)]]
+        titles = ("below: where they differ", "this model", "the other")
+        picture = comparison(*zip(*rows, strict=True), model.names, model.colors, VOID, titles)
+        _write(results, f"{name}_differences.png", picture, file)
+    rows = [
+        [model.names[here], model.names[there], counts[here, there], f"{counts[here, there] / counts.sum():.6f}"]
+        for here, there in sorted(np.argwhere(counts).tolist(), key=lambda pair: -counts[tuple(pair)])
+        if here != there
+    ]
+    _write(results, "differences.csv", [["this model", "the other", "pixels", "share of all pixels"], *rows])
 
 
 def resized(values: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -225,9 +308,9 @@ def shown(pixel_values: torch.Tensor, processor) -> Image.Image:
 
 
 def _inputs(model, processor, file: Path) -> torch.Tensor:
-    """The picture (1, C, H, W) as the model gets it."""
+    """The picture (1, C, H, W) as the model gets it; whole, also if it is else shown windows."""
     image = read_image(str(file), str(file), model.config.num_channels)
-    return processor(image, return_tensors="pt")["pixel_values"]
+    return processor(image, window_size=None, return_tensors="pt")["pixel_values"]
 
 
 def _write(results: Results, name: str, content: Image.Image | list, source: Path | str = "the model") -> None:

@@ -29,11 +29,16 @@ class Gradients:
     logits: torch.Tensor
     id2label: dict[int, str]
 
+    def label_map(self) -> torch.Tensor:
+        """(h', w') the class of each pixel, counted as the logits are; of one logit -1 where it is not positive."""
+        logits = self.logits.detach()[0]
+        return (logits[0] > 0).long() - 1 if len(logits) == 1 else logits.argmax(0)
+
     def largest_classes(self, count: int) -> list[int]:
         """Ids of the classes with most pixels, at most so many; with one logit, of its class."""
         if self.logits.shape[1] == 1:
             return [0]
-        found, counts = self.logits[0].argmax(0).unique(return_counts=True)
+        found, counts = self.label_map().unique(return_counts=True)
         return found[counts.argsort(descending=True)[:count]].tolist()
 
     def name(self, index: int) -> str:
@@ -50,8 +55,8 @@ class Gradients:
             (h, w), from 0 on.
         """
         logits, last = self.logits[0], self.feature_maps[-1]
-        pixels = logits[0] > 0 if len(logits) == 1 else logits.argmax(0) == index
-        (gradient,) = torch.autograd.grad(logits[index][pixels].sum(), last, retain_graph=True, materialize_grads=True)
+        of_class = logits[index][self.label_map() == index].sum()
+        (gradient,) = torch.autograd.grad(of_class, last, retain_graph=True, materialize_grads=True)
         weights = gradient.mean((2, 3), keepdim=True)
         return (weights * last).sum(1)[0].relu().detach().float().cpu().numpy()
 

@@ -14,7 +14,9 @@ from .results import is_result
 
 VIDEO_SUFFIXES = {".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm"}
 STREAMS = ("camera:", "rtsp://", "rtmp://", "udp://", "http://", "https://")
-RESULT_NAME = re.compile(r"(.+)_(labels\.(png|tif)|overlay\.(png|mp4)|(attention|regions|classes)\.png)", re.IGNORECASE)
+RESULT_NAME = re.compile(
+    r"(.+)_(labels\.(png|tif)|overlay\.(png|mp4)|(attention|regions|classes|occlusion|differences)\.png)", re.IGNORECASE
+)
 
 
 class Sources(NamedTuple):
