@@ -6,10 +6,12 @@ pixel is where it was, and that nothing is lost on the way to a file and back.
 
 import copy
 import dataclasses
+import json
 import os
 import re
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 
 import pytest
@@ -19,6 +21,8 @@ import torch.nn.functional as F
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from timm.layers import resample_abs_pos_embed
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from transformers import (
     AutoBackbone,
     AutoModel,
@@ -31,7 +35,6 @@ from transformers import (
     DINOv3ViTConfig,
     FocalNetConfig,
     HieraConfig,
-    PreTrainedModel,
     PvtV2Config,
     ResNetConfig,
     SwinConfig,
@@ -145,10 +148,14 @@ def batch(backbone: str, size: tuple[int, int]) -> torch.Tensor:
     return torch.randn(2, 3, *((fixed, fixed) if fixed else size), generator=torch.Generator().manual_seed(1))
 
 
-def steps(model, images: torch.Tensor, count: int = 2) -> list[float]:
+def sgd(model) -> torch.optim.Optimizer:
+    return torch.optim.SGD(model.parameters(), 0.01, momentum=0.9)
+
+
+def steps(model, optimizer, images: torch.Tensor, count: int) -> list[float]:
     """Losses of so many training steps, each on the same images."""
-    optimizer = torch.optim.SGD(model.parameters(), 0.01)
     labels = torch.randint(4, (2, *images.shape[2:]), generator=torch.Generator().manual_seed(2))
+    torch.manual_seed(3)
     losses = []
     model.train()
     for _ in range(count):
@@ -160,25 +167,34 @@ def steps(model, images: torch.Tensor, count: int = 2) -> list[float]:
     return losses
 
 
+def assert_same_state(model, other) -> None:
+    state = model.state_dict()
+    assert state.keys() == other.state_dict().keys()
+    assert all(tensor.equal(state[name]) for name, tensor in other.state_dict().items())
+
+
 def works(head: str, backbone: str, folder: Path) -> None:
-    """Trains two steps, saves, reads, and predicts images of a size that is no multiple of anything."""
-    model = make_model(head, backbone)
-    before = copy.deepcopy(model.state_dict())
-    losses = steps(model, batch(backbone, (70, 90)))
+    """Trains two steps, saves, reads, predicts images of a size that is no multiple of anything, and trains on."""
+    model, images = make_model(head, backbone), batch(backbone, (70, 90))
+    before, optimizer = copy.deepcopy(model.state_dict()), sgd(model)
+    losses = steps(model, optimizer, images, 2)
     assert torch.tensor(losses).isfinite().all()
     changed = {name.split(".")[0] for name, tensor in model.state_dict().items() if not tensor.equal(before[name])}
     assert {"backbone", "decode_head"} <= changed
     model.eval().save_pretrained(folder)
+    torch.save(optimizer.state_dict(), folder / "optimizer.pt")
     loaded = ARCHITECTURES[head].model.from_pretrained(folder).eval()
-    state = model.state_dict()
-    assert state.keys() == loaded.state_dict().keys()
-    assert all(tensor.equal(state[name]) for name, tensor in loaded.state_dict().items())
+    assert_same_state(model, loaded)
     window = BACKBONES[backbone].fixed_size
     processor = ARCHITECTURES[head].processor_pil(do_resize=False, window_size=window)
-    images = [Image.effect_noise((101, 75), 50 + 50 * seed).convert("RGB") for seed in range(2)]
-    maps = predict(loaded, processor, images)
+    pictures = [Image.effect_noise((101, 75), 50 + 50 * seed).convert("RGB") for seed in range(2)]
+    maps = predict(loaded, processor, pictures)
     assert [tuple(x.shape) for x in maps] == [(75, 101)] * 2
-    assert all(x.equal(y) for x, y in zip(maps, predict(model, processor, images), strict=True))
+    assert all(x.equal(y) for x, y in zip(maps, predict(model, processor, pictures), strict=True))
+    resumed = sgd(loaded)
+    resumed.load_state_dict(torch.load(folder / "optimizer.pt"))
+    assert steps(loaded, resumed, images, 1) == steps(model, optimizer, images, 1)
+    assert_same_state(model, loaded)
 
 
 QUICK_BACKBONES = ["dinov2", "dinov3_vit", "hiera", "focalnet", "timm convnext"]  # of both libraries, plain and not
@@ -420,6 +436,15 @@ def test_maps_are_those_of_the_library(backbone):
         torch.testing.assert_close(x, y, rtol=1e-5, atol=1e-5)  # the same operations
 
 
+@pytest.mark.parametrize("backbone", mostly_slow(BACKBONES, ["swin", "hiera"]))
+def test_one_image_as_in_a_batch(backbone):
+    """On a CPU the layout of a map in memory chooses the way of computing, and that of a single map is another."""
+    model, images = make_model("segformer", backbone).eval(), batch(backbone, (256, 256))
+    with torch.no_grad():
+        together, alone = model(images).logits, model(images[:1]).logits
+    torch.testing.assert_close(alone, together[:1], rtol=1e-4, atol=1e-5)  # sums in another order
+
+
 # ------------------------------------------------------------------------------------------------------------- training
 
 
@@ -457,17 +482,76 @@ def test_gradient_checkpointing(backbone):
         torch.testing.assert_close(gradient, expected[name], rtol=1e-4, atol=1e-6)  # sums in another order
 
 
-@pytest.mark.parametrize("backbone", ["dinov2", "dinov2_with_registers", "dinov3_vit", "beit"])
+class LiveMemory(TorchDispatchMode):
+    """The most bytes that tensors made inside of it take at one time."""
+
+    def __init__(self):
+        super().__init__()
+        self.now = self.most = 0
+        self.known = set()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.known |= {x.untyped_storage()._cdata for x in tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)}
+        result = function(*args, **(kwargs or {}))
+        for storage in [x.untyped_storage() for x in tree_leaves(result) if isinstance(x, torch.Tensor)]:
+            if storage._cdata not in self.known:  # neither a view nor a parameter
+                self.known.add(storage._cdata)
+                self.now += storage.nbytes()
+                self.most = max(self.most, self.now)
+                weakref.finalize(storage, self.release, storage._cdata, storage.nbytes())
+        return result
+
+    def release(self, key: int, size: int) -> None:
+        self.known.remove(key)
+        self.now -= size
+
+
+DEEPER = {  # kinds of backbones -> fields of one that has two blocks more in front of a map that is read
+    **dict.fromkeys(("dinov2", "dinov2_with_registers", "dinov3_vit", "beit"), {"num_hidden_layers": 6}),
+    **dict.fromkeys(("dinov3_convnext", "convnextv2", "pvt_v2", "hiera", "resnet"), {"depths": [1, 1, 3, 1]}),
+    **dict.fromkeys(("swin", "swinv2"), {"depths": [1, 1, 3, 2]}),
+    "focalnet": {"depths": [1, 1, 3, 1], "focal_levels": [1] * 4},
+    **dict.fromkeys(("timm vit", "timm eva"), {"out_indices": [4]}),
+}
+
+
+@pytest.mark.parametrize("backbone", mostly_slow(DEEPER, ["dinov2", "dinov3_vit", "beit"]))
 def test_only_chosen_blocks_are_kept(backbone):
-    """transformers keeps the tokens of all blocks in prediction, too."""
+    """Prediction takes as much memory with more blocks, of which the head reads the last one, or four."""
     kind = BACKBONES[backbone]
-    model = make_model("segmenter", backbone, backbone_config=kind.kind(**{**kind.fields, "out_indices": [2]})).eval()
-    (stack,) = (part for part in model.backbone.encoder.backbone.children() if isinstance(part, PreTrainedModel))
-    states = []
-    stack.register_forward_hook(lambda module, args, output: states.extend(output.hidden_states))
-    with torch.no_grad():
-        model(batch(backbone, (64, 64)))
-    assert len(states) == 5 and [state is not None for state in states] == [False, False, True, False, False]
+
+    def most(**fields) -> int:
+        fields = {**kind.fields, **fields}
+        if "num_hidden_layers" in fields:
+            fields["out_indices"] = [fields["num_hidden_layers"]]
+        model = make_model("segformer", backbone, backbone_config=kind.kind(**fields)).eval()
+        with torch.no_grad(), LiveMemory() as memory:
+            model.backbone(batch(backbone, (64, 96)))
+        return memory.most
+
+    few = most(**({"out_indices": [2]} if backbone.startswith("timm") else {}))
+    assert most(**DEEPER[backbone]) <= few  # less where a table of positions is cached from the first time
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_compiles_in_one_graph(backbone):
+    """Loss and gradients in training, as `torch.compile` traces them, without the minutes of its C++ compiler."""
+    torch._dynamo.reset()
+    model, images = make_model("segformer", backbone).train(), batch(backbone, (64, 96))
+    labels = torch.zeros(2, *images.shape[2:], dtype=torch.long)
+    compiled = torch.compile(model, fullgraph=True, backend="eager")
+
+    def step(function) -> list[torch.Tensor]:
+        torch.manual_seed(0)
+        model.zero_grad()
+        loss = function(images, labels=labels).loss
+        loss.backward()
+        return [loss.detach(), *(p.grad for p in model.parameters() if p.grad is not None)]
+
+    expected = step(model)
+    for x, y in zip(step(compiled), expected, strict=True):
+        torch.testing.assert_close(x, y)
 
 
 @pytest.mark.parametrize("backbone", BACKBONES)
@@ -486,38 +570,47 @@ def test_learning_rates_fall_from_layer_to_layer(backbone):
 def test_training_on_a_backbone_of_a_folder(tmp_path, monkeypatch):
     """The command, with a frozen DINOv3 of a folder; the model goes on training, and predicts, from what it saved."""
     pretrained_folder("dinov3_vit", tmp_path / "dinov3")
-    (tmp_path / "short.args").write_text("--crop_size 64 --tune frozen")  # on the scenes that come along
-    flags = ["--backbone", tmp_path / "dinov3", "--architecture", "segmenter", "--decode_head", "mask"]
-    flags += [
-        "--recipe",
-        tmp_path / "short.args",
-        "--max_train_samples",
-        4,
-        "--max_eval_samples",
-        2,
-        "--per_device_train_batch_size",
-        2,
-    ]
-    flags += [
-        "--max_train_steps",
-        2,
-        "--evaluation_steps",
-        1,
-        "--save_total_limit",
-        2,
-        "--output_dir",
-        tmp_path / "out",
-    ]
-    assert main(["train", *map(str, flags)]) == 0
+    flags = (
+        f"--backbone {tmp_path / 'dinov3'} --architecture segmenter --decode_head mask --tune frozen --crop_size 64 "
+    )
+    flags += "--max_train_samples 4 --max_eval_samples 2 --per_device_train_batch_size 2 --max_train_steps 2 "
+    flags = [*flags.split(), *"--evaluation_steps 1 --num_warmup_steps 0 --save_total_limit 2".split()]
+    assert main(["train", *flags, "--output_dir", str(tmp_path / "out")]) == 0  # on the scenes that come along
     model, processor = load_model(tmp_path / "out")
     assert type(model).__name__ == "SegmenterForSemanticSegmentation" and model.config.patch_size == 16
     assert list(processor.image_mean) == [0.1, 0.2, 0.3] and processor.size_divisor == 16
     trained, start = model.backbone.encoder.backbone.state_dict(), load_file(tmp_path / "dinov3" / "model.safetensors")
     assert all(any(tensor.equal(other) for other in start.values()) for tensor in trained.values())
     weights = (tmp_path / "out" / "model.safetensors").read_bytes()
-    again = [*flags, "--resume_from_checkpoint", tmp_path / "out" / "step_1", "--output_dir", tmp_path / "again"]
-    assert main(["train", *map(str, again)]) == 0
+    again = ["--resume_from_checkpoint", str(tmp_path / "out" / "step_1"), "--output_dir", str(tmp_path / "again")]
+    assert main(["train", *flags, *again]) == 0
     assert (tmp_path / "again" / "model.safetensors").read_bytes() == weights
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", range(len(BACKBONES)), ids=list(BACKBONES))
+def test_training_goes_on_from_a_checkpoint(number, tmp_path):
+    """A run that was stopped after its first step ends with the bits of one that was not; the heads take turns."""
+    head, kind = list(HEADS)[number % 4], list(BACKBONES.values())[number]
+    fields = {**HEADS[head], "backbone_config": json.loads(kind.config().to_json_string())}
+    if head in ("setr", "segmenter") and not kind.is_plain:
+        fields["feature_scaling"] = "fuse"
+    flags = [
+        "--architecture",
+        head,
+        "--config_overrides",
+        json.dumps(fields),
+        "--crop_size",
+        str(kind.fixed_size or 64),
+    ]
+    flags += "--max_train_samples 4 --max_eval_samples 1 --per_device_train_batch_size 2 --num_warmup_steps 0".split()
+    flags += "--max_train_steps 2 --evaluation_steps 1 --save_total_limit 2".split()
+    flags += ["--eval_mode", "slide"] * (kind.fixed_size is not None)
+    assert main(["train", *flags, "--output_dir", str(tmp_path / "out")]) == 0
+    again = ["--resume_from_checkpoint", str(tmp_path / "out" / "step_1"), "--output_dir", str(tmp_path / "again")]
+    assert main(["train", *flags, *again]) == 0
+    weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("out", "again", "out/step_1")]
+    assert weights[0] == weights[1] != weights[2]
 
 
 @pytest.mark.slow

@@ -213,6 +213,17 @@ def test_without_data_and_model_it_is_the_scenes():
     assert parse_training(["--train_dir", "x", "--max_train_steps", "3"]).crop_size == [512]
 
 
+@pytest.mark.parametrize("words", [["--architecture", "segmenter"], ["--backbone", "x"], ["--config_name", "x"]])
+def test_scenes_under_another_model(words):
+    """Size and learning rate of the small SegFormer are that one's alone; what is said comes after them."""
+    small = parse_training(["--architecture", "segformer"])
+    assert (small.size, small.learning_rate, small.config_overrides) == ("b0", 2e-3, '{"drop_path_rate": 0.0}')
+    assert parse_training(["--size", "b1"]).size == "b1"
+    other = parse_training(words)
+    assert (other.size, other.learning_rate, other.config_overrides) == (None, 6e-5, None)
+    assert (other.crop_size, other.max_train_steps) == ([128], 1100)
+
+
 # ---- how soon
 
 

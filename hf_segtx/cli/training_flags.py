@@ -7,7 +7,7 @@ from dataclasses import fields
 from pathlib import Path
 
 from ..training.arguments import Arguments, check_arguments
-from ..training.recipes import SCENES_RECIPE, find_recipe, read_recipe
+from ..training.recipes import SCENES_MODEL, SCENES_RECIPE, find_recipe, read_recipe
 from .flags import FlagParser, as_flags
 
 
@@ -56,7 +56,8 @@ def parse_training(command_line: list[str], command: str = "train", description:
     said = parser.parse_args(command_line)
     words = [word for name in said.recipe for word in read_recipe(name)]
     if not (said.recipe or said.train_dir or said.dataset_name or said.model_name_or_path):
-        words = shlex.split(SCENES_RECIPE)
+        is_other = said.architecture not in (None, "segformer") or said.backbone or said.config_name
+        words = shlex.split(SCENES_RECIPE + ("" if is_other else SCENES_MODEL))
     if any(word.split("=")[0] == "--recipe" for word in words):
         raise ValueError(f"{said.recipe[0]}: a recipe cannot name another; give both on the command line")
     arguments = parser.values_of(Arguments, parser.parse_args([*words, *command_line]))

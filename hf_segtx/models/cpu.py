@@ -68,7 +68,8 @@ def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = No
         return F.linear(x, weight, bias)
     if not is_faster_as_convolution(x, weight):
         return F.linear(x, weight, bias)
-    tokens = x.reshape(1, 1, -1, x.shape[-1]).permute(0, 3, 1, 2)  # (1, C_in, 1, N), channels-last
+    # (1, C_in, 1, N), channels-last; a single map that is not would stay so, and so would what comes out
+    tokens = x.contiguous().reshape(1, 1, -1, x.shape[-1]).permute(0, 3, 1, 2)
     y = F.conv2d(tokens, weight[:, :, None, None], bias, dilation=2)
     return y.permute(0, 2, 3, 1).reshape(*x.shape[:-1], -1)
 

@@ -20,9 +20,12 @@ from .arguments import Arguments
 
 # What a run does that is told neither data nor model: a small SegFormer learns the embedded scenes in minutes.
 SCENES_RECIPE = """
---size b0 --config_overrides '{"drop_path_rate": 0.0}' --max_train_samples 8800 --crop_size 128 --scale_range 0.9 1.2
---max_train_steps 1100 --evaluation_steps 275 --learning_rate 2e-3 --num_warmup_steps 50 --max_grad_norm 1
+--max_train_samples 8800 --crop_size 128 --scale_range 0.9 1.2
+--max_train_steps 1100 --evaluation_steps 275 --num_warmup_steps 50 --max_grad_norm 1
 """
+SCENES_MODEL = """
+--size b0 --config_overrides '{"drop_path_rate": 0.0}' --learning_rate 2e-3
+"""  # unless it is told another model
 
 _NOT_WRITTEN = (
     "token", "hub_token", "overwrite_output_dir", "resume_from_checkpoint", "automatic", "time_budget", "dry_run"
