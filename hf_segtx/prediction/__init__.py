@@ -5,6 +5,7 @@ sources = find_sources(["photos/"])
 failures = segment_images(predictor, sources.names, results)
 """
 
+from .batches import BatchSegmenter
 from .explain import explain
 from .pictures import Predictor, segment_images
 from .results import Results
@@ -12,4 +13,13 @@ from .sources import find_sources, is_video
 from .videos import segment_video
 
 
-__all__ = ["Predictor", "Results", "explain", "find_sources", "is_video", "segment_images", "segment_video"]
+__all__ = [
+    "BatchSegmenter",
+    "Predictor",
+    "Results",
+    "explain",
+    "find_sources",
+    "is_video",
+    "segment_images",
+    "segment_video",
+]

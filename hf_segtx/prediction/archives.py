@@ -35,9 +35,9 @@ from tqdm.auto import tqdm
 from ..data.decoding import read_image
 from ..data.shards import ParquetRecords, TarRecords, first_row, load_shards
 from ..data.tables import find_image_column
-from ..inference import image_size, segment
 from ..weights.files import weights_hash
-from .pictures import Predictor, as_png, predict_each, read_ahead
+from .batches import segment_rows
+from .pictures import Predictor, read_ahead
 
 
 FEATURES = datasets.Features(
@@ -177,17 +177,11 @@ def segment_archive(
         images = read_ahead(pool, read, (index for part in todo.values() for index in part), 2 * batch_size + 2)
         writing: deque = deque()
         for file, part in todo.items():
-            rows, encoding = [], deque()
+            rows = []
             of_part = islice(images, len(part))
-            while batch := list(islice(of_part, batch_size)):
-                for (index, image), result in zip(batch, _results(predictor, [item for _, item in batch], uncertainty)):
-                    row = pool.submit(_row, predictor, index, records.name(index), image, result)
-                    rows.append(row)
-                    encoding.append(row)
-                while len(encoding) > 2 * batch_size + 2:  # else label maps pile up where encoding is slower
-                    encoding.popleft().result()
-                bar.update(len(batch))
-            rows = [row.result() for row in rows]
+            for index, row in segment_rows(pool, predictor, of_part, uncertainty=uncertainty, batch_size=batch_size):
+                rows.append(_with_name(row, index, records.name(index)))
+                bar.update()
             errors += [f"{row['name']}: {row['error']}" for row in rows if row["error"]]
             writing.append(pool.submit(WRITERS[kind], file, rows, metadata))
             while len(writing) > 1:
@@ -230,33 +224,10 @@ def claim(output: Path, predictor: Predictor, records: Records, **settings) -> d
     return {name: value if isinstance(value, str) else json.dumps(value) for name, value in plan.items()}
 
 
-def _results(predictor: Predictor, images: list, uncertainty: bool) -> list:
-    """(label map, confidence, entropy) of each image, or the ValueError in its place."""
-    if not uncertainty:
-        maps = predict_each(predictor, images)
-        return [item if isinstance(item, ValueError) else (item, None, None) for item in maps]
-    results = []
-    for image in images:
-        try:
-            if isinstance(image, ValueError):
-                raise image
-            (found,) = segment(predictor.model, predictor.processor, [image], return_uncertainty=True)
-        except ValueError as error:
-            results.append(error)
-        else:
-            results.append((found.label_map.cpu().numpy(), found.confidence.mean().item(), found.entropy.mean().item()))
-    return results
-
-
-def _row(predictor: Predictor, index: int, name: str, image, result) -> dict:
+def _with_name(row: dict, index: int, name: str) -> dict:
     """A row, as at the head of this file."""
-    row = dict.fromkeys(FEATURES) | {"index": index, "name": name}
-    if isinstance(result, ValueError):
-        return row | {"error": str(result)}
-    label_map, confidence, entropy = result
-    height, width = image_size(image)
-    label = {"bytes": as_png(predictor.mask(label_map)), "path": f"{index:09}.png"}
-    return row | {"height": height, "width": width, "label": label, "confidence": confidence, "entropy": entropy}
+    label = row["label"] and {"bytes": row["label"], "path": f"{index:09}.png"}
+    return {"index": index, "name": name, **row, "label": label}
 
 
 def _write_parquet(file: Path, rows: list[dict], metadata: dict[str, str]) -> None:
