@@ -256,6 +256,16 @@ def test_every_size_and_patch_gives_a_map(size, patch_size):
 # ------------------------------------------------------------------------------------------------------------ behaviour
 
 
+def test_decoder_of_another_width():
+    """Everything after the projection is as wide as the configuration says."""
+    config = SegmenterConfig(**TINY, decode_head="mask", decoder_hidden_size=24, decoder_num_attention_heads=3)
+    model = SegmenterForSemanticSegmentation(config)
+    head = model.decode_head
+    assert head.projection.weight.shape == (24, 32) and head.class_embeddings.shape == (1, K, 24)
+    assert {block.mlp.fc1.in_features for block in head.blocks} == {24}
+    assert model(torch.randn(1, 3, 32, 48)).logits.shape == (1, K, 2, 3)
+
+
 def test_stochastic_depth_and_dropout_are_where_the_config_says():
     config = SegmenterConfig(**{**TINY, "num_hidden_layers": 3}, drop_path_rate=0.2, hidden_dropout_prob=0.3)
     model = SegmenterForSemanticSegmentation(config)
