@@ -81,7 +81,8 @@ def networks(num_labels: int, side: int) -> dict[str, Callable[[], torch.nn.Modu
         config = SegformerConfig(**SIZES[size], num_labels=num_labels)
         found[f"transformers SegFormer {size}"] = partial(SegformerForSemanticSegmentation, config)
     stages = [f"stage{number}" for number in range(1, 5)]
-    backbones = {"ConvNeXt-T": ConvNextConfig(out_features=stages), "Swin-T": SwinConfig(out_features=stages)}
+    convnext = ConvNextConfig(hidden_sizes=[96, 192, 384, 768], depths=[3, 3, 9, 3], out_features=stages)
+    backbones = {"ConvNeXt-T": convnext, "Swin-T": SwinConfig(out_features=stages)}
     for name, backbone in backbones.items():
         config = UperNetConfig(backbone_config=backbone, num_labels=num_labels, auxiliary_in_channels=384)
         found[f"transformers UPerNet {name}"] = partial(UperNetForSemanticSegmentation, config)

@@ -44,13 +44,14 @@ def compare_with_paper(name):
     """Parameters and multiply-adds of SegFormer.
 
     The paper's head projects four maps to C channels, upsamples them to 1/4 and fuses them: 4 C^2 multiply-adds a pixel
-    there. Ours multiplies the weights of projection and fusion instead, C^2 for each channel of the maps.
+    there. Ours multiplies the weights of projection and fusion instead, C^2 for each channel of the maps. Also what it
+    prints for Cityscapes it has counted with the 150 classes of ADE20K: with 19 it would be 1 to 4 % less.
     """
     table = read_ablation(name)
     for row in table.own_rows:
         published, arguments = table.rows[row].published, arguments_of(table, row)
         height, width = table.rows[row].image_size or table.image_size
-        found = count(arguments, table.num_labels, (height, width))
+        found = count(arguments, 150, (height, width))
         if PARAMETERS in published:
             expected = published[PARAMETERS] + OTHERWISE.get((name, row), 0)
             assert found[PARAMETERS] == pytest.approx(expected, abs=0.1), row  # one digit, some rounded, some cut
@@ -87,9 +88,7 @@ def test_parameters_of_setr_are_those_of_the_paper():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "name", [name for name in ablation_names() if name.startswith(("segmenter", "ocrnet", "setr"))]
-)
+@pytest.mark.parametrize("name", ["segmenter_9", "ocrnet_1"])
 def test_dry_run_shows_every_row_and_writes_nothing(name, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert main(["ablate", name, "--dry_run"]) == 0
@@ -207,7 +206,8 @@ def test_table_is_trained_interrupted_and_completed(tmp_path, capsys):
     scores = json.loads((run / "all_results.json").read_text())
     assert float(whole[1]) == pytest.approx(100 * scores["mean_iou"], abs=0.006)  # two digits
     assert whole[0] != whole[1] and whole[1] != windows[1]
-    assert "ours" in first and str(tmp_path) not in first
+    assert "--random_weights --save_total_limit" in first.replace("--checkpointing_steps 1 ", "")
+    assert "# on the embedded scenes" in first and str(tmp_path) not in first
 
     kept = (tmp_path / "out/c_64/seed_0/model.safetensors").stat().st_mtime_ns
     for file in (run / "all_results.json", run / "model.safetensors"):

@@ -101,17 +101,17 @@ def test_largest_batch_is_found(monkeypatch):
 
 @pytest.mark.slow
 def test_throughput_prints_a_table_and_draws(tmp_path):
-    """Small images, small batches, one network of each library."""
+    """Small images, small batches, networks of each library."""
     flags = ["--side", "64", "--num_labels", "5", "--rounds", "1", "--max_batch", "2", "--max_gib", "1"]
     flags += ["--picture", str(tmp_path / "speed.png"), "--sizes"]
-    names = ["SegFormer b0", "Segmenter tiny mask", "OCRNet hrnet_w18_small", "FCN resnet50", "UPerNet ConvNeXt-T"]
+    names = ["SegFormer b0", "Segmenter tiny mask", "OCRNet hrnet_w18_small", "FCN resnet50"]
     script = [sys.executable, str(FOLDER / "throughput.py"), *flags, *names]
     done = subprocess.run(script, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     rows = [line.split(" | ") for line in done.stdout.splitlines() if line.startswith("| ") and "images/s" not in line]
     assert {row[0].removeprefix("| ") for row in rows} == {
         "SegFormer b0", "Segmenter tiny mask", "OCRNet hrnet_w18_small", "torchvision FCN resnet50",
-        "transformers SegFormer b0", "transformers UPerNet ConvNeXt-T"}  # fmt: skip
+        "transformers SegFormer b0"}  # fmt: skip
     rates = [float(row[3]) for row in rows]
     assert rates == sorted(rates, reverse=True) and rates[-1] > 0 and all(row[2] in "12" for row in rows)
     assert Image.open(tmp_path / "speed.png").size == (900, 560)

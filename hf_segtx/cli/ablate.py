@@ -237,9 +237,11 @@ def run(command_line: list[str]) -> int:
                 print(f"  segtx train {shlex.join(words_of(values))}\n", flush=True)
         if settings.dry_run:
             return 0
-        shown = {name: value for name, value in given.items() if not name.endswith("token")}
-        write = partial(write_table, folder, ablation, known, shlex.join(words_of(shown)))
-        return run_all(folder, ablation, runs, settings.seeds, write)
+        shown = words_of({name: value for name, value in given.items() if not name.endswith("token")})
+        flags = shlex.join(["--random_weights"] * settings.random_weights + shown)
+        if not given.keys() & {"train_dir", "dataset_name"}:
+            flags += "  # on the embedded scenes"
+        return run_all(folder, ablation, runs, settings.seeds, partial(write_table, folder, ablation, known, flags))
 
 
 def run_all(folder: Path, ablation: Ablation, runs: dict[str, dict], seeds: list[int], write: Callable) -> int:
