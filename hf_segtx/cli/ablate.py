@@ -180,7 +180,7 @@ def evaluate(folder: Path, ablation: Ablation) -> None:
 
     results = json.loads((folder / "all_results.json").read_text(encoding="utf-8"))
     for column, flags in ablation.evaluations.items():
-        place = folder / evaluation_folder(column)
+        place = evaluation_folder(folder, column)
         if not (place / "evaluation.json").is_file():
             words = [*command.words_of_card(results), *shlex.split(flags), "--output_dir", str(place)]
             command.run([str(folder), *words])

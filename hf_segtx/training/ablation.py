@@ -1,24 +1,10 @@
 """The tables of the papers as files: which runs each has, what was published of them, and ours beside it.
 
-    ablation = read_ablation("segformer_1b")             # one that comes with the package, or the path of a file
+    ablation = read_ablation("segformer_1b")                  # one that comes with the package, or the path of a file
     cost = count(arguments, ablation.num_labels, (512, 512))
-    write_table(folder, ablation, {"C = 256": cost}, "")   # ablation.md and ablation.json there, of the runs in it
+    write_table(folder, ablation, {"C = 256": cost}, "")      # ablation.md and ablation.json, of the runs in there
 
-A file is YAML:
-
-    title, source    of the table
-    note             what differs from the paper, or is not known of it
-    data             what the paper trained on
-    num_labels       of these data, for the numbers of parameters
-    image_size       height and width, for the numbers of multiply-adds
-    flags            of `segtx train`, for all rows
-    evaluations      name of a column -> flags of `segtx evaluate`; if not given, the score is that of the training
-    rows             name -> flags, published (column -> number), and what follows
-        image_size   if it is another one
-        warmup_share of the steps, whatever their number
-        random_weights: true, whatever the flags say
-
-A row without flags is another model than ours, which the paper compares with.
+A file is YAML, with the fields of `Ablation`, and for each row those of `Row`.
 """
 
 import json
@@ -43,7 +29,15 @@ QUANTILES = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26)
 
 @dataclass
 class Row:
-    """A row of a table; see the module."""
+    """A row of a table.
+
+    Attributes:
+        flags: of `segtx train`. None: another model than ours, which the paper compares with.
+        published: column -> number.
+        image_size: if it is another one than the table's.
+        warmup_share: of the steps, whatever their number.
+        random_weights: whatever the flags say.
+    """
 
     flags: str | None = None
     published: dict[str, float] = field(default_factory=dict)
@@ -54,7 +48,18 @@ class Row:
 
 @dataclass
 class Ablation:
-    """A table; see the module. `name` is that of its file."""
+    """A table; its name is that of its file.
+
+    Attributes:
+        title, source: of the table.
+        data: what the paper trained on.
+        num_labels: of these data, for the numbers of parameters.
+        image_size: height and width, for the numbers of multiply-adds.
+        rows: by their names.
+        flags: of `segtx train`, for all rows.
+        note: what differs from the paper, or is not known of it.
+        evaluations: column -> flags of `segtx evaluate`. If there are none, the score is that of the training.
+    """
 
     name: str
     title: str
@@ -133,7 +138,16 @@ def count(arguments: Arguments, num_labels: int, image_size: tuple[int, int]) ->
 
 def run_folder(folder: Path, row: str, seed: int) -> Path:
     """Where a row is trained."""
-    return folder / re.sub(r"\W+", "_", row).strip("_").lower() / f"seed_{seed}"
+    return folder / _as_name(row) / f"seed_{seed}"
+
+
+def evaluation_folder(run: Path, column: str) -> Path:
+    """Where an evaluation of a run is."""
+    return run / f"evaluation_{_as_name(column)}"
+
+
+def _as_name(title: str) -> str:
+    return re.sub(r"\W+", "_", title).strip("_").lower()
 
 
 def summary(scores: list[float]) -> dict[str, float | None]:
@@ -150,16 +164,12 @@ def scores_of(folder: Path, ablation: Ablation, row: str) -> dict[str, dict[str,
     found: dict[str, dict[str, float]] = {column: {} for column in ablation.columns}
     for run in sorted(run_folder(folder, row, 0).parent.glob("seed_*")):
         for column, scores in found.items():
-            file = run / evaluation_folder(column) / "evaluation.json" if ablation.evaluations else None
-            file = file or run / "all_results.json"
+            file = run / "all_results.json"
+            if ablation.evaluations:
+                file = evaluation_folder(run, column) / "evaluation.json"
             if file.is_file():
                 scores[run.name.removeprefix("seed_")] = 100 * json.loads(file.read_text())["mean_iou"]
     return found
-
-
-def evaluation_folder(column: str) -> str:
-    """Name of the folder, in that of a run, of an evaluation."""
-    return "evaluation_" + re.sub(r"\W+", "_", column).lower()
 
 
 def known_rows(folder: Path) -> dict[str, dict]:
@@ -189,7 +199,8 @@ def write_table(folder: Path, ablation: Ablation, known: Mapping[str, dict], fla
     head = {name: getattr(ablation, name) for name in ("title", "source", "data", "note", "num_labels", "image_size")}
     folder.mkdir(parents=True, exist_ok=True)
     content = json.dumps({**head, "flags": flags, "rows": rows}, indent=2)
-    (folder / "ablation.json").write_text(content + "\n", encoding="utf-8")
+    (folder / ".ablation.json").write_text(content + "\n", encoding="utf-8")
+    (folder / ".ablation.json").replace(folder / "ablation.json")  # whole, for who reads it meanwhile
     text = as_markdown(ablation, rows, flags)
     (folder / "ablation.md").write_text(text, encoding="utf-8")
     return text
