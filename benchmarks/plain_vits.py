@@ -24,7 +24,7 @@ BACKBONE = {"model_type": "dinov3_vit", "hidden_size": 128, "intermediate_size":
 BACKBONE |= {"num_attention_heads": 4, "num_register_tokens": 4, "patch_size": 16, "out_indices": [8]}
 HEADS = {
     "segformer": {"decoder_hidden_size": 128},
-    "ocrnet": {"decoder_hidden_size": 64, "decoder_key_size": 32, "auxiliary_hidden_size": 64},
+    "ocrnet": {"decoder_hidden_size": 32, "decoder_key_size": 16, "auxiliary_hidden_size": 32},
 }
 WAYS = {"four blocks": "none", "pyramid": "pyramid"}
 

@@ -678,6 +678,9 @@ def test_what_does_not_fit_is_said():
         ValueError, match=r"200x224 pixels; this backbone takes 224x224 only.*window_size to \[224, 224\]"
     ):
         make_model("segformer", "hiera")(torch.zeros(1, 3, 200, 224))
+    with torch.device("meta"), pytest.raises(ValueError, match="75x101 pixels; this backbone takes 256x256 only"):
+        config = TimmBackboneConfig(backbone="maxvit_nano_rw_256", out_indices=[3, 4])
+        make_model("segformer", "resnet", backbone_config=config)(torch.zeros(1, 3, 75, 101))
     with pytest.raises(ValueError, match=r"maps of one size, .* strides \[4, 8, 16, 32\]"):
         make_model("setr", "resnet", decode_head="mla", feature_scaling="none")
     with pytest.raises(ValueError, match="gives tokens, .* set reshape_hidden_states=True"):
