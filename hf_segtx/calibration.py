@@ -189,7 +189,7 @@ def calibrate(
                 end = row + len(block.label_map)
                 labels = truth[row:end].to(block.label_map.device).long()
                 valid, row = labels != processor.ignore_index, end
-                confidence = block.calibrated(processor.temperature).gather(0, block.label_map[None])[0]
+                confidence = block.calibrated(processor.temperature).amax(0)
                 before.add(confidence[valid], (block.label_map == labels)[valid])
                 sample.add(block.log_probabilities()[:, valid].T.float(), labels[valid], number * processes + rank)
     before = _total(gathered(before))

@@ -312,8 +312,7 @@ def segment(
             probabilities = block.calibrated(getattr(processor, "temperature", None))
             parts = [block.label_map]
             if return_uncertainty:
-                confidence = probabilities.gather(0, block.label_map[None])[0]
-                parts += [confidence, torch.special.entr(probabilities).sum(0)]
+                parts += [probabilities.amax(0), torch.special.entr(probabilities).sum(0)]
             if return_scores:
                 parts.append(probabilities)
             blocks.append(parts)

@@ -10,7 +10,7 @@ from PIL import Image
 from tiny import CASES
 from torch.utils.data import Dataset
 
-from hf_segtx import SegFormerImageProcessor
+from hf_segtx import SegFormerImageProcessor, inference
 from hf_segtx.calibration import Reliability, calibrate, fitted_temperature, save_temperature
 from hf_segtx.export.graph import Graph, GraphOptions, folded
 from hf_segtx.inference import load_model, predict, segment
@@ -38,13 +38,15 @@ def slow_error(confidences, hits, bins=15):
 def test_error_matches_the_definition():
     torch.manual_seed(0)
     confidence = torch.rand(3000).clamp(min=0.01)
-    confidence[:4] = torch.tensor([1.0, 1 / 15, 14 / 15, 1.0])
-    hits = torch.rand(3000) < confidence**2  # too sure of itself
+    hits = torch.rand(3000) < 1 - confidence  # too sure of itself, and not sure enough
     reliability = Reliability()
     for part in range(0, 3000, 700):
         reliability.add(confidence[part : part + 700], hits[part : part + 700])
     assert reliability.error == pytest.approx(slow_error(confidence.double().tolist(), hits.tolist()), abs=1e-9)
     assert reliability.pixels.sum() == 3000 and reliability.accuracy == pytest.approx(hits.float().mean().item())
+    quarters = Reliability(bins=4)
+    quarters.add(torch.tensor([0.01, 0.25, 0.26, 0.5, 1.0]), torch.ones(5, dtype=torch.bool))
+    assert quarters.pixels.tolist() == [2, 2, 0, 1]
 
 
 @pytest.mark.parametrize("sharpness", [0.3, 1.0, 4.0])
@@ -102,7 +104,8 @@ def make_sharper(model, factor):
 
 
 @pytest.mark.parametrize("classes, window", [(4, None), (1, None), (4, 48)])
-def test_known_temperature_is_found(classes, window):
+def test_known_temperature_is_found(classes, window, monkeypatch):
+    monkeypatch.setattr(inference, "BLOCK_NUMEL", 4 * 96 * 30)  # rows in blocks
     torch.manual_seed(0)
     model = spread_out(CASES["segformer"].make_model(num_labels=classes))
     processor = SegFormerImageProcessor(do_resize=False, window_size=window, minimum_size=None)
@@ -169,12 +172,25 @@ def test_label_maps_do_not_depend_on_it(averaging):
         result = segment(model, processor, [image], **views, return_scores=True, return_uncertainty=True)[0]
         maps.append(result.label_map)
         confidences.append(result.confidence)
-        assert torch.equal(result.confidence, result.probabilities.gather(0, result.label_map[None])[0])
+        torch.testing.assert_close(result.confidence, result.probabilities.gather(0, result.label_map[None])[0])
         torch.testing.assert_close(result.probabilities.sum(0), torch.ones(50, 70))
     assert all(torch.equal(label_map, maps[0]) for label_map in maps)
     assert torch.equal(confidences[0], confidences[2])
     assert (confidences[1] >= confidences[0] - 1e-6).all() and (confidences[3] <= confidences[0] + 1e-6).all()
     assert confidences[1].mean() > confidences[0].mean() + 0.05 > confidences[3].mean() + 0.1
+
+
+@pytest.mark.parametrize("classes", [1, 2])
+def test_label_maps_do_not_depend_on_it_where_classes_are_almost_equal(classes):
+    """Their tempered probabilities are equal after rounding."""
+    model = CASES["segformer"].make_model(num_labels=classes)
+    with torch.no_grad():
+        model.decode_head.classifier.weight.zero_()
+        model.decode_head.classifier.bias.zero_()[-1] = 4e-7
+    for temperature in (None, 10):
+        processor = SegFormerImageProcessor(do_resize=False, temperature=temperature)
+        result = segment(model, processor, [Image.new("RGB", (40, 40))], return_uncertainty=True)[0]
+        assert (result.label_map == 1).all()
 
 
 @pytest.mark.parametrize("classes", [1, 4])
