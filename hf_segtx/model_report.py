@@ -68,6 +68,7 @@ def write_report(
         if worst:
             shown = _worst_parts(model, processor, dataset, labels, results, worst, scales=scales, flip=flip)
             parts += [html.heading("Worst images"), *shown]
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
     Path(path).write_text(html.page(f"Report on {results['model']}", parts), encoding="utf-8")
 
 

@@ -11,13 +11,18 @@ import pytest
 import torch
 from demo_models import save_model
 from PIL import Image
-from test_calibration import slow_error
+from test_calibration import VOID, slow_error
+from tiny import CASES
 
 from hf_segtx import SegFormerImageProcessor, html_page
+from hf_segtx.calibration import calibrate
 from hf_segtx.cli import main
-from hf_segtx.data import load_data
+from hf_segtx.data import Labels, load_data
+from hf_segtx.data.scenes import SceneDataset
 from hf_segtx.error_analysis import confusion_pairs
+from hf_segtx.evaluation import score
 from hf_segtx.inference import evaluate, load_model, segment
+from hf_segtx.model_report import write_report
 from hf_segtx.typical_errors import OUTLINE, k_means, largest_regions, typical_errors
 
 
@@ -187,3 +192,37 @@ def test_typical_errors_are_of_each_kind():
         row, column = (outline.min(0) + outline.max(0)) // 2
         assert np.ptp(outline, 0).tolist() == pytest.approx([2.5 * error.pixels**0.5] * 2, abs=3)  # enlarged 2.5 times
         assert error.picture.getpixel((int(column), int(row))) == colour
+
+
+class Scenes(torch.utils.data.Dataset):
+    """Three scenes; of one class only whether a pixel belongs to the first."""
+
+    def __init__(self, classes):
+        self.scenes, self.classes = SceneDataset(3, seed=4, size=(60, 90)), classes
+        self.labels = self.scenes.labels if classes > 1 else Labels(names=["rest", "sky"], ignore_index=VOID)
+
+    def __len__(self):
+        return 3
+
+    def __getitem__(self, index):
+        item = self.scenes[index]
+        if self.classes > 1:
+            return item
+        return item | {"label": np.where(item["label"] == VOID, VOID, item["label"] == 0).astype(np.uint8)}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("window", [None, 32])
+@pytest.mark.parametrize("classes", [1, 8])
+@pytest.mark.parametrize("name", CASES)
+def test_every_architecture_gets_a_report(name, classes, window, tmp_path):
+    folder = save_model(tmp_path / "model", name, num_labels=classes, do_resize=False, window_size=window)
+    model, processor = load_model(folder)
+    dataset = Scenes(classes)
+    scores = score(model, processor, dataset, dataset.labels)
+    calibration = calibrate(model, processor, dataset)
+    results = {"model": name, "data": "scenes", **scores.results}
+    write_report(tmp_path / "a/b.html", model, processor, dataset, dataset.labels, results, scores.worst, calibration)
+    page = Reader((tmp_path / "a/b.html").read_text())
+    assert len(page.images) >= 1 + 3 * 3 and f"Report on {name}" in page.texts
+    assert len(page.tables[0]) == len(dataset.labels.id2label) + 3  # with names, mean and numbers of objects
