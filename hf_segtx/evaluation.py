@@ -21,6 +21,7 @@ from torch.utils.data import Dataset
 
 from .data.labels import Labels
 from .error_analysis import BoundaryIoU, ImageScores, SizeIoU, confusion_pairs, detail_table
+from .export.runner import ExportedModel
 from .inference import as_json, evaluate, protocol, segment, size_of_edges
 from .metrics import class_table, per_cent
 from .models.image_processing_segtx import SegmentationProcessing
@@ -101,7 +102,7 @@ class Scores:
 
 def autocast(model, precision: str) -> torch.autocast:
     """The context in which the model computes in fp32, bf16 or fp16."""
-    dtype = PRECISIONS[precision]
+    dtype = None if isinstance(model, ExportedModel) else PRECISIONS[precision]  # its file says what it computes in
     return torch.autocast(next(model.parameters()).device.type, dtype=dtype, enabled=dtype is not None)
 
 
@@ -128,7 +129,13 @@ def score(
         precision: fp32, bf16 or fp16.
         details: boundaries, sizes, single images and confusions, too.
         worst: how many of the worst images to name.
+
+    Raises:
+        ValueError: for a precision of an exported model, which has its own.
     """
+    is_exported = isinstance(model, ExportedModel)
+    if is_exported and precision != "fp32":
+        raise ValueError(f"precision {precision} is for checkpoints; an exported file computes as it was written")
     classes = list(labels.id2label.values())
     metrics = [kind(len(classes), labels.ignore_index) for kind in (BoundaryIoU, SizeIoU, ImageScores) if details]
     how = {"scales": scales, "flip": flip, "window_batch_size": window_batch_size}
@@ -137,7 +144,7 @@ def score(
         scores = evaluate(model, processor, dataset, **how, **loading, extra_metrics=metrics)
     results = {
         "protocol": protocol(processor, labels.ignore_index, scales=scales, flip=flip),
-        "precision": precision,
+        "precision": model.precision if is_exported else precision,
         **as_json(scores, classes),
     }
     tables, indices = [class_table(scores, classes)], []

@@ -13,9 +13,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from huggingface_hub import ModelCard
+from PIL import Image
 from small_data import write_folder
 from tiny import CASES
 
+from hf_segtx.cli import main
 from hf_segtx.data.scenes import SceneDataset
 from hf_segtx.data.scenes import labels as scene_labels
 from hf_segtx.export import export_model
@@ -24,14 +26,15 @@ from hf_segtx.export.graph import GraphOptions, MapsAsTokens, exported_program, 
 from hf_segtx.export.metadata import metadata_of
 from hf_segtx.export.page import write_page
 from hf_segtx.export.runner import load_exported, open_file
-from hf_segtx.export.to_onnx import write_onnx
+from hf_segtx.export.to_onnx import compute_weights, translated, write_onnx
 from hf_segtx.export.to_openvino import write_openvino
 from hf_segtx.export.verification import compare, same_labels
-from hf_segtx.inference import evaluate, load_model, predict, segment
+from hf_segtx.inference import load_model, predict, segment
+from hf_segtx.runtime import segment as runner
 
 
 # Example input of the exporter: (2, 3, 128, 192). Here: other batches; smaller, equal, larger, no multiples of 8 or 32.
-SHAPES = [(1, 3, 64, 64), (2, 3, 128, 192), (5, 3, 136, 72), (1, 3, 72, 208), (2, 3, 70, 101)]
+SHAPES = [(1, 3, 64, 64), (2, 3, 128, 192), (5, 3, 136, 72), (1, 3, 136, 208), (2, 3, 70, 101)]
 HEADS = [
     ("segformer", {}),
     ("segformer", {"decoder_projection_norm": True}),
@@ -46,6 +49,8 @@ HEADS = [
     ("ocrnet", {"align_corners": True}),
     ("ocrnet", {"backbone_type": "resnet", "hidden_sizes": [8, 8, 16, 16], "stem_hidden_sizes": [8]}),
 ]
+# Operators that TensorRT, Core ML or ExecuTorch refuse, or whose result has a size that depends on values.
+REFUSED = set("If Loop Scan NonZero Unique Compress OneHot Mod BitShift Hardmax RoiAlign GridSample DeformConv".split())
 # Rounding of float32 through a few layers, in standard deviations of the logits. OCRNet's softmax over all pixels, and
 # Segmenter's division by the length of vectors, multiply it.
 TOLERANCE = {"segformer": 1e-5, "setr": 1e-5, "segmenter": 1e-4, "ocrnet": 1e-4}
@@ -59,6 +64,14 @@ def trained(name, **fields):
         for _ in range(20):
             model(torch.randn(2, 3, 64, 96))
     return model.eval()
+
+
+def check_operators(model):
+    """A graph of the standard's operators, none of them refused elsewhere, and of kernels that are initializers."""
+    assert {node.domain for node in model.graph.node} == {""} and not model.functions
+    assert not {node.op_type for node in model.graph.node} & REFUSED
+    initializers = {tensor.name for tensor in model.graph.initializer}
+    assert all(node.input[1] in initializers for node in model.graph.node if node.op_type == "Conv")
 
 
 def expectation(model, inputs):
@@ -91,6 +104,15 @@ def without_timing(monkeypatch):
     monkeypatch.setattr(export_folder, "measured", lambda *_, **__: {"milliseconds": 1.0, "peak_mib": 1.0})
 
 
+@pytest.fixture(scope="module")
+def exported(checkpoint, tmp_path_factory):
+    """Folder of the checkpoint's files for ONNX Runtime and OpenVINO, and what the export found of them."""
+    path = tmp_path_factory.mktemp("exported")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(export_folder, "measured", lambda *_, **__: {"milliseconds": 1.0, "peak_mib": 1.0})
+        return path, export_model(str(checkpoint), path, ["onnx", "openvino"])
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name, fields", HEADS, ids=lambda value: str(value))
 def test_every_size_and_batch_in_every_runtime(name, fields, tmp_path):
@@ -101,6 +123,7 @@ def test_every_size_and_batch_in_every_runtime(name, fields, tmp_path):
     write_onnx(exported_program(model, options, align_corners, "onnx"), tmp_path / "m.onnx", options.outputs, {})
     torch.export.save(exported_program(model, options, align_corners, "torch"), tmp_path / "m.pt2")
     write_openvino(exported_program(model, options, align_corners, "openvino"), tmp_path / "m.xml", options.outputs, {})
+    check_operators(onnx.load(tmp_path / "m.onnx"))
     sessions = [open_file(tmp_path / f"m.{suffix}", list(options.outputs)) for suffix in ("onnx", "xml", "pt2")]
     for shape in SHAPES:
         inputs = torch.randn(shape)
@@ -134,11 +157,10 @@ def test_tracing_is_refused(name, way, tmp_path):
             torch.onnx.export(module, (inputs,), tmp_path / "m.onnx", dynamo=False)
 
 
-def test_openvino_tracing_is_refused():
-    import openvino
-
+@pytest.mark.parametrize("name", CASES)
+def test_openvino_tracing_is_refused(name):
     with pytest.raises(RuntimeError, match="use torch.export.export"):
-        openvino.convert_model(CASES["segformer"].make_model(), example_input=torch.zeros(2, 3, 64, 96))
+        openvino.convert_model(CASES[name].make_model(), example_input=torch.zeros(2, 3, 64, 96))
 
 
 @pytest.mark.parametrize(
@@ -232,8 +254,8 @@ def test_ties_are_what_rounding_decides():
 
 
 @pytest.mark.slow
-def test_folder_predicts_as_the_checkpoint(checkpoint, tmp_path, without_timing):
-    record = export_model(str(checkpoint), tmp_path, ["onnx", "openvino"])
+def test_folder_predicts_as_the_checkpoint(checkpoint, exported):
+    tmp_path, record = exported
     assert record["failures"] == [] and [entry["unequal_decided"] for entry in record["files"]] == [0, 0]
     assert json.loads(json.dumps(record)) == json.loads((tmp_path / "export.json").read_text())
     assert {entry["mean_iou"] for entry in record["files"]} == {record["checkpoint"]["mean_iou"]}
@@ -256,15 +278,90 @@ def test_folder_predicts_as_the_checkpoint(checkpoint, tmp_path, without_timing)
         for net, each in zip((model, load_exported(tmp_path)[0]), processors, strict=True)
     )
     torch.testing.assert_close(beside.confidence, result.confidence, rtol=0, atol=1e-5)  # rounding
-    scores = [
-        evaluate(*each, scenes, progress=False)["mean_iou"] for each in ((model, processor), load_exported(tmp_path))
-    ]
-    assert scores[0] == scores[1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("flags", ["", "--mode slide --window_size 64 --window_stride 40", "--scales 0.75 1.25 --flip"])
+def test_evaluation_of_files_is_that_of_the_checkpoint(checkpoint, exported, tmp_path, flags):
+    """All numbers but those of time, of the command for a checkpoint, the exported folder and a file in it."""
+    folder, results = exported[0], []
+    for source in (checkpoint, folder, folder / "openvino_model.xml"):
+        words = [*flags.split(), "--max_eval_samples", "3", "--device", "cpu", "--output_dir", str(tmp_path)]
+        assert main(["evaluate", str(source), *words]) == 0
+        results.append(json.loads((tmp_path / "evaluation.json").read_text()))
+    for result in results[1:]:
+        assert result["precision"] == "float32"
+        for key in ("protocol", "images", "data_fingerprint", "flags"):
+            assert result[key] == results[0][key]
+        for key in ("mean_iou", "overall_accuracy", "mean_boundary_iou", "mean_image_iou"):
+            assert result[key] == pytest.approx(results[0][key], abs=1e-4)  # of 10 000 pixels one may be a tie
+    assert results[0]["mean_iou"] > 0.01
+
+
+@pytest.mark.slow
+def test_files_have_their_own_precision_provider_and_hash(exported, capsys):
+    folder = exported[0]
+    assert main(["evaluate", str(folder), "--max_eval_samples", "1", "--precision", "bf16", "--device", "cpu"]) == 2
+    assert "bf16 is for checkpoints" in capsys.readouterr().err
+    for file, provider in (("model.onnx", "CPUExecutionProvider"), ("openvino_model.xml", "CPU")):
+        words = ["evaluate", str(folder / file), "--max_eval_samples", "1", "--device", "cpu", "--classes_only"]
+        assert main([*words, "--provider", provider, "--threads", "1"]) == 0
+        assert main([*words, "--provider", "abacus"]) == 2
+        assert f"provider 'abacus' is {'not in' if provider != 'CPU' else 'no device'}" in capsys.readouterr().err
+    hashes = {load_exported(folder / file)[0].weights_sha256 for file in ("model.onnx", "openvino_model.xml")}
+    assert len(hashes) == 2 and exported[1]["metadata"]["weights_sha256"] not in hashes
+
+
+@pytest.mark.slow
+def test_frames_of_a_video_are_those_of_the_checkpoint(checkpoint, exported, tmp_path):
+    av = pytest.importorskip("av")
+    with av.open(str(tmp_path / "drive.mkv"), "w") as container:
+        stream = container.add_stream("ffv1", rate=5)
+        stream.width, stream.height, stream.pix_fmt = 96, 64, "bgr0"
+        for item in SceneDataset(2, size=(64, 96)):
+            container.mux(stream.encode(av.VideoFrame.from_image(item["image"])))
+        container.mux(stream.encode())
+    maps = []
+    for number, source in enumerate((checkpoint, exported[0] / "openvino_model.xml")):
+        output = tmp_path / str(number)
+        words = ["predict", str(source), str(tmp_path / "drive.mkv"), "--frames", "--output_dir", str(output)]
+        assert main([*words, "--device", "cpu"]) == 0
+        maps.append([np.asarray(Image.open(file)) for file in sorted(output.glob("drive/*_labels.png"))])
+    assert len(maps[0]) == 2 and np.mean(np.array(maps[0]) == np.array(maps[1])) > 0.999  # but for ties
+
+
+@pytest.mark.slow
+def test_file_of_one_size_takes_every_picture(checkpoint, tmp_path, without_timing):
+    """The exported processor squashes pictures; batches are filled up. Oracle: the checkpoint with such a processor."""
+    options = GraphOptions(("logits",), static_shape=(2, 64, 96))
+    record = export_model(str(checkpoint), tmp_path, ["onnx"], options=options)
+    assert record["failures"] == [] and "squashed to 64x96" in record["verification"]["protocol"]
+    assert record["files"][0]["mean_iou"] == record["checkpoint"]["mean_iou"]
+    model, processor = load_model(checkpoint)
+    assert "height" not in {key for key, value in dict(processor.size).items() if value}  # which stays as it was
+    processor.size = {"height": 64, "width": 96}
+    scenes = SceneDataset(3, seed=5, size=(90, 150))
+    images = [scenes[index]["image"] for index in range(3)]
+    exported = load_model(tmp_path)
+    session, facts = runner.load(tmp_path / "model.onnx")
+    expected = predict(model, processor, images)
+    for image, found, label_map in zip(images, predict(*exported, images), expected, strict=True):
+        assert (found == label_map).float().mean() > 0.999  # but for ties
+        assert np.mean(runner.segment(session, facts, image) == label_map.numpy()) > 0.998  # whose pixels are rounded
+    with pytest.raises(ValueError, match="pictures of 64x96 pixels alone and is shown one of 48x64"):
+        segment(*exported, images[:1], scales=(0.75,))
+    facts["preprocessing"]["size"] = {"shortest_edge": 64}
+    with pytest.raises(ValueError, match="pictures of 64x96 pixels alone, and this one has 64x112"):
+        runner.segment(session, facts, images[0])
+    processor.window_size = 48
+    with pytest.raises(ValueError, match="cuts windows of 48x48; give their size"):
+        export_folder.fit_to_size(processor, (64, 96))
 
 
 @pytest.mark.slow
 def test_bytes_in(checkpoint, tmp_path, without_timing):
-    record = export_model(str(checkpoint), tmp_path, ["onnx"], normalize=True)
+    record = export_model(str(checkpoint), tmp_path, ["onnx", "openvino"], normalize=True, opset=18)
+    assert {entry.version for entry in onnx.load(tmp_path / "model.onnx").opset_import if not entry.domain} == {18}
     assert record["failures"] == [] and record["metadata"]["input"].startswith("uint8")
     session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
     assert session.get_inputs()[0].type == "tensor(uint8)"
@@ -275,6 +372,8 @@ def test_bytes_in(checkpoint, tmp_path, without_timing):
     expected = predict(model, processor, [image])[0].numpy()
     # Mean and deviation are one product and one sum there: with random weights, a few pixels are that close to a tie.
     assert np.mean(label_map[0] == expected) > 0.999
+    assert np.mean(predict(exported, same, [image])[0].numpy() == expected) > 0.999
+    exported, _ = load_model(tmp_path / "openvino_model.xml")
     assert np.mean(predict(exported, same, [image])[0].numpy() == expected) > 0.999
 
 
@@ -288,7 +387,10 @@ def test_8_bits_are_accepted_by_mean_iou(checkpoint, tmp_path, without_timing):
     assert [entry["precision"] for entry in record["files"]] == ["float32", "float32", "int8", "int8"]
     sizes = [(tmp_path / name).stat().st_size for name in ("openvino_model.bin", "openvino_model_int8.bin")]
     assert sizes[1] < 0.5 * sizes[0]
+    hashes = {load_exported(tmp_path / entry["file"])[0].weights_sha256 for entry in record["files"]}
+    assert len(hashes) == 4
     model, processor = load_exported(tmp_path / "model_int8.onnx")
+    assert model.precision == "int8"
     assert predict(model, processor, [scenes[0]["image"]])[0].shape == (72, 96)
     inputs = calibration_inputs(processor, [scenes[0]["image"]], False, [], [])
     with pytest.raises(ValueError, match="a fall of more than max_drop, 0.5 points"):  # said to be perfect before
@@ -297,22 +399,18 @@ def test_8_bits_are_accepted_by_mean_iou(checkpoint, tmp_path, without_timing):
 
 
 @pytest.mark.slow
-def test_weights_are_computed_before_quantisation(tmp_path):
-    """Every kernel of OCRNet's split ones becomes an initializer, which NNCF asks for; oracle is the file as it was."""
-    from hf_segtx.export.quantization import compute_weights
-
-    options = GraphOptions(("logits",))
-    write_onnx(exported_program(trained("ocrnet"), options, False, "onnx"), tmp_path / "m.onnx", options.outputs, {})
-    model = onnx.load(tmp_path / "m.onnx")
-    assert "Split" in {node.op_type for node in model.graph.node}
+def test_weights_are_computed_before_the_graph_runs():
+    """Every kernel of OCRNet's split ones becomes an initializer; oracle is the graph as it was."""
+    program = exported_program(trained("ocrnet"), GraphOptions(("logits",)), False, "onnx")
+    before = translated(program, ["pixel_values"], ["logits"], 20).model_proto
+    assert "Split" in {node.op_type for node in before.graph.node}
+    model = copy.deepcopy(before)
     compute_weights(model)
-    initializers = {tensor.name for tensor in model.graph.initializer}
-    assert all(node.input[1] in initializers for node in model.graph.node if node.op_type == "Conv")
     onnx.checker.check_model(model, full_check=True)
+    check_operators(model)
     inputs = {"pixel_values": np.random.default_rng(0).standard_normal((2, 3, 70, 101), np.float32)}
     (before,), (after,) = (
-        onnxruntime.InferenceSession(each).run(None, inputs)
-        for each in (tmp_path / "m.onnx", model.SerializeToString())
+        onnxruntime.InferenceSession(each.SerializeToString()).run(None, inputs) for each in (before, model)
     )
     np.testing.assert_allclose(after, before, rtol=0, atol=1e-4 * before.std())  # kernels may be chosen otherwise
 
@@ -334,7 +432,7 @@ def test_file_that_cannot_be_quantised_is_a_failure(checkpoint, tmp_path, withou
     ]
     assert [entry["file"] for entry in record["files"]] == ["model.onnx"]
     assert not (tmp_path / "model_int8.onnx").exists()
-    with pytest.raises(ValueError, match="needs the output logits and no static_shape"):
+    with pytest.raises(ValueError, match="needs the output logits"):
         export_folder.write_int8(record, None, tmp_path, GraphOptions(("label_map",)), scenes, scenes, 1.0)
 
 
@@ -347,10 +445,15 @@ def test_page_shows_names_as_they_are(checkpoint, tmp_path, monkeypatch):
     metadata = metadata_of(*load_model("."), GraphOptions(), ".")
     checked = {"bound": 1.0, "shapes": [[1, 2, 3]], "timed_shape": [1], "scored_images": 0, "protocol": ""}
     record = {"metadata": metadata, "options": {"outputs": ["logits"]}, "verification": checked}
-    write_page(Path("."), record | {"checkpoint": {}, "files": []})
+    write_page(Path("."), record | {"checkpoint": {}, "files": [{"file": "model.onnx", "format": "onnx"}]})
     text = Path("README.md").read_text()
     assert "\n# a \\[b\\](c) \\*d\\*, exported\n" in text and "segtx predict 'a [b](c) *d*' photo" in text
-    assert ModelCard(text).data.license == "x: y"
+    assert ModelCard(text).data.license == "x: y" and "onnx" in ModelCard(text).data.tags
+    write_page(Path("."), record | {"checkpoint": {}, "files": [{"file": "openvino_model.xml", "format": "openvino"}]})
+    text = Path("README.md").read_text()
+    assert (
+        "onnx" not in text and 'compile_model("openvino_model.xml", "CPU", exactly)' in text
+    )  # nothing that is not there
 
 
 @pytest.mark.slow
@@ -365,13 +468,13 @@ def test_program_of_pytorch_says_which_images_are_too_small(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name, format", [("segformer", "Onnx"), ("ocrnet", "Onnx"), ("segformer", "OpenVINO")])
+@pytest.mark.parametrize("name", ["segformer", "ocrnet"])
+@pytest.mark.parametrize("format", ["Onnx", "OpenVINO"])
 def test_exporters_of_transformers(name, format):
     """With dynamic=True: other batches and sizes than the example's; oracle is the model.
 
-    Its OpenVINO exporter refuses OCRNet's interpolation along one axis, with a TypeError of its own.
-
-    Transformers lets OpenVINO compute in 16 bits where the processor can: 0.1 deviations. A frozen size costs several.
+    Transformers may let OpenVINO compute in 16 bits where the processor can: 0.1 deviations, or somewhat more after
+    OCRNet's softmax over all pixels. A frozen size costs several.
     """
     exporters = pytest.importorskip("transformers.exporters")
     model = trained(name)
@@ -384,16 +487,18 @@ def test_exporters_of_transformers(name, format):
         with torch.no_grad():
             expected = model(pixel_values=inputs).logits
         found = exported(pixel_values=inputs).logits
-        tolerance = 0.1 if format == "OpenVINO" else TOLERANCE[name]
+        tolerance = TOLERANCE[name] if format == "Onnx" else 0.3 if name == "ocrnet" else 0.1
         torch.testing.assert_close(found, expected, rtol=0, atol=tolerance * float(expected.std()))
 
 
 @pytest.mark.slow
 def test_static_half_and_label_map_only(checkpoint, tmp_path, without_timing):
     options = GraphOptions(("label_map",), half=True, static_shape=(1, 64, 96))
-    record = export_model(str(checkpoint), tmp_path, ["onnx"], options=options)
+    record = export_model(str(checkpoint), tmp_path, ["onnx", "openvino"], options=options)
     assert record["verification"]["shapes"] == [[1, 64, 96]] and record["failures"] == []
-    assert record["files"][0]["largest_difference"] is None and record["files"][0]["equal_pixels"] > 0.95
+    for entry in record["files"]:
+        assert entry["precision"] == "float16"
+        assert entry["largest_difference"] is None and entry["equal_pixels"] > 0.95
     (dimensions,) = [value.shape for value in onnxruntime.InferenceSession(tmp_path / "model.onnx").get_inputs()]
     assert dimensions == [1, 3, 64, 96]
     with pytest.raises(ValueError, match="no output `logits`"):
@@ -401,8 +506,8 @@ def test_static_half_and_label_map_only(checkpoint, tmp_path, without_timing):
 
 
 @pytest.mark.slow
-def test_file_says_what_a_runner_needs(checkpoint, tmp_path, without_timing):
-    export_model(str(checkpoint), tmp_path, ["onnx", "openvino"], options=GraphOptions(("label_map", "logits")))
+def test_file_says_what_a_runner_needs(checkpoint, exported):
+    tmp_path, _ = exported
     processor = load_model(checkpoint)[1]
     of_onnx = {entry.key: entry.value for entry in onnx.load(tmp_path / "model.onnx").metadata_props}
     of_openvino = openvino.Core().read_model(tmp_path / "openvino_model.xml").get_rt_info()["model_info"]
@@ -425,6 +530,8 @@ def test_what_cannot_be_exported_is_refused(checkpoint, tmp_path):
         export_model(str(checkpoint), checkpoint)
     with pytest.raises(ValueError, match="choose among label_map"):
         GraphOptions(("masks",))
+    with pytest.raises(ValueError, match="opset is 17; .* writes 18 and later"):
+        translated(None, [], [], 17)
     with pytest.raises(ValueError, match="provider and threads are for"):
         load_model(checkpoint, threads=2)
 
@@ -432,7 +539,6 @@ def test_what_cannot_be_exported_is_refused(checkpoint, tmp_path):
 @pytest.mark.slow
 def test_difference_ends_with_status_1(checkpoint, tmp_path, without_timing, monkeypatch, capsys):
     """A graph whose head is off by a few per cent is written, named and refused."""
-    from hf_segtx.cli import main
     from hf_segtx.export import graph
 
     def disturbed(model):

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -25,6 +26,9 @@ def facts_and_session(name, options, processor_fields, **fields):
     processor = CASES[name].row.processor_pil(**processor_fields).follow(model.config)
 
     class Session:
+        def get_inputs(self):
+            return [SimpleNamespace(shape=["batch", 3, "height", "width"])]
+
         def run(self, names, feeds):
             with torch.no_grad():
                 outputs = {"logits": model(torch.from_numpy(feeds["pixel_values"])).logits}

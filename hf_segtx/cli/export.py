@@ -34,7 +34,9 @@ class ExportSettings:
         "picture need) and confidence.",
     )
     normalise: bool = setting(False, "Take RGB of 0-255 as uint8; mean and deviation are in the graph.")
-    static: list[int] = setting([], "Batch, height and width of a graph for that size alone.", "[1, inf)", "3")
+    static: list[int] = setting(
+        [], "Batch, height and width of a graph for that size alone, which pictures are squashed to.", "[1, inf)", "3"
+    )
     opset: int = setting(20, "Of the ONNX standard.", "[18, 30]")
     half: bool = setting(False, "Compute in 16 bits.")
     int8: bool = setting(

@@ -4,10 +4,11 @@ export_model("outputs/run", "exported", ["onnx", "openvino"])
 
 model.onnx, openvino_model.xml and .bin, model.pt2    the graphs, with metadata (`hf_segtx.export.metadata`)
 config.json, preprocessor_config.json                 for `hf_segtx.inference`, which takes the folder as a model
-segment.py                                            a runner without PyTorch
+segment.py                                            a runner of the ONNX file without PyTorch
 export.json, README.md                                options, verification, five lines for each language
 """
 
+import copy
 import json
 import shutil
 from collections.abc import Sequence
@@ -19,7 +20,8 @@ from torch.utils.data import Dataset
 from transformers import PreTrainedModel
 
 from ..data.labels import Labels
-from ..inference import evaluate, follow, load_model, protocol
+from ..inference import evaluate, follow, load_model, protocol, size_of_edges
+from ..models.sliding_windows import window_pair
 from . import verification
 from .graph import GraphOptions, exported_program
 from .metadata import metadata_of
@@ -51,6 +53,8 @@ def export_model(
 ) -> dict:
     """Writes and verifies an exported folder; returns what its export.json says.
 
+    With a `static_shape` in the options the exported processor squashes pictures to that size, if it cuts no windows.
+
     Args:
         source: folder or Hub name of a checkpoint.
         formats: among "onnx", "openvino" and "torch".
@@ -76,7 +80,10 @@ def export_model(
         raise ValueError(f"{output_dir} holds a model that is not an export; choose another folder")
     model, processor = model_and_processor or load_model(source)
     model, options = model.cpu().float().eval(), options or GraphOptions()
+    processor = copy.deepcopy(processor)
     follow(processor, model)
+    if options.static_shape is not None:
+        fit_to_size(processor, options.static_shape[1:])
     options.temperature = getattr(processor, "temperature", None) or 1.0
     if normalize:
         fields = "image_mean image_std do_normalize do_rescale rescale_factor".split()
@@ -87,7 +94,8 @@ def export_model(
     output_dir.mkdir(parents=True, exist_ok=True)
     model.config.save_pretrained(output_dir)
     processor.save_pretrained(output_dir)
-    shutil.copy(RUNNER, output_dir)
+    if "onnx" in formats:
+        shutil.copy(RUNNER, output_dir)
     written = dict.fromkeys(formats)
     for format in written:
         write_graph(model, options, align_corners, format, output_dir / FILES[format], metadata, opset)
@@ -108,6 +116,22 @@ def export_model(
     write_record(output_dir, record)
     write_page(output_dir, record)
     return record
+
+
+def fit_to_size(processor, size: Sequence[int]) -> None:
+    """Lets a processor prepare all pictures for a graph of one size (H, W).
+
+    Raises:
+        ValueError: if it cuts windows of another size.
+    """
+    if processor.window_size is None:
+        processor.do_resize, processor.stretch_divisor = True, None
+        processor.size = size_of_edges(size, "squash")
+    elif window_pair(processor.window_size) != tuple(size):
+        raise ValueError(
+            f"static_shape has {size[0]}x{size[1]} pixels, but the model's processor cuts windows of "
+            f"{'x'.join(map(str, window_pair(processor.window_size)))}; give their size"
+        )
 
 
 def write_graph(
@@ -195,7 +219,7 @@ def verify(
         )
         entry |= asdict(compared) | {"bytes": size_of(file)}
         entry |= measured(file, shape, takes_bytes=byte_statistics is not None)
-        if names_fit and "logits" in options.outputs and options.static_shape is None:
+        if names_fit and "logits" in options.outputs:
             entry["mean_iou"] = score(*load_exported(file), dataset)
         record["failures"] += failures_of(entry, bound)
 
@@ -221,8 +245,12 @@ def write_int8(
         raise ValueError(f"8 bits: {error}; `pip install hf_segtx[int8,onnx]`") from error
     if dataset is None or not record["verification"]["scored_images"]:
         raise ValueError("8 bits are accepted by mean IoU; give labelled pictures of the model's classes as dataset")
-    if "logits" not in options.outputs or options.static_shape is not None:
-        raise ValueError("8 bits are accepted by mean IoU; it needs the output logits and no static_shape")
+    if "logits" not in options.outputs:
+        raise ValueError("8 bits are accepted by mean IoU; it needs the output logits")
+    if options.static_shape is not None and options.static_shape[0] != 1:
+        raise ValueError(
+            f"8 bits are calibrated picture by picture, not by {options.static_shape[0]}; export a batch of 1"
+        )
     takes_bytes = options.mean is not None
     images = [calibration[index]["image"] for index in range(min(CALIBRATION_PICTURES, len(calibration)))]
     inputs = calibration_inputs(processor, images, takes_bytes, options.mean, options.std)

@@ -10,19 +10,23 @@ from ..markdown import plain
 PAGE = """---
 license: {license}
 pipeline_tag: image-segmentation
-tags: [semantic-segmentation, hf_segtx, onnx]
+tags: [semantic-segmentation, hf_segtx, {tags}]
 ---
 # {source}, exported
 
 {architecture} with {classes} classes. Input `pixel_values`: {input}, batch x {channels} x height x width.
-Outputs: {outputs}.
+Outputs: {outputs}. `preprocessor_config.json` says how pictures are prepared.
 
 {table}
 
 Bound of the logits' difference: {bound:g} standard deviations, at inputs of {shapes}. Ties are pixels whose two best
 classes differ by no more than rounding. Milliseconds and memory: one call at {timed_shape}, beside the checkpoint in
 PyTorch, each in a process of its own. Mean IoU: {scored}.
+{lines}"""
 
+
+LINES = {  # of each format
+    "onnx": """
 ```bash
 pip install numpy pillow onnxruntime && python segment.py photo.jpg    # label map and overlay, without PyTorch
 segtx predict {folder} photo.jpg                                       # with hf_segtx: videos, folders, scales
@@ -43,7 +47,8 @@ std::vector<int64_t> shape{{1, {channels}, height, width}};  // {input}
 auto info = Ort::MemoryInfo::CreateCpu(OrtArenaAllocator, OrtMemTypeDefault);
 auto input = Ort::Value::CreateTensor<{cpp_type}>(info, pixels.data(), pixels.size(), shape.data(), shape.size());
 const char *in[] = {{"pixel_values"}}, *out[] = {{"{first_output}"}};
-auto labels = session.Run(Ort::RunOptions{{}}, in, &input, 1, out, 1);
+auto results = session.Run(Ort::RunOptions{{}}, in, &input, 1, out, 1);
+const {cpp_output} *{first_output} = results[0].GetTensorData<{cpp_output}>();
 ```
 JavaScript:
 ```javascript
@@ -55,8 +60,36 @@ console.log({first_output}.dims, {first_output}.data);
 ```
 TensorRT: `trtexec --onnx=model.onnx --minShapes=pixel_values:1x{channels}x256x256 \
 --optShapes=pixel_values:1x{channels}x512x512 --maxShapes=pixel_values:4x{channels}x1024x1024` (not run here; a file of
-one size, `--static`, asks least of it). Core ML and ExecuTorch start from `model.pt2` of one size (not run here).
-"""
+one size, `--static`, asks least of it).
+""",
+    "openvino": """
+OpenVINO, or `segtx predict {folder}/openvino_model.xml photo.jpg`:
+```python
+import openvino
+
+exactly = {{"INFERENCE_PRECISION_HINT": "f32"}}  # without it in 16 bits, where the processor multiplies them
+model = openvino.compile_model("openvino_model.xml", "CPU", exactly)
+{first_output} = model(pixels)["{first_output}"]  # pixels: (batch, {channels}, height, width), {input}
+```
+```cpp
+auto exactly = ov::hint::inference_precision(ov::element::f32);
+ov::InferRequest request = ov::Core().compile_model("openvino_model.xml", "CPU", exactly).create_infer_request();
+request.set_input_tensor(ov::Tensor(ov::element::from<{cpp_type}>(), {{1, {channels}, height, width}}, pixels.data()));
+request.infer();
+const {cpp_output} *{first_output} = request.get_tensor("{first_output}").data<{cpp_output}>();
+```
+""",
+    "torch": """
+PyTorch, without hf_segtx:
+```python
+import torch
+
+model = torch.export.load("model.pt2").module()
+{first_output} = model(pixels)[0]  # pixels: (batch, {channels}, height, width), {input}
+```
+Core ML and ExecuTorch start from such a file of one size: see "Others" in hf_segtx's docs/deployment.md.
+""",
+}
 
 
 def write_page(folder: Path, record: dict) -> None:
@@ -64,24 +97,33 @@ def write_page(folder: Path, record: dict) -> None:
     metadata, options, checked = record["metadata"], record["options"], record["verification"]
     preprocessing = json.loads(metadata["preprocessing"])
     takes_bytes = metadata["input"].startswith("uint8")
-    scored = f"of {checked['scored_images']} images; {checked['protocol']}"
+    scored = f"of {checked['scored_images']} images; {checked['protocol'].rstrip('.')}"
+    first_output, classes = options["outputs"][0], len(json.loads(metadata["id2label"]))
+    names = {
+        "folder": shlex.quote(folder.resolve().name),
+        "input": metadata["input"],
+        "channels": len(preprocessing["image_mean"]),
+        "first_output": first_output,
+        "cpp_type": "uint8_t" if takes_bytes else "float",
+        "cpp_output": "float" if first_output != "label_map" else "uint8_t" if classes <= 256 else "int16_t",
+        "js_type": "uint8" if takes_bytes else "float32",
+    }
+    formats = dict.fromkeys(entry["format"] for entry in record["files"])
     text = PAGE.format(
         license=json.dumps(metadata["license"]),
         source=plain(metadata["source"]),
         architecture=metadata["architecture"],
-        classes=len(json.loads(metadata["id2label"])),
+        classes=classes,
         input=metadata["input"],
-        channels=len(preprocessing["image_mean"]),
+        channels=names["channels"],
         outputs=", ".join(f"`{name}`" for name in options["outputs"]),
-        first_output=options["outputs"][0],
-        cpp_type="uint8_t" if takes_bytes else "float",
-        js_type="uint8" if takes_bytes else "float32",
         table="\n".join(table(record)),
         bound=checked["bound"],
         shapes=", ".join("x".join(map(str, shape)) for shape in checked["shapes"]),
         timed_shape="x".join(map(str, checked["timed_shape"])),
         scored=scored if checked["scored_images"] else f"not measured ({checked['protocol']})",
-        folder=shlex.quote(folder.resolve().name),
+        tags=", ".join(formats),
+        lines="".join(LINES[format].format(**names) for format in formats),
     )
     (folder / "README.md").write_text(text)
 

@@ -4,18 +4,21 @@ The file has a quarter to a third of the size. It is faster where the processor 
 Arm with dot products); elsewhere OpenVINO takes about the same, and ONNX Runtime, which has no kernels for it, more.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import nncf
 import numpy as np
 import onnx
+import onnxruntime
 import openvino
-from onnx.reference import ReferenceEvaluator
 from torch.utils.data import Dataset, Subset
 
 from ..inference import evaluate
-from .runner import ExportedModel
+from .runner import ExportedModel, Session
+
+
+RANKING_PICTURES = 30  # by whose mean IoU layers are ranked, each of which costs a pass over them
 
 
 def calibration_inputs(processor, images: Sequence, takes_bytes: bool, mean: list, std: list) -> list[np.ndarray]:
@@ -30,27 +33,12 @@ def calibration_inputs(processor, images: Sequence, takes_bytes: bool, mean: lis
     return inputs
 
 
-def compute_weights(model: onnx.ModelProto) -> None:
-    """Carries out what the graph does to weights alone, as OCRNet's heads split kernels: NNCF asks for initializers."""
-    graph = model.graph
-    constants = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in graph.initializer}
-    for node in list(graph.node):
-        if node.input and all(name in constants for name in node.input):
-            arrays = ReferenceEvaluator(node).run(None, {name: constants[name] for name in node.input})
-            constants |= zip(node.output, arrays)
-            graph.initializer.extend(map(onnx.numpy_helper.from_array, map(np.asarray, arrays), node.output))
-            graph.node.remove(node)
-    used = {name for node in graph.node for name in node.input}
-    for tensor in [tensor for tensor in graph.initializer if tensor.name not in used]:
-        graph.initializer.remove(tensor)
-
-
 def quantize(
     file: Path, processor, calibration: list[np.ndarray], dataset: Dataset, before: float, max_drop: float
 ) -> tuple[Path, float]:
     """Writes the file in 8 bits beside it; returns its path and mean IoU.
 
-    If the mean IoU falls by more than `max_drop`, NNCF searches the layers to keep, in OpenVINO's format only.
+    If the mean IoU falls by more than `max_drop`, NNCF searches the layers to keep.
 
     Args:
         file: .onnx or .xml with the output "logits".
@@ -63,9 +51,7 @@ def quantize(
     """
     target = file.with_stem(f"{file.stem}_int8")
     is_onnx = file.suffix == ".onnx"
-    model = onnx.load(file) if is_onnx else openvino.Core().read_model(file)
-    if is_onnx:
-        compute_weights(model)
+    read = onnx.load if is_onnx else openvino.Core().read_model
     wrapper = ExportedModel(file)
     is_transformer = hasattr(wrapper.config, "num_attention_heads")
     settings = {"model_type": nncf.ModelType.TRANSFORMER if is_transformer else None, "subset_size": len(calibration)}
@@ -78,38 +64,43 @@ def quantize(
             openvino.save_model(quantized, target, compress_to_fp16=False)
         return float(evaluate(ExportedModel(target), processor, dataset, progress=False)["mean_iou"])
 
-    try:
-        quantized = nncf.quantize(model, data, **settings)
-    except Exception as error:  # of any type: NNCF stumbles over graphs that it does not know; other files are fine
-        raise ValueError(
-            f"{file.name} cannot be written in 8 bits: NNCF {nncf.__version__} fails with "
-            f"{type(error).__name__}: {error}"
-        ) from error
-    score = save(quantized)
-    if before - score > max_drop and not is_onnx:
+    def quantized(function: Callable, *validation, **options):
+        try:
+            return function(read(file), data, *validation, **settings, **options)
+        except Exception as error:  # of any type: NNCF stumbles over graphs that it does not know; other files are fine
+            raise ValueError(
+                f"{file.name} cannot be written in 8 bits: NNCF {nncf.__version__} fails with "
+                f"{type(error).__name__}: {error}"
+            ) from error
 
-        def validate(compiled, indices) -> tuple[float, None]:
-            wrapper.run = lambda pixel_values: {"logits": np.array(compiled(pixel_values)["logits"])}
+    score = save(quantized(nncf.quantize))
+    if before - score > max_drop:
+        validated = None
+
+        def validate(candidate, indices) -> tuple[float, None]:
+            nonlocal validated
+            if candidate is not validated:
+                wrapper.run, validated = session_of(candidate), candidate
             part = Subset(dataset, list(indices))
             return float(evaluate(wrapper, processor, part, progress=False)["mean_iou"]), None
 
-        score = save(
-            nncf.quantize_with_accuracy_control(
-                openvino.Core().read_model(file),
-                data,
-                nncf.Dataset(list(range(len(dataset)))),
-                validate,
-                max_drop=max_drop,
-                model_type=settings["model_type"],
-                subset_size=settings["subset_size"],
-            )
-        )
+        limits = nncf.AdvancedAccuracyRestorerParameters(ranking_subset_size=RANKING_PICTURES)
+        pictures = nncf.Dataset(list(range(len(dataset))))
+        options = {"max_drop": max_drop, "advanced_accuracy_restorer_parameters": limits}
+        score = save(quantized(nncf.quantize_with_accuracy_control, pictures, validate, **options))
     if before - score > max_drop:
         for part in (target, target.with_suffix(".bin")):
             part.unlink(missing_ok=True)
         raise ValueError(
             f"{file.name} in 8 bits has a mean IoU of {100 * score:.2f} % instead of {100 * before:.2f} %, a fall of "
             f"more than max_drop, {100 * max_drop:g} points"
-            + ("; OpenVINO's format can keep layers in floating point" if is_onnx else "")
         )
     return target, score
+
+
+def session_of(model) -> Session:
+    """A function to the logits, of a model that NNCF asks the mean IoU of: compiled by OpenVINO, or an ONNX graph."""
+    if not isinstance(model, onnx.ModelProto):
+        return lambda pixel_values: {"logits": np.array(model(pixel_values)["logits"])}
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    return lambda pixel_values: {"logits": session.run(["logits"], {"pixel_values": pixel_values})[0]}

@@ -7,8 +7,10 @@ ONNX Runtime, OpenVINO or PyTorch computes the logits; windows, scales and upsam
 of `hf_segtx.inference`, so the label maps are those of the checkpoint.
 """
 
+import hashlib
 import json
 from collections.abc import Callable
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -128,8 +130,8 @@ class ExportedModel(nn.Module):
                 f"{file} has no output `logits`, which windows, scales and resizing to the image need; export with "
                 "outputs label_map and logits, or use segment.py beside it"
             )
+        self.file, self.static_shape = file, record["options"]["static_shape"]
         self.config = AutoConfig.from_pretrained(file.parent)
-        self.weights_sha256 = record["metadata"]["weights_sha256"]  # of the checkpoint that was exported
         self.device_holder = nn.Parameter(torch.empty(0), requires_grad=False)
         preprocessing = json.loads(record["metadata"]["preprocessing"])
         self.takes_bytes = record["metadata"]["input"].startswith("uint8")
@@ -141,8 +143,36 @@ class ExportedModel(nn.Module):
         if self.takes_bytes:  # back to what they were before normalisation
             mean, std = (pixel_values.new_tensor(values).view(-1, 1, 1) for values in (self.mean, self.std))
             pixel_values = (pixel_values * std + mean).round().clamp(0, 255).to(torch.uint8)
-        logits = self.run(np.ascontiguousarray(pixel_values.cpu().numpy()))["logits"]
+        logits = self.logits_of(np.ascontiguousarray(pixel_values.cpu().numpy()))
         return SegmentationOutput(logits=torch.from_numpy(logits).to(pixel_values.device), windows=windows)
+
+    def logits_of(self, pixel_values: np.ndarray) -> np.ndarray:
+        """(B, C, H, W) -> (B, K, h, w); a file of one batch size is fed such batches, the last one filled up."""
+        if self.static_shape is None:
+            return self.run(pixel_values)["logits"]
+        batch, *size = self.static_shape
+        if list(pixel_values.shape[2:]) != size:
+            raise ValueError(
+                f"{self.file} was exported for pictures of {size[0]}x{size[1]} pixels alone and is shown one of "
+                f"{pixel_values.shape[2]}x{pixel_values.shape[3]}; export without static_shape for other sizes"
+            )
+        filled = np.concatenate([pixel_values, pixel_values[-1:].repeat(-len(pixel_values) % batch, axis=0)])
+        parts = [self.run(part)["logits"] for part in np.split(filled, len(filled) // batch)]
+        return np.concatenate(parts)[: len(pixel_values)]
+
+    @cached_property
+    def weights_sha256(self) -> str:
+        """Of the file that is run and the weights beside it: 8 bits give other label maps than the checkpoint."""
+        digest = hashlib.sha256(self.file.read_bytes())
+        if (weights := self.file.with_suffix(".bin")).is_file():
+            digest.update(weights.read_bytes())
+        return digest.hexdigest()
+
+    @property
+    def precision(self) -> str:
+        """What the file computes in, as the record says: "float32", "float16" or "int8"."""
+        files = json.loads((self.file.parent / RECORD).read_text())["files"]
+        return next(entry["precision"] for entry in files if entry["file"] == self.file.name)
 
 
 def pixel_statistics(preprocessing: dict) -> tuple[list[float], list[float]]:

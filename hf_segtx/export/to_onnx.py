@@ -3,8 +3,10 @@
 from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
 import onnx
 import torch
+from onnx.reference import ReferenceEvaluator
 from onnxscript import opset18 as op
 
 from . import graph  # noqa: F401  registers the operator that is translated
@@ -61,10 +63,29 @@ def write_onnx(
         opset: of the ONNX standard; from 20 on GELU is one node.
     """
     model = translated(program, ["pixel_values"], outputs, opset).model_proto
+    compute_weights(model)
     name_dimensions(model)
     onnx.helper.set_model_props(model, dict(metadata))
     onnx.checker.check_model(model)
     onnx.save(model, path)
+
+
+def compute_weights(model: onnx.ModelProto) -> None:
+    """Carries out what the graph does to weights alone, as OCRNet's heads split kernels.
+
+    TensorRT and NNCF take kernels of convolutions as initializers only.
+    """
+    nodes, initializers = model.graph.node, model.graph.initializer
+    constants = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in initializers}
+    for node in list(nodes):
+        if node.input and all(name in constants for name in node.input):
+            arrays = ReferenceEvaluator(node).run(None, {name: constants[name] for name in node.input})
+            constants |= zip(node.output, arrays)
+            initializers.extend(map(onnx.numpy_helper.from_array, map(np.asarray, arrays), node.output))
+            nodes.remove(node)
+    used = {name for node in nodes for name in node.input}
+    for tensor in [tensor for tensor in initializers if tensor.name not in used]:
+        initializers.remove(tensor)
 
 
 def name_dimensions(model: onnx.ModelProto) -> None:

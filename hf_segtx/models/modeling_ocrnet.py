@@ -294,9 +294,10 @@ def convolve_upsampled(
     x = upsample(feature_map, (height, width), align_corners)
     x = F.conv2d(x, weight.permute(3, 0, 1, 2).flatten(0, 1).unsqueeze(3), padding=(1, 0))  # (B, 3 O, H, w)
     x = x.permute(0, 2, 3, 1).reshape(-1, height, 3 * width, channels)  # (B, H, 3 w, O)
-    columns = torch.eye(width, dtype=x.dtype, device=x.device)[None]
-    columns = F.interpolate(columns, size=size[1], mode="linear", align_corners=align_corners)[0]  # (w, W)
-    columns = F.pad(columns, (1, 1)).unfold(1, 3, 1).transpose(0, 1).flatten(1)  # (W, 3 w); no pixels beyond the border
+    columns = torch.eye(width, dtype=x.dtype, device=x.device)[None, :, None]
+    columns = F.interpolate(columns, size=(1, size[1]), mode="bilinear", align_corners=align_corners)[0, :, 0]  # (w, W)
+    columns = F.pad(columns, (1, 1))  # there are no pixels beyond the border
+    columns = torch.stack([columns[:, k : k + size[1]] for k in range(3)], dim=2).transpose(0, 1).flatten(1)  # (W, 3 w)
     return (columns @ x).permute(0, 3, 1, 2)  # (B, O, H, W)
 
 

@@ -33,6 +33,8 @@ def load(path, provider: str = "CPUExecutionProvider", threads: int = 0):
         raise ValueError(f"{path} was not exported by hf_segtx: it says nothing of how pictures are prepared")
     for key in ("preprocessing", "id2label", "palette", "outputs"):
         facts[key] = json.loads(facts[key])
+    if (channels := len(facts["preprocessing"]["image_mean"])) != 3:
+        raise ValueError(f"{path} takes pictures of {channels} channels, which this program does not read")
     return session, facts
 
 
@@ -139,6 +141,18 @@ def best_class(logits: np.ndarray) -> np.ndarray:
     return (logits[0] > 0).astype(np.uint8) if len(logits) == 1 else logits.argmax(0)
 
 
+def run(session, output: str, pixels: np.ndarray) -> np.ndarray:
+    """An output (1, ...) for pixels (1, 3, h', w'); a file of one batch size is shown copies of the picture."""
+    batch, _, *size = session.get_inputs()[0].shape  # names where any size will do
+    if isinstance(size[0], int) and tuple(size) != pixels.shape[2:]:
+        raise ValueError(
+            f"the file was exported for pictures of {size[0]}x{size[1]} pixels alone, and this one has "
+            f"{pixels.shape[2]}x{pixels.shape[3]} as it is prepared"
+        )
+    copies = batch if isinstance(batch, int) else 1
+    return session.run([output], {"pixel_values": pixels.repeat(copies, axis=0)})[0][:1]
+
+
 def segment(session, facts: dict, image: Image.Image) -> np.ndarray:
     """Class ids (H, W) of a picture, at its own size."""
     pixels, own = prepare(image, facts)
@@ -150,7 +164,7 @@ def segment(session, facts: dict, image: Image.Image) -> np.ndarray:
             raise ValueError("the windows of this model are averaged as logits, which the file does not return")
         total, count = 0.0, np.zeros(padded, np.float32)
         for rows, columns in windows_of(facts, padded):
-            (logits,) = session.run(["logits"], {"pixel_values": np.ascontiguousarray(pixels[:, :, rows, columns])})
+            logits = run(session, "logits", np.ascontiguousarray(pixels[:, :, rows, columns]))
             size = (rows.stop - rows.start, columns.stop - columns.start)
             if count[0, 0] == 0:
                 total = np.zeros((logits.shape[1], *padded), np.float32)
@@ -159,10 +173,10 @@ def segment(session, facts: dict, image: Image.Image) -> np.ndarray:
         merged = (total / count)[:, : own[0], : own[1]]
         return best_class(merged if own == target else upsampled(merged, target, own, align_corners))
     if "logits" in facts["outputs"]:
-        (logits,) = session.run(["logits"], {"pixel_values": pixels})
+        logits = run(session, "logits", pixels)
         extent = extent_of(logits, own, padded, align_corners)
         return best_class(upsampled(logits[0], target, extent, align_corners))
-    (label_map,) = session.run(["label_map"], {"pixel_values": pixels})
+    label_map = run(session, "label_map", pixels)
     label_map = Image.fromarray(label_map[0, : own[0], : own[1]].astype(np.int32))
     return np.asarray(label_map.resize(target[::-1], Image.NEAREST))
 
@@ -184,7 +198,7 @@ def main(command_line: list[str]) -> int:
             with Image.open(picture) as image:
                 label_map = segment(session, facts, image)
                 image = ImageOps.exif_transpose(image).convert("RGB")
-        except OSError as error:
+        except (OSError, ValueError) as error:
             print(f"error: {picture}: {error}", file=sys.stderr)
             failed = 1
             continue
