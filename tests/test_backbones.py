@@ -244,13 +244,13 @@ def pretrained_folder(backbone: str, folder: Path) -> torch.nn.Module:
     return model
 
 
-PRETRAINED = {  # patches or strides in pixels, and what is said about norms
-    "dinov3_vit": (16, ""),
-    "dinov2": (14, ""),
+PRETRAINED = {  # what images are padded to, twice the patch of a plain ViT for its pyramid; what is said about norms
+    "dinov3_vit": (32, ""),
+    "dinov2": (28, ""),
     "resnet": (32, ""),
     "swin": (32, "hidden_states_norms"),
     "timm resnet": (32, ""),
-    "timm vit": (16, ""),
+    "timm vit": (32, ""),
     "timm convnext": (32, ""),
 }
 
@@ -261,6 +261,7 @@ def test_pretrained_backbone_of_a_folder(backbone, tmp_path, caplog):
     whole = pretrained_folder(backbone, tmp_path)
     patch, norms = PRETRAINED[backbone]
     model, processor = ARCHITECTURES["segformer"].model.from_backbone(tmp_path, num_labels=3)
+    assert model.config.feature_scaling == ("pyramid" if BACKBONES[backbone].is_plain else "none")
     assert norms in caplog.text and bool(norms) == ("begin with scale 1" in caplog.text)
     is_timm = backbone.startswith("timm")
     assert list(processor.image_mean) == (list(whole.pretrained_cfg["mean"]) if is_timm else [0.1, 0.2, 0.3])
@@ -277,6 +278,24 @@ def test_pretrained_backbone_of_a_folder(backbone, tmp_path, caplog):
             prefix = expected.shape[1] - last[0, 0].numel()
             expected = expected[:, prefix:].transpose(1, 2).unflatten(2, last.shape[2:])
     torch.testing.assert_close(last, expected, rtol=1e-5, atol=1e-5)  # the same operations, other kernels at most
+
+
+@pytest.mark.parametrize(
+    ("head", "backbone", "fields", "indices", "scaling"),
+    [
+        ("segformer", "dinov3_vit", {}, [4], "pyramid"),
+        ("ocrnet", "dinov3_vit", {"feature_scaling": "none"}, [1, 2, 3, 4], "none"),
+        ("segformer", "dinov3_vit", {"out_indices": [2, 4]}, [2, 4], "none"),
+        ("setr", "dinov3_vit", {}, [1, 2, 3, 4], "none"),
+        ("segmenter", "dinov3_vit", {}, [4], "none"),
+        ("segformer", "resnet", {"out_indices": [4]}, [4], "none"),
+        ("setr", "resnet", {}, [3, 4], "fuse"),
+    ],
+)
+def test_what_is_read_if_nothing_is_said(head, backbone, fields, indices, scaling, tmp_path):
+    pretrained_folder(backbone, tmp_path)
+    model, _ = ARCHITECTURES[head].model.from_backbone(tmp_path, num_labels=3, **fields)
+    assert (model.config.backbone_config.out_indices, model.config.feature_scaling) == (indices, scaling)
 
 
 def test_random_weights_are_refused(tmp_path):
@@ -678,8 +697,8 @@ def test_what_does_not_fit_is_said():
         ValueError, match=r"200x224 pixels; this backbone takes 224x224 only.*window_size to \[224, 224\]"
     ):
         make_model("segformer", "hiera")(torch.zeros(1, 3, 200, 224))
-    with torch.device("meta"), pytest.raises(ValueError, match="75x101 pixels; this backbone takes 256x256 only"):
-        config = TimmBackboneConfig(backbone="maxvit_nano_rw_256", out_indices=[3, 4])
+    with torch.device("meta"), pytest.raises(ValueError, match="75x101 pixels; this backbone takes 224x224 only"):
+        config = TimmBackboneConfig(backbone="hiera_tiny_224", out_indices=[2, 3])
         make_model("segformer", "resnet", backbone_config=config)(torch.zeros(1, 3, 75, 101))
     with pytest.raises(ValueError, match=r"maps of one size, .* strides \[4, 8, 16, 32\]"):
         make_model("setr", "resnet", decode_head="mla", feature_scaling="none")

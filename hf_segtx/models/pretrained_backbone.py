@@ -88,11 +88,11 @@ def read_backbone(
 def default_indices(config: PreTrainedConfig, reads: str) -> list[int]:
     """The maps that a head reads if nothing is said, as `out_indices`.
 
-    Of a plain ViT: the last block for "last"; else four at even distances. Of a hierarchical backbone the last stage of
-    each stride: from 4 on for "stages", the last two for the other heads, to be fused.
+    Of a plain ViT: the last block for "pyramid" and "last"; else four at even distances. Of a hierarchical backbone the
+    last stage of each stride: from 4 on for "pyramid" and "stages", the last two for the other heads, to be fused.
 
     Args:
-        reads: "stages" (SegFormer, OCRNet), "layers" (SETR) or "last" (Segmenter).
+        reads: "pyramid" or, without one, "stages" (SegFormer, OCRNet), "layers" (SETR) or "last" (Segmenter).
     """
     config = type(config).from_dict(config.to_dict())
     if isinstance(config, TimmBackboneConfig):
@@ -106,10 +106,10 @@ def default_indices(config: PreTrainedConfig, reads: str) -> list[int]:
         first = int(names[0] == "stem")
         blocks = len(names) - first
         every = sorted({max((i + 1) * blocks // 4 - 1, 0) + first for i in range(4)})
-        return every[-1:] if reads == "last" else every
+        return every[-1:] if reads in ("pyramid", "last") else every
     last_of_stride = {stride: index for index, stride in enumerate(strides) if stride >= 4}
     chosen = sorted(last_of_stride.values())
-    return chosen if reads == "stages" else chosen[-2:]
+    return chosen if reads in ("pyramid", "stages") else chosen[-2:]
 
 
 def _of_transformers(name: str, reads: str, out_indices: list[int] | None, hub: dict) -> Weights:

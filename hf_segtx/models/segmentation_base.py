@@ -195,9 +195,10 @@ class SegmentationPreTrainedModel(PreTrainedModel):
             name_or_path: folder or name on the Hub, such as "facebook/dinov3-vits16-pretrain-lvd1689m" or
                 "timm/resnet50.a1_in1k"; with `weights_file` the name of a network of timm, such as "timm/resnet50".
             size: a published size of this architecture, whose head is taken; None: the head of the defaults.
-            out_indices: maps that the head reads, in the library's numbers. None: four stages, or blocks at even
-                distances, for SegFormer, OCRNet and (blocks only) SETR; the last block for Segmenter. Where SETR and
-                Segmenter get stages, these are the last two, with `feature_scaling="fuse"`.
+            out_indices: maps that the head reads, in the library's numbers. None: of a hierarchical backbone four
+                stages for SegFormer and OCRNet; for SETR and Segmenter the last two, with `feature_scaling="fuse"`. Of
+                a plain ViT the last block, for SegFormer and OCRNet with `feature_scaling="pyramid"`; for SETR, and for
+                these two with "none", four blocks at even distances.
             weights_file: weights of a network of timm.
             revision, cache_dir, token: of the download.
             fields: of the configuration, such as `num_labels`, `decode_head`, `feature_norm`, `feature_scaling`.
@@ -215,9 +216,11 @@ class SegmentationPreTrainedModel(PreTrainedModel):
             ... )
         """
         hub = {"revision": revision, "cache_dir": cache_dir, "token": token}
-        reads = "last" if fields.get("feature_scaling") == "pyramid" else cls._reads
-        channels = fields.get("num_channels", 3)
+        scaling, channels = fields.get("feature_scaling", "pyramid"), fields.get("num_channels", 3)
+        reads = "pyramid" if cls._reads == "stages" and scaling == "pyramid" else cls._reads
         weights = read_backbone(name_or_path, reads, out_indices, weights_file, channels, hub)
+        if reads == "pyramid" and out_indices is None and len(weights.config.out_indices) == 1:
+            fields["feature_scaling"] = "pyramid"
         return build_on_backbone(cls, weights, size, fields)
 
     def build_neck(self) -> nn.Module:
