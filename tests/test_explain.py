@@ -1,6 +1,7 @@
 """What a model looks at: sums over loops, plain geometry, and the pictures of the command."""
 
 import csv
+import sys
 from types import SimpleNamespace
 
 import numpy as np
@@ -319,7 +320,7 @@ def test_occlusion_matches_loops(classes):
     np.testing.assert_allclose(found[0], total / count, atol=1e-5)  # float32
 
 
-def test_occlusion_finds_what_the_class_rests_on(run, tmp_path):
+def test_occlusion_finds_what_the_class_rests_on():
     weights = torch.zeros(3, 40, 64)
     weights[:, 8:16, 24:32] = 1
     model = Looking(weights)
@@ -328,11 +329,28 @@ def test_occlusion_finds_what_the_class_rests_on(run, tmp_path):
     assert 8 <= row < 16 and 24 <= column < 32
     assert fall[1][8:16, 24:32].min() > 0 and fall[1][24:].max() == 0 and fall[1][:, 40:].max() == 0
     np.testing.assert_allclose(fall[0], -fall[1], atol=1e-6)  # what one class loses, the other gains
+
+
+def test_command_draws_occlusion(run, tmp_path, monkeypatch):
+    """Of the classes in the picture over their pixels, or of the class at a place, padding left aside."""
+    seen = []
+
+    def spy(model, pixel_values, classes, masks, side):
+        seen.append((pixel_values, classes, masks, side))
+        return occlusion(model, pixel_values, classes, masks, side)
+
+    monkeypatch.setattr(sys.modules["hf_segtx.prediction.explain"], "occlusion", spy)  # the package has a function so
     case = CASES["segformer"]
-    processor = case.row.processor(do_resize=False)
+    model, processor = case.make_model(), case.row.processor(do_resize=False, size_divisor=32)
+    photos = write_photos(tmp_path, "street.png")  # 60x90, padded to 64x96
     for words in ([], ["--pixel", "59", "89"]):
-        files = run(case.make_model(), processor, *write_photos(tmp_path, "street.png"), "--occlusion", *words)
-        assert files[0] == 0 and "street_occlusion.png" in files[1]
+        status, files = run(model, processor, *photos, "--occlusion", "--occlusion_side", "30", *words)
+        assert status == 0 and "street_occlusion.png" in files
+    (pixel_values, classes, masks, side), (_, (at_pixel,), mask, _) = seen
+    best = model(pixel_values).logits[0].argmax(0)
+    assert side == 30 and set(classes) == set(best.unique().tolist())
+    assert all(torch.equal(mask, best == index) for index, mask in zip(classes, masks, strict=True))
+    assert mask.nonzero().tolist() == [[0, 14, 22]] and at_pixel == best[14, 22]  # 59.5 / 64 * 16 and 89.5 / 96 * 24
 
 
 def test_models_are_compared(tmp_path, monkeypatch, capsys):

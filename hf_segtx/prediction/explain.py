@@ -32,7 +32,7 @@ from ..visualization import (
     patch_attention,
     region_picture,
 )
-from .gradients import follow_gradients
+from .gradients import Gradients, follow_gradients
 from .occlusion import occlusion
 from .pictures import Predictor, as_png
 from .results import Results
@@ -248,7 +248,8 @@ def _explain_fields(model, processor, names: dict[Path, Path], results: Results,
 def _explain_occlusion(model, processor, names, results: Results, pixel, side: int) -> None:
     for file, name in names.items():
         pixel_values = _inputs(model, processor, file).to(model.device)
-        found = follow_gradients(model, pixel_values)
+        with torch.no_grad():  # no gradients are asked for, whose graph would be held for long
+            found = Gradients(pixel_values, (), model(pixel_values).logits, model.config.id2label)
         best = found.label_map()
         classes, words = found.largest_classes(7), ""
         masks = torch.stack([best == index for index in classes])
