@@ -252,6 +252,3 @@ def test_what_a_static_page_cannot_do_is_refused(folder, tmp_path, runtime, monk
     processor.resample = 4
     with pytest.raises(ValueError, match="resample is 4"):
         write(runtime=runtime)
-    processor.window_size = 64
-    with pytest.raises(ValueError, match="window_size is 64"):
-        write(runtime=runtime)

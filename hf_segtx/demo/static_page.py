@@ -5,10 +5,10 @@ model.onnx facts.json                    from pixels of 0-255 to label map; name
 ort*.mjs ort*.wasm                       onnxruntime-web of npm (MIT licence, as the files say)
 examples/ README.md                      drawn scenes; the card, for a static Space
 
-The worker resizes as the image processor does (antialiased, rows after columns, 8 bits in between, as PIL),
-pads, and says where each pixel of the label map lies; the graph normalises, computes logits, interpolates them there
-and takes the best class. So the map is that of `hf_segtx.inference.predict`, but for what decoding a JPEG and rounding
-of the filter change.
+The worker resizes as the image processor does (antialiased, rows after columns, with torchvision's rounding), pads, and
+says where each pixel of the label map lies; the graph normalises, computes logits, interpolates them there and takes
+the best class. Of a model that is scored in windows the worker averages logits, and takes the best class itself. So the
+map is that of `hf_segtx.inference.predict`, but for ties and for what another decoder of JPEG changes.
 
 Letters: K classes; (H, W) label map, (h, w) size of the network's input, (s, t) that of its logits.
 """
@@ -27,6 +27,7 @@ from transformers import PreTrainedModel
 from ..export.graph import folded
 from ..export.runner import ExportedModel, pixel_statistics
 from ..hub import is_hub_name
+from ..models.sliding_windows import window_pair
 from ..prediction import Predictor
 from .space import empty_folder, known_license, write_static_card
 from .views import write_examples
@@ -51,13 +52,15 @@ class PageGraph(nn.Module):
         pixel_values: (1, 3, h, w) float32, 0-255
         rows: (H,), columns: (W,), where the pixels of the map lie, as shares of the input: 0 is the edge of its first
             pixel and 1 the edge of its last, or their centres with `align_corners`
-        returns: (H, W) uint8, or int32 for more than 256 classes
+        returns: label map (H, W) uint8, or int32 for more than 256 classes; for a processor that cuts windows, whose
+            logits are averaged before there is a label map, logits (H, W, K) float32
     """
 
     def __init__(self, model: PreTrainedModel, processor):
         super().__init__()
         self.model, self.num_labels = folded(model), model.config.num_labels
         self.align_corners, self.flips = bool(processor.align_corners), bool(processor.do_flip_channel_order)
+        self.has_windows = processor.window_size is not None
         mean, std = statistics(processor)
         mean, std = torch.tensor(mean).view(-1, 1, 1), torch.tensor(std).view(-1, 1, 1)
         self.register_buffer("scale", 1 / std)
@@ -77,6 +80,8 @@ class PageGraph(nn.Module):
             share = (places - below).view(-1, *[1] * (2 - dim))
             low, high = (values.index_select(dim, index.long()) for index in (below, places.ceil()))
             values = low + (high - low) * share
+        if self.has_windows:
+            return values
         if self.num_labels == 1:
             return (values[..., 0] > 0).to(torch.uint8)
         return values.argmax(-1).to(torch.uint8 if self.num_labels <= 256 else torch.int32)
@@ -117,11 +122,6 @@ def check_rules(model: PreTrainedModel, processor) -> None:
     """
     if isinstance(model, ExportedModel):
         raise ValueError("a static page has a graph of its own; give the checkpoint that the export was made of")
-    if processor.window_size is not None:
-        raise ValueError(
-            f"window_size is {processor.window_size}: this model is scored in windows, and a static page shows it "
-            "whole pictures; set window_size to null in a copy of preprocessor_config.json if that is meant"
-        )
     if (channels := len(processor.image_mean)) != 3:
         raise ValueError(f"image_mean has {channels} entries; browsers read pictures of 3 channels")
     if processor.do_resize and int(processor.resample) not in FILTERS:
@@ -136,8 +136,15 @@ def facts(title: str, model: PreTrainedModel, processor) -> dict:
     padding = mean[::-1] if processor.do_flip_channel_order else mean
     as_said = processor.do_resize and "height" in size  # such a size is not padded
     pads = processor.do_pad and not as_said
+    window = None
+    if processor.window_size is not None:
+        size_of_window = window_pair(processor.window_size)
+        stride = window_pair(processor.window_stride or size_of_window)
+        window = {"size": size_of_window, "stride": stride, "small_images": processor.small_images}
+        pads = pads or processor.small_images == "cut"
     return {
         "title": title,
+        "window": window,
         "names": predictor.names,
         "colors": predictor.colors,
         "size": size if processor.do_resize else None,
@@ -146,6 +153,7 @@ def facts(title: str, model: PreTrainedModel, processor) -> dict:
         "divisor": (processor.size_divisor or 1) if pads else 1,
         "minimum": (processor.minimum_size or 1) if pads else 1,
         "padding": padding,
+        "num_logits": model.config.num_labels,
         "align_corners": bool(processor.align_corners),
         "most_pixels": NUM_VALUES // max(2, model.config.num_labels),
     }
@@ -176,7 +184,7 @@ def write_graph(model: PreTrainedModel, processor, path: Path) -> None:
         program = torch.export.export(
             graph, examples, dynamic_shapes=({2: dynamic, 3: dynamic}, {0: dynamic}, {0: dynamic})
         )
-    onnx.save(translated(program, names, ["label_map"], 20).model_proto, path)
+    onnx.save(translated(program, names, ["logits" if graph.has_windows else "label_map"], 20).model_proto, path)
 
 
 def copy_runtime(folder: Path, runtime: str | Path | None) -> None:

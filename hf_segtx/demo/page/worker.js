@@ -26,24 +26,16 @@ async function segment({ number, name, bitmap }) {
   const model = await session;
   const started = performance.now();
   const picture = pixelsOf(bitmap, bitmap.width, bitmap.height);
-  const { height, width } = facts.size ? resizedSize(bitmap, facts.size) : bitmap;
-  const resized = resize(picture, width, height);
-  const [paddedHeight, paddedWidth] = [height, width].map(
-    (side) => Math.ceil(Math.max(side, facts.minimum) / facts.divisor) * facts.divisor,
-  );
+  let planes = planesOf(facts.size ? resize(picture, resizedSize(bitmap, facts.size)) : picture);
+  if (facts.window?.small_images === "enlarge") planes = enlarged(planes, facts.window.size);
   const shrink = Math.min(1, Math.sqrt(facts.most_pixels / (bitmap.width * bitmap.height)));
   const target = {
     width: Math.max(1, Math.floor(bitmap.width * shrink)),
     height: Math.max(1, Math.floor(bitmap.height * shrink)),
   };
-  const { label_map } = await model.run({
-    pixel_values: new ort.Tensor("float32", padded(resized, paddedHeight, paddedWidth), [1, 3, paddedHeight, paddedWidth]),
-    rows: places(target.height, height, paddedHeight),
-    columns: places(target.width, width, paddedWidth),
-  });
+  const labels = await (facts.window ? labelsOfWindows : labelsOfWhole)(model, planes, target);
   const shown = shrink < 1 ? pixelsOf(bitmap, target.width, target.height) : picture;
   bitmap.close();
-  const labels = label_map.data.slice();
   self.postMessage(
     {
       number, name, ...target, labels, picture: shown.data, isSmaller: shrink < 1,
@@ -51,6 +43,89 @@ async function segment({ number, name, bitmap }) {
     },
     [labels.buffer, shown.data.buffer],
   );
+}
+
+async function labelsOfWhole(model, planes, target) {
+  const [height, width] = paddedSize(planes);
+  const { label_map } = await model.run({
+    pixel_values: cut(planes, 0, 0, height, width),
+    rows: places(target.height, planes.height, height),
+    columns: places(target.width, planes.width, width),
+  });
+  return label_map.data.slice();
+}
+
+// As the library averages windows: each window's logits at its pixels, their mean where windows overlap, then the map.
+async function labelsOfWindows(model, planes, target) {
+  const { size, stride, small_images } = facts.window;
+  const least = small_images === "cut" ? paddedSize(planes) : [Infinity, Infinity];
+  const [height, width] = size.map((side, axis) => Math.min(side, least[axis]));
+  const columns = Math.max(planes.width, width), rows = Math.max(planes.height, height);
+  if (rows * columns > 3 * facts.most_pixels) throw new Error("its windows need too much memory; make it smaller");
+  const counts = new Float32Array(rows * columns);
+  const classes = facts.num_logits;
+  const sums = new Float32Array(counts.length * classes);
+  for (const top of starts(planes.height, height, stride[0])) {
+    for (const left of starts(planes.width, width, stride[1])) {
+      const { logits } = await model.run({
+        pixel_values: cut(planes, top, left, height, width),
+        rows: places(height, height, height),
+        columns: places(width, width, width),
+      });
+      for (let row = 0; row < height; row++) {
+        const to = (top + row) * columns + left;
+        for (let column = 0; column < width; column++) counts[to + column]++;
+        const values = logits.data.subarray(row * width * classes, (row + 1) * width * classes);
+        for (let index = 0, at = to * classes; index < values.length; index++, at++) sums[at] += values[index];
+      }
+    }
+  }
+  for (let pixel = 0; pixel < counts.length; pixel++) {
+    for (let index = pixel * classes; index < (pixel + 1) * classes; index++) sums[index] /= counts[pixel];
+  }
+  return bestClasses(sums, columns, planes, target);
+}
+
+function starts(length, window, stride) {
+  const found = [];
+  for (let start = 0; start < length - window; start += stride) found.push(start);
+  return [...found, Math.max(length - window, 0)];
+}
+
+// Label map of a target size, of logits (rows, `columns`, classes) that are interpolated bilinearly.
+function bestClasses(logits, columns, { height, width }, target) {
+  const along = (size, own) =>
+    Array.from({ length: size }, (_, index) => {
+      const place = facts.align_corners ? (index * (own - 1)) / Math.max(size - 1, 1) : ((index + 0.5) * own) / size - 0.5;
+      const inside = Math.min(Math.max(place, 0), own - 1);
+      return [Math.floor(inside), Math.ceil(inside), inside - Math.floor(inside)];
+    });
+  const classes = facts.num_logits;
+  const labels = new (facts.names.length > 256 ? Int32Array : Uint8Array)(target.height * target.width);
+  const acrosses = along(target.width, width);
+  let at = 0;
+  for (const [above, below, down] of along(target.height, height)) {
+    for (const [before, after, across] of acrosses) {
+      const first = (above * columns + before) * classes, second = (above * columns + after) * classes;
+      const third = (below * columns + before) * classes, fourth = (below * columns + after) * classes;
+      let best = 0, most = classes === 1 ? 0 : -Infinity; // one logit is a sigmoid
+      for (let index = 0; index < classes; index++) {
+        const top = logits[first + index] + across * (logits[second + index] - logits[first + index]);
+        const bottom = logits[third + index] + across * (logits[fourth + index] - logits[third + index]);
+        const value = top + down * (bottom - top);
+        if (value > most) {
+          most = value;
+          best = classes === 1 ? 1 : index;
+        }
+      }
+      labels[at++] = best;
+    }
+  }
+  return labels;
+}
+
+function paddedSize({ height, width }) {
+  return [height, width].map((side) => Math.ceil(Math.max(side, facts.minimum) / facts.divisor) * facts.divisor);
 }
 
 function pixelsOf(bitmap, width, height) {
@@ -115,7 +190,7 @@ function weightsOf(source, target) {
 }
 
 // RGBA -> {data: RGBA of 8 bits, width, height}; columns first, then rows, rounded in between.
-function resize({ data, width: sourceWidth, height: sourceHeight }, width, height) {
+function resize({ data, width: sourceWidth, height: sourceHeight }, { width, height }) {
   let rows = data;
   if (width !== sourceWidth) {
     rows = new Uint8ClampedArray(4 * width * sourceHeight);
@@ -147,17 +222,51 @@ function mix(source, from, step, weights, unit, target, to) {
   }
 }
 
-// RGBA -> planes of red, green and blue, padded on the right and bottom with the mean.
-function padded({ data, width, height }, paddedHeight, paddedWidth) {
-  const values = new Float32Array(3 * paddedHeight * paddedWidth);
+// RGBA -> {values: planes of red, green and blue, 0-255, width, height}.
+function planesOf({ data, width, height }) {
+  const count = width * height, values = new Float32Array(3 * count);
+  for (let pixel = 0; pixel < count; pixel++) {
+    for (let channel = 0; channel < 3; channel++) values[channel * count + pixel] = data[4 * pixel + channel];
+  }
+  return { values, width, height };
+}
+
+// Planes, bilinearly resized without a filter so that no side is below a window's.
+function enlarged(planes, window) {
+  const sides = [planes.height, planes.width];
+  const first = window[1] / sides[1] > window[0] / sides[0] ? 1 : 0; // the axis that decides
+  if (sides[first] >= window[first]) return planes;
+  const other = Math.max(window[1 - first], Math.trunc((sides[1 - first] / sides[first]) * window[first]));
+  const [height, width] = first === 0 ? [window[0], other] : [other, window[1]];
+  const values = new Float32Array(3 * height * width);
+  const along = (size, own) =>
+    Array.from({ length: size }, (_, index) => {
+      const place = Math.max(0, ((index + 0.5) * own) / size - 0.5);
+      return [Math.floor(place), Math.min(Math.floor(place) + 1, own - 1), place - Math.floor(place)];
+    });
+  const acrosses = along(width, planes.width);
+  let at = 0;
   for (let channel = 0; channel < 3; channel++) {
-    const plane = values.subarray(channel * paddedHeight * paddedWidth, (channel + 1) * paddedHeight * paddedWidth);
-    plane.fill(facts.padding[channel]);
-    for (let row = 0; row < height; row++) {
-      for (let column = 0; column < width; column++) {
-        plane[row * paddedWidth + column] = data[4 * (row * width + column) + channel];
+    const plane = planes.values.subarray(channel * sides[0] * sides[1], (channel + 1) * sides[0] * sides[1]);
+    for (const [above, below, down] of along(height, planes.height)) {
+      for (const [before, after, across] of acrosses) {
+        const mixed = (row) => plane[row * sides[1] + before] * (1 - across) + plane[row * sides[1] + after] * across;
+        values[at++] = mixed(above) * (1 - down) + mixed(below) * down;
       }
     }
   }
-  return values;
+  return { values, width, height };
+}
+
+// A part of the planes as a tensor, with the mean where it reaches beyond them.
+function cut({ values, width, height }, top, left, rows, columns) {
+  const part = new Float32Array(3 * rows * columns);
+  for (let channel = 0; channel < 3; channel++) {
+    part.fill(facts.padding[channel], channel * rows * columns, (channel + 1) * rows * columns);
+    for (let row = 0; row < Math.min(rows, height - top); row++) {
+      const from = (channel * height + top + row) * width + left;
+      part.set(values.subarray(from, from + Math.min(columns, width - left)), (channel * rows + row) * columns);
+    }
+  }
+  return new ort.Tensor("float32", part, [1, 3, rows, columns]);
 }
