@@ -40,7 +40,7 @@ from hf_segtx.architectures import ARCHITECTURES
 from hf_segtx.models.configuration_segformer import SIZES
 from hf_segtx.models.upsampling import upsampled_argmax
 from hf_segtx.visualization.curves import axes
-from hf_segtx.visualization.label_maps import INK, palette, text_font
+from hf_segtx.visualization.label_maps import INK, legend, palette, text_font
 
 
 # Mean IoU on ADE20K's validation images, single scale: SegFormer Table 1a and 1d, Segmenter Table 3 and the authors'
@@ -168,11 +168,15 @@ def score_against_speed(rates: dict[str, float]) -> Image.Image:
     limits = (0, 1.25 * max(rate for rate, _ in points.values())), (32, 54)
     picture, draw, place = axes(size, *limits, "images a second, measured", "mIoU % on ADE20K, published", ticks=(8, 8))
     colors = dict(zip(families, palette(len(families)), strict=True))
-    for name, point in points.items():
-        x, y = place(*point)
-        draw.ellipse((x - 9, y - 9, x + 9, y + 9), fill=colors[name.split()[0]])
-        draw.text((x + 14, y), name, fill=INK, font=text_font(22), anchor="lm")
-    return picture.resize(size, Image.Resampling.LANCZOS)
+    for number, (name, point) in enumerate(sorted(points.items(), key=lambda item: item[1])):
+        family, _, rest = name.partition(" ")
+        (x, y), side = place(*point), 1 if number % 2 else -1  # above and below in turn, for neighbours
+        draw.ellipse((x - 9, y - 9, x + 9, y + 9), fill=colors[family])
+        draw.text((x, y + 16 * side), rest, fill=INK, font=text_font(22), anchor="mt" if side > 0 else "mb")
+    picture = picture.resize(size, Image.Resampling.LANCZOS)
+    key = legend(families, list(colors.values()), width=170)
+    picture.paste(key, (size[0] - key.width - 25, 25))
+    return picture
 
 
 def main():
