@@ -111,7 +111,7 @@ class Calibration:
             f"{100 * self.after.error:.2f} %"
         )
         if not 1.001 * TEMPERATURES[0] < self.temperature < TEMPERATURES[1] / 1.001:
-            text += " (the end of the range: the confidences say next to nothing)"
+            text += " (an end of its range)"
         return text
 
 
