@@ -220,5 +220,8 @@ def test_table_is_trained_interrupted_and_completed(tmp_path, capsys):
     assert (tmp_path / "out/c_64/seed_0/model.safetensors").stat().st_mtime_ns == kept
     assert "steps 1 to 2" in capsys.readouterr().out
 
+    assert "mIoU windows, ours: --mode slide --window_size 64\n" in first
+    assert main([*words, "--evaluation=--mode whole", "--evaluation=--mode whole --flip"]) == 2
+    assert "the row 'C = 64' has --evaluation ['--mode whole', '--mode slide" in capsys.readouterr().err
     assert main([*words, "--max_train_steps", "3"]) == 2
     assert "the row 'C = 64' has --max_train_steps 2 there, 3 here; choose another" in capsys.readouterr().err

@@ -225,7 +225,8 @@ def run(command_line: list[str]) -> int:
     with named_flags(AblationSettings):
         given = values_given(said, command_line)
         runs = {row: values_of(ablation, row, given, settings.random_weights) for row in rows}
-        arguments = {row: settled(values) for row, values in runs.items()}
+        evaluation = list(ablation.evaluations.values())
+        arguments = {row: {**settled(values), "evaluation": evaluation} for row, values in runs.items()}
         check_one_table(folder, arguments)
         known = {}
         for row, values in runs.items():

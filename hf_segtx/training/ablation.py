@@ -228,4 +228,7 @@ def as_markdown(ablation: Ablation, rows: list[dict], flags: str) -> str:
         "interval of the mean over seeds."
     )
     changed = flags and f"Flags of the runs besides those of the table:\n\n{code_block(flags)}"
-    return "\n\n".join(filter(None, [f"# {ablation.title}", about, ablation.note, changed, "\n".join(lines)])) + "\n"
+    evaluated = "\n".join(f"{column}, ours: {flags}" for column, flags in ablation.evaluations.items())
+    evaluated = evaluated and f"Flags of the evaluations:\n\n{code_block(evaluated)}"
+    parts = [f"# {ablation.title}", about, ablation.note, changed, evaluated, "\n".join(lines)]
+    return "\n\n".join(filter(None, parts)) + "\n"
