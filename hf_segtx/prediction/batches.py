@@ -1,4 +1,4 @@
-"""Batches of images -> rows of results, whoever hands the batches over: `predict --shards`, Ray, Spark.
+"""Batches of images -> rows of results, whoever hands the batches over: shards of `segtx predict`, Ray, Spark.
 
     segmenter = BatchSegmenter("outputs/mine")
     table = segmenter({"path": ["a.jpg", "b.jpg"], "bytes": [content_of_a, content_of_b]})
