@@ -85,7 +85,7 @@ def main() -> None:
             with file.open("a") as lines:
                 lines.write(json.dumps(rows[-1]) + "\n")
     print(
-        "| head | backbone | maps | mean IoU | mean | M parameters train | s a step |\n|---|---|---|---|---:|---:|---:|"
+        "| head | backbone | maps | mean IoU % | mean | M parameters train | s a step |\n|---|---|---|---|---:|---:|---:|"
     )
     for head, way, tune in keys:
         found = [row for row in rows if row["key"][:3] == [head, way, tune]]
