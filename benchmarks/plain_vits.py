@@ -84,9 +84,8 @@ def main() -> None:
             rows.append(measured(folder, key, flags))
             with file.open("a") as lines:
                 lines.write(json.dumps(rows[-1]) + "\n")
-    print(
-        "| head | backbone | maps | mean IoU % | mean | M parameters train | s a step |\n|---|---|---|---|---:|---:|---:|"
-    )
+    print("| head | backbone | maps | mean IoU % | mean | M parameters train | s a step |")
+    print("|---|---|---|---|---:|---:|---:|")
     for head, way, tune in keys:
         found = [row for row in rows if row["key"][:3] == [head, way, tune]]
         scores, seconds = [row["mean_iou"] for row in found], [row["seconds"] for row in found]
