@@ -416,6 +416,24 @@ def test_weights_are_computed_before_the_graph_runs():
 
 
 @pytest.mark.slow
+def test_layers_are_kept_until_the_mean_iou_holds(exported, tmp_path):
+    """Truth is what the model says; calibration on darkness spoils its 8 bits, until NNCF keeps enough layers."""
+    from hf_segtx.export.quantization import calibration_inputs, quantize
+
+    folder = shutil.copytree(exported[0], tmp_path / "exported")
+    model, processor = load_exported(folder / "model.onnx")
+    images = [item["image"] for item in SceneDataset(1, seed=3, size=(64, 96))]
+    maps = predict(model, processor, images)
+    truth = [{"image": image, "label": label, "name": ""} for image, label in zip(images, maps)]
+    dark = calibration_inputs(processor, [Image.new("RGB", (96, 64))], False, [], [])
+    found = []
+    for max_drop in (1.0, 0.3):
+        file, mean_iou = quantize(folder / "model.onnx", processor, dark, truth, before=1.0, max_drop=max_drop)
+        found.append((mean_iou, [node.op_type for node in onnx.load(file).graph.node].count("QuantizeLinear")))
+    assert found[0][0] < 0.7 <= found[1][0] and found[0][1] > found[1][1]
+
+
+@pytest.mark.slow
 def test_file_that_cannot_be_quantised_is_a_failure(checkpoint, tmp_path, without_timing, monkeypatch):
     """Where NNCF stumbles over a file, that is a sentence in the record, and no end of the others."""
     from hf_segtx.export.quantization import nncf
