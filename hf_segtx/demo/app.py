@@ -137,7 +137,8 @@ def picture_tab(models: Models, examples: Sequence[str]) -> None:
         return tuple(pictures) if two else (found.image, *pictures)
 
     drawing = {"fn": draw, "inputs": [seen, kind, opacity, legend], "outputs": result, "show_progress": "hidden"}
-    drawing |= {"trigger_mode": "always_last", "concurrency_limit": 4, "api_visibility": "private"}
+    drawing |= {"trigger_mode": "always_last", "api_visibility": "private"}
+    drawing |= {"concurrency_limit": 1, "concurrency_id": "draw"}  # quick, and what is asked last comes last
     looked = [seen, legend, *downloads]
     looking = undecoded(picture).change(look, picture, looked, **QUEUE, api_name="segment")
     looking.failure(nothing, None, looked).then(**drawing)  # what was seen before is not that of this file
