@@ -212,8 +212,7 @@ class Scenes(torch.utils.data.Dataset):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("window", [None, 32])
-@pytest.mark.parametrize("classes", [1, 8])
+@pytest.mark.parametrize(("classes", "window"), [(1, 32), (8, None)])
 @pytest.mark.parametrize("name", CASES)
 def test_every_architecture_gets_a_report(name, classes, window, tmp_path):
     folder = save_model(tmp_path / "model", name, num_labels=classes, do_resize=False, window_size=window)
