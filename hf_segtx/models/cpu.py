@@ -127,43 +127,44 @@ def interpolation_matrix(size_in: int, size_out: int) -> torch.Tensor:
 def add_upsampled_by_rows(
     feature_maps: list[torch.Tensor],
     functions: list[Callable[[torch.Tensor], torch.Tensor]],
-    shift: torch.Tensor,
+    width: int,
     size: tuple[int, int],
     finish: Callable[[torch.Tensor], torch.Tensor],
 ) -> torch.Tensor:
-    """finish(shift + the sum of all function(feature_map), bilinearly upsampled to `size`), in blocks of rows.
+    """finish(the sum of all function(feature_map), bilinearly upsampled to `size`), in blocks of rows.
 
     Of a smaller map, the few rows that a block needs are widened first; then one product interpolates between them and
     adds the result to the block.
 
     Args:
-        functions: one for each map, of each of its pixels alone.
+        functions: one for each map, of each of its pixels alone; their results have `width` channels.
         finish: likewise, of the sum.
 
     Shape:
-        feature_maps: (B, C_i, h_i, w_i), of which each function makes (B, C, h_i, w_i); shift: (C,)
+        feature_maps: (B, C_i, h_i, w_i), of which each function makes (B, width, h_i, w_i)
         returns: (B, K, *size), channels-last
     """
     pairs = list(zip(feature_maps, functions))
     finest = [pair for pair in pairs if pair[0].shape[2:] == size]  # computed block by block; the others fit in memory
     smaller = [function(feature_map) for feature_map, function in pairs if feature_map.shape[2:] != size]
     matrices = [interpolation_matrix(x.shape[2], size[0]) for x in smaller]
-    batch, (height, width), result = feature_maps[0].shape[0], size, None
-    step = block_rows(shift, batch * len(shift) * width, least=8)  # rows of smaller maps are needed by two blocks
+    batch, (height, columns), result = feature_maps[0].shape[0], size, None
+    step = block_rows(feature_maps[0], batch * width * columns, least=8)  # two blocks need the same rows of small maps
     for begin in range(0, height, step):
         end = min(begin + step, height)
-        total = shift if finest else shift.repeat(batch, end - begin, width, 1)
+        total = None if finest else smaller[0].new_zeros(batch, end - begin, columns, width)
         for feature_map, function in finest:
-            total = function(feature_map[:, :, begin:end]).permute(0, 2, 3, 1).add_(total)
+            x = function(feature_map[:, :, begin:end]).permute(0, 2, 3, 1)
+            total = x if total is None else x.add_(total)
         for x, matrix in zip(smaller, matrices):
             used = matrix[begin:end].any(dim=0).nonzero()
             first, last = int(used[0]), int(used[-1]) + 1
-            x = F.interpolate(x[:, :, first:last], size=(last - first, width), mode="bilinear").permute(0, 2, 3, 1)
+            x = F.interpolate(x[:, :, first:last], size=(last - first, columns), mode="bilinear").permute(0, 2, 3, 1)
             weights = matrix[begin:end, first:last].to(x).expand(batch, -1, -1)
-            total.view(batch, end - begin, -1).baddbmm_(weights, x.flatten(2))  # x: (B, last - first, width C)
+            total.view(batch, end - begin, -1).baddbmm_(weights, x.flatten(2))  # x: (B, last - first, columns width)
         block = finish(total.permute(0, 3, 1, 2))
         if result is None:
-            result = block.new_empty(batch, height, width, block.shape[1]).permute(0, 3, 1, 2)
+            result = block.new_empty(batch, height, columns, block.shape[1]).permute(0, 3, 1, 2)
         result[:, :, begin:end] = block
     return result
 

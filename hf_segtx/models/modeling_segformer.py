@@ -245,13 +245,16 @@ class SegFormerDecodeHead(nn.Module):
         x = self.projections[i](feature_map.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
         return F.relu(self.projection_norms[i](x)) if self.normalize_projections else x
 
-    def product(self, i: int, fuse: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
+    def product(
+        self, i: int, fuse: torch.Tensor, shift: torch.Tensor | None = None
+    ) -> Callable[[torch.Tensor], torch.Tensor]:
         """What stage i adds to the fusion, at its own resolution: a function (B, C_i, h_i, w_i) -> (B, C, h_i, w_i)."""
         project = self.projections[i]
         if not self.normalize_projections and type(project) is Linear and has_plain_weight(project):
             weight, bias = fuse @ project.weight, fuse @ project.bias
+            bias = bias if shift is None else bias + shift
             return lambda feature_map: linear(feature_map.permute(0, 2, 3, 1), weight, bias).permute(0, 3, 1, 2)
-        return lambda feature_map: linear(self.project(i, feature_map).permute(0, 2, 3, 1), fuse).permute(0, 3, 1, 2)
+        return lambda x: linear(self.project(i, x).permute(0, 2, 3, 1), fuse, shift).permute(0, 3, 1, 2)
 
     def forward(self, feature_maps: tuple[torch.Tensor, ...]) -> torch.Tensor:
         size = feature_maps[0].shape[2:]
@@ -261,9 +264,11 @@ class SegFormerDecodeHead(nn.Module):
             return F.interpolate(logits, size=size, mode="bilinear", align_corners=False)
         fuse_parts = self.fuse.weight.flatten(1).chunk(len(self.stages), dim=1)[::-1]  # (C, C) each, finest stage first
         if is_prediction(self) and isinstance(self.norm, (nn.BatchNorm2d, nn.SyncBatchNorm)):
-            scale, shift = batch_norm_terms(self.norm)  # the scale goes into the fusion; upsampling leaves the shift
-            products = [self.product(i, scale[:, None] * fuse) for i, fuse in enumerate(fuse_parts)]
-            return add_upsampled_by_rows(feature_maps, products, shift, size, self.classify)
+            scale, shift = batch_norm_terms(self.norm)  # into the fusion; upsampling leaves the shift as it is
+            products = [
+                self.product(i, scale[:, None] * fuse, shift if i == 0 else None) for i, fuse in enumerate(fuse_parts)
+            ]
+            return add_upsampled_by_rows(feature_maps, products, len(shift), size, self.classify)
         fused = None
         for i, (feature_map, fuse) in enumerate(zip(feature_maps, fuse_parts)):
             x = self.product(i, fuse)(feature_map)
