@@ -19,7 +19,7 @@ from ..data.scenes import SceneDataset
 from ..inference import segment
 from ..prediction.pictures import Predictor, as_png
 from ..visualization import overlay, palette
-from ..visualization.explanations import HEAT
+from ..visualization.explanations import heat_colors
 from ..visualization.label_maps import as_image
 
 
@@ -147,10 +147,3 @@ def write_examples(folder: str | Path, count: int = EXAMPLES) -> list[str]:
     for index, file in enumerate(files):
         scenes[index]["image"].save(file)
     return files
-
-
-def heat_colors(values: np.ndarray) -> np.ndarray:
-    """[0, 1] (h, w) -> colours (h, w, 3) uint8, dark to bright."""
-    stops = np.linspace(0, 1, len(HEAT))
-    channels = [np.interp(values.astype(np.float32), stops, channel) for channel in zip(*HEAT, strict=True)]
-    return np.stack(channels, -1).round().astype(np.uint8)

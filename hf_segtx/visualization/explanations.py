@@ -127,7 +127,7 @@ def attention_picture(
         y = top + row * (panel[1] + GAP)
         draw.text((GAP, y + panel[1] / 2), f"layer {layer}", fill=FAINT, font=font, anchor="lm")
         for head, weights in enumerate(np.asarray(layer_maps)):
-            colors = Image.fromarray(_heat(weights / max(weights.max(), 1e-12)))
+            colors = Image.fromarray(heat_colors(weights / max(weights.max(), 1e-12)))
             picture.paste(colors.resize(panel, Image.Resampling.NEAREST), (margin + head * (panel[0] + GAP), y))
     return picture
 
@@ -217,7 +217,7 @@ def region_picture(
         draw.text((x, y), names[index], fill=INK, font=font)
         region, related = region_maps[index] / region_maps[index].max(), relation[index] / relation.max()
         for side, values in enumerate((region, related)):
-            colors = Image.fromarray(_heat(values)).resize(panel, Image.Resampling.BILINEAR)
+            colors = Image.fromarray(heat_colors(values)).resize(panel, Image.Resampling.BILINEAR)
             picture.paste(colors, (x + side * (panel[0] + GAP), y + title_height))
     return picture
 
@@ -246,7 +246,8 @@ def heat_panels(
         shown = small
         if values is not None:
             values = np.asarray(values, np.float64)
-            heat = Image.fromarray(_heat(values / max(values.max(), 1e-30))).resize(panel, Image.Resampling.BILINEAR)
+            heat = Image.fromarray(heat_colors(values / max(values.max(), 1e-30)))
+            heat = heat.resize(panel, Image.Resampling.BILINEAR)
             shown = Image.blend(small, heat, opacity)
         picture.paste(shown, (x, y + title_height))
     return picture
@@ -264,8 +265,8 @@ def _as_weights(weights, grid_size: tuple[int, int]) -> tuple[np.ndarray, int]:
     return weights, prefix
 
 
-def _heat(values: np.ndarray) -> np.ndarray:
-    """[0, 1] (H, W) -> colours (H, W, 3) uint8."""
+def heat_colors(values: np.ndarray) -> np.ndarray:
+    """[0, 1] (H, W) -> colours (H, W, 3) uint8, dark to bright."""
     stops = np.linspace(0, 1, len(HEAT))
-    channels = [np.interp(values, stops, channel) for channel in zip(*HEAT, strict=True)]
+    channels = [np.interp(values.astype(np.float32), stops, channel) for channel in zip(*HEAT, strict=True)]
     return np.stack(channels, -1).round().astype(np.uint8)
