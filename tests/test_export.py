@@ -219,7 +219,7 @@ def test_folder_predicts_as_the_checkpoint(checkpoint, exported):
     assert record["failures"] == [] and [entry["unequal_decided"] for entry in record["files"]] == [0, 0]
     assert json.loads(json.dumps(record)) == json.loads((tmp_path / "export.json").read_text())
     assert {entry["mean_iou"] for entry in record["files"]} == {record["checkpoint"]["mean_iou"]}
-    assert (tmp_path / "segment.py").is_file() and "mean IoU" in (tmp_path / "README.md").read_text()
+    assert (tmp_path / "segment.py").is_file() and "no score of the model" in (tmp_path / "README.md").read_text()
 
     scenes = SceneDataset(2, seed=5, size=(90, 150))
     images = [scenes[0]["image"], scenes[1]["image"].crop((0, 0, 70, 60))]
@@ -421,7 +421,8 @@ def test_page_shows_names_as_they_are(checkpoint, tmp_path, monkeypatch):
     (folder / "README.md").write_text("---\nlicense: 'x: y'\n---\n")
     monkeypatch.chdir(folder)
     metadata = metadata_of(*load_model("."), GraphOptions(), ".")
-    checked = {"bound": 1.0, "shapes": [[1, 2, 3]], "timed_shape": [1], "scored_images": 0, "protocol": ""}
+    checked = {"bound": 1.0, "shapes": [[1, 2, 3]], "timed_shape": [1], "scored_images": 0}
+    checked |= {"pictures_of": "", "protocol": ""}
     record = {"metadata": metadata, "options": {"outputs": ["logits"]}, "verification": checked}
     write_page(Path("."), record | {"checkpoint": {}, "files": [{"file": "model.onnx", "format": "onnx"}]})
     text = Path("README.md").read_text()

@@ -97,5 +97,5 @@ def _export(source: str, settings: ExportSettings, data: DataSettings, model_set
         max_drop=settings.max_drop / 100,
         model_and_processor=(model, processor),
     )
-    print(*table(record), f"in {settings.output_dir}", sep="\n")
+    print(*table(record), f"pictures: {record['verification']['pictures_of']}", f"in {settings.output_dir}", sep="\n")
     return record

@@ -97,7 +97,7 @@ def write_page(folder: Path, record: dict) -> None:
     metadata, options, checked = record["metadata"], record["options"], record["verification"]
     preprocessing = json.loads(metadata["preprocessing"])
     takes_bytes = metadata["input"].startswith("uint8")
-    scored = f"of {checked['scored_images']} images; {checked['protocol'].rstrip('.')}"
+    scored = f"of {checked['scored_images']} images ({checked['pictures_of']}); {checked['protocol'].rstrip('.')}"
     first_output, classes = options["outputs"][0], len(json.loads(metadata["id2label"]))
     names = {
         "folder": shlex.quote(folder.resolve().name),
