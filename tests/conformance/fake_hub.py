@@ -73,25 +73,13 @@ class FakeHub:
                     under = "/".join(rest[2:])
                     entries = hub.entries(files, under, "recursive=true" in self.path.lower())
                     return self.reply(200, entries) if entries or not under else self.missing("EntryNotFound")
-                self.reply(
-                    200,
-                    {
-                        "_id": "x",
-                        "id": "/".join(path[2:4]),
-                        "modelId": "/".join(path[2:4]),
-                        "sha": sha,
-                        "private": False,
-                        "disabled": False,
-                        "gated": False,
-                        "downloads": 0,
-                        "likes": 0,
-                        "tags": [],
-                        "createdAt": "2026-01-01T00:00:00.000Z",
-                        "lastModified": "2026-01-01T00:00:00.000Z",
-                        "siblings": [{"rfilename": p} for p in sorted(files)],
-                        **hub.card_fields(files),
-                    },
-                )
+                self.reply(200, {
+                    "_id": "x", "id": "/".join(path[2:4]), "modelId": "/".join(path[2:4]), "sha": sha, "private": False,
+                    "disabled": False, "gated": False, "downloads": 0, "likes": 0, "tags": [],
+                    "createdAt": "2026-01-01T00:00:00.000Z", "lastModified": "2026-01-01T00:00:00.000Z",
+                    "siblings": [{"rfilename": p} for p in sorted(files)],
+                    **hub.card_fields(files),
+                })
 
             def do_POST(self):
                 size = int(self.headers.get("Content-Length") or 0)
@@ -112,48 +100,20 @@ class FakeHub:
                 if path == ["api", "validate-yaml"]:
                     return self.reply(200, {"errors": [], "warnings": []})
                 if path[-4:] == ["info", "lfs", "objects", "batch"] or path[-3:] == ["lfs", "objects", "batch"]:
-                    return self.reply(
-                        200,
-                        {
-                            "transfer": "basic",
-                            "objects": [
-                                {
-                                    "oid": o["oid"],
-                                    "size": o["size"],
-                                    "authenticated": True,
-                                    **(
-                                        {}
-                                        if o["oid"] in hub.blobs
-                                        else {
-                                            "actions": {
-                                                "upload": {"href": f"{hub.endpoint}/lfs/{o['oid']}", "header": {}}
-                                            }
-                                        }
-                                    ),
-                                }
-                                for o in json.loads(body)["objects"]
-                            ],
-                        },
-                        {"Content-Type": "application/vnd.git-lfs+json"},
-                    )
+                    return self.reply(200, {"transfer": "basic", "objects": [
+                        {"oid": o["oid"], "size": o["size"], "authenticated": True,
+                         **({} if o["oid"] in hub.blobs else
+                            {"actions": {"upload": {"href": f"{hub.endpoint}/lfs/{o['oid']}", "header": {}}}})}
+                        for o in json.loads(body)["objects"]
+                    ]}, {"Content-Type": "application/vnd.git-lfs+json"})
                 repo = hub.repos.get((path[1].rstrip("s"), "/".join(path[2:4])))
                 if repo is None:
                     return self.missing("RepoNotFound")
                 if path[4] == "preupload":
-                    return self.reply(
-                        200,
-                        {
-                            "files": [
-                                {
-                                    "path": f["path"],
-                                    "uploadMode": hub.mode(f["path"]),
-                                    "shouldIgnore": False,
-                                    "oid": None,
-                                }
-                                for f in json.loads(body)["files"]
-                            ]
-                        },
-                    )
+                    return self.reply(200, {"files": [
+                        {"path": f["path"], "uploadMode": hub.mode(f["path"]), "shouldIgnore": False, "oid": None}
+                        for f in json.loads(body)["files"]
+                    ]})
                 if path[4] == "paths-info":
                     wanted = json.loads(body)["paths"] if body[:1] == b"{" else parse_qs(body.decode()).get("paths", [])
                     _, files = hub.at(repo, path[5] if len(path) > 5 else "main")
