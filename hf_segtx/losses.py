@@ -10,21 +10,23 @@
 | boundary | cross-entropy with a larger weight beside other classes                            | valid pixels         |
 | dice     | 1 - 2 sum(p y) / (sum(p) + sum(y)), y whether it is the label (arXiv 1606.04797)   | classes in the batch |
 | lovasz   | Lovasz-softmax, the convex extension of 1 - IoU (arXiv 1705.08790)                 | classes in the batch |
+| rmi      | region mutual information with binary cross-entropy (arXiv 1910.12037)             | valid pixels, images |
 
 Ignored pixels take no part in any; a batch without valid pixels gives 0 and a gradient of 0. One class (K = 1) is a
 sigmoid, that is two classes with logits 0 and x, in all losses: Dice and Lovasz count the background as well, as mean
-IoU does here. The means over pixels are weighted with the class weights, as in `F.cross_entropy`; a step of several
-micro-batches, weighted with their shares of that sum, is exactly one large batch for ce, focal and boundary. The
-other three look at all pixels of a batch together, so there each micro-batch of each process counts as a batch of its
-own.
+IoU does here; in RMI each class is a sigmoid of its own, and there is the one class alone. The means over pixels are
+weighted with the class weights, as in `F.cross_entropy`; a step of several micro-batches, weighted with their shares of
+that sum, is exactly one large batch for ce, focal and boundary. The other four look at all pixels of a batch or of an
+image together, so there each micro-batch of each process counts as a batch of its own.
 
 How the memory is saved: the pixel losses are functions of one map, the log-probability of the labels (B, H, W), whose
-backward pass computes the probabilities a second time, block by block (see models/upsampling.py). Dice and Lovasz take
-the classes one at a time, and only those in the batch.
+backward pass computes the probabilities a second time, block by block (see models/upsampling.py). Dice, Lovasz and RMI
+take the classes one at a time, the first two only those in the batch.
 
 Letters: B images, K classes, (h, w) size of the logits, (H, W) of the labels, N cells of a block, S pixels of a cell.
 """
 
+import math
 import re
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -33,7 +35,7 @@ import torch
 import torch.nn.functional as F
 from transformers import PreTrainedConfig
 
-from .models.upsampling import check_label_maps, pixel_blocks, two_classes, upsampled_cross_entropy
+from .models.upsampling import check_label_maps, check_labels, pixel_blocks, two_classes, upsampled_cross_entropy
 
 
 def parse_loss(
@@ -90,6 +92,7 @@ def parse_loss(
     smoothing = {"label_smoothing": label_smoothing, "class_weights": class_weights}
     weighted = {"class_weights": class_weights}
     of_all = {"ce": smoothing, "ohem": smoothing, "focal": weighted, "boundary": weighted, "dice": {}, "lovasz": {}}
+    of_all["rmi"] = {}
     main = [(factor, LOSSES[name], of_all[name] | settings) for factor, name, settings in terms]
     rest = {"auxiliary": smoothing, "auxiliary_weights": auxiliary_weights, "mean_over": mean_over}
     return partial(_sum_of_losses, main=main, **rest)
@@ -245,6 +248,60 @@ def lovasz_softmax(
     return _mean_over_classes(logits, labels, "lovasz", ignore_index, align_corners)
 
 
+def region_mutual_information(
+    logits: torch.Tensor,
+    labels: torch.Tensor,
+    *,
+    bce_share: float = 0.5,
+    radius: int = 3,
+    stride: int = 3,
+    ignore_index: int = 255,
+    align_corners: bool = False,
+) -> torch.Tensor:
+    """Binary cross-entropy and region mutual information, each class a sigmoid of its own (arXiv 1910.12037).
+
+    The labels of a class in an image, 0 or 1, and its probabilities are two maps, made smaller by max-pooling. All
+    their regions of radius x radius values are points of D = radius ** 2 numbers; with the points about their mean as
+    columns of Y and P,
+
+        M = Y Y' - Y P' (P P' + e I)^-1 P Y'        what is left of Y after the best linear prediction from P
+        RMI = log(det(M / e + I)) / (2 D)           0 where that is nothing, and for classes that are not in the image
+
+        bce_share * mean over valid pixels(sum over classes(BCE)) + (1 - bce_share) * mean over images(sum(RMI))
+
+    Details are those of the authors' code as openseg.pytorch uses it: sums in M instead of means, e = 0.001, ignored
+    pixels have label and probability 0. They omit 1 / e, which adds a constant to the loss.
+
+    Args:
+        bce_share: share of binary cross-entropy, in [0, 1]
+        radius: side of a region, in pooled pixels
+        stride: side of the squares of pixels that are pooled
+
+    Shape:
+        logits: (B, K, h, w)
+        labels: (B, H, W), class ids or the ignore index
+
+    Raises:
+        ValueError: if a setting is out of its bounds, or the labels are smaller than a region.
+    """
+    if not (0 <= bce_share <= 1 and radius >= 1 and stride >= 1):
+        raise ValueError(
+            f"bce_share {bce_share}, radius {radius}, stride {stride}: a share lies in [0, 1], and the others are at "
+            "least 1"
+        )
+    check_label_maps(labels, logits)
+    pooled = [(side + stride // 2 * 2 - stride) // stride + 1 for side in labels.shape[1:]]
+    if min(pooled) < radius:
+        raise ValueError(
+            f"labels of {labels.shape[1]}x{labels.shape[2]} pixels are {pooled[0]}x{pooled[1]} with a stride of "
+            f"{stride}, smaller than a region of radius {radius}; give larger crops, or a smaller radius or stride"
+        )
+    settings = bce_share, radius, stride, ignore_index, align_corners
+    with_gradient = torch.is_grad_enabled() and logits.requires_grad
+    with torch.autocast(logits.device.type, enabled=False):
+        return _rmi_loss(logits, labels, *settings, with_gradient)[0]
+
+
 LOSSES = {
     "ce": upsampled_cross_entropy,
     "ohem": ohem_cross_entropy,
@@ -252,12 +309,14 @@ LOSSES = {
     "boundary": boundary_cross_entropy,
     "dice": dice_loss,
     "lovasz": lovasz_softmax,
+    "rmi": region_mutual_information,
 }
 # What the text of `parse_loss` can set, and its type.
 SETTINGS = {
     "ohem": {"threshold": float, "min_kept": int},
     "focal": {"gamma": float},
     "boundary": {"weight": float, "width": int},
+    "rmi": {"bce_share": float, "radius": int, "stride": int},
 }
 
 
@@ -452,8 +511,90 @@ def _lovasz_of_class(probability: torch.Tensor, of_class: torch.Tensor) -> tuple
 REGION_LOSSES = {"dice": _dice_of_class, "lovasz": _lovasz_of_class}
 
 
+EPSILON = 1e-3  # openseg's; the paper's code has half of it
+
+
+@torch.library.custom_op("hf_segtx::rmi_loss", mutates_args=())
+def _rmi_loss(
+    logits: torch.Tensor,
+    labels: torch.Tensor,
+    bce_share: float,
+    radius: int,
+    stride: int,
+    ignore_index: int,
+    align_corners: bool,
+    with_gradient: bool,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """RMI with binary cross-entropy (), and its gradient (B, K, h, w), empty unless asked for."""
+    images, classes, *shape = logits.shape
+    dtype = torch.promote_types(logits.dtype, torch.float32)
+    valid, ids = labels != ignore_index, max(classes, 2)
+    if labels.is_cpu and valid.any():
+        check_labels(labels[valid], ids, ignore_index)
+    slots = torch.arange(images, device=labels.device).view(-1, 1, 1) * (ids + 1)
+    counts = (labels.long().masked_fill(~valid, ids) + slots).flatten().bincount(minlength=images * (ids + 1))
+    is_present = counts.view(images, -1).T.tolist()  # [class][image]
+    loss = torch.zeros((), dtype=torch.float64, device=logits.device)
+    gradient = torch.zeros_like(logits, dtype=dtype) if with_gradient else loss.new_empty(0, dtype=dtype)
+    share_of_pixel, share_of_image = bce_share / valid.sum().clamp(min=1).to(dtype), (1 - bce_share) / images
+    for k in range(classes):
+        upsampled = F.interpolate(
+            logits[:, k : k + 1].to(dtype), labels.shape[1:], mode="bilinear", align_corners=align_corners
+        ).squeeze(1)
+        label = k if classes > 1 else 1
+        of_class = (labels == label) & valid  # an ignore index may be a class's id
+        truth = of_class.to(dtype)
+        loss += share_of_pixel * F.binary_cross_entropy_with_logits(upsampled, truth, valid.to(dtype), reduction="sum")
+        probability = upsampled.sigmoid_()
+        pixels = (probability - truth) * valid * share_of_pixel
+        if with_class := [index for index, count in enumerate(is_present[label]) if count]:
+            known = (probability * valid)[with_class]
+            class_loss, class_gradient = _rmi_of_class(known, of_class[with_class], radius, stride)
+            loss += share_of_image * class_loss
+            pixels[with_class] += share_of_image * class_gradient * known * (1 - known)
+        if with_gradient:
+            gradient[:, k] = torch.ops.aten.upsample_bilinear2d_backward(
+                pixels.unsqueeze(1), labels.shape[1:], (images, 1, *shape), align_corners
+            ).squeeze(1)
+    return loss.to(dtype), gradient
+
+
+def _rmi_of_class(
+    probability: torch.Tensor, of_class: torch.Tensor, radius: int, stride: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Sum of a class's RMI over images, and its gradient, from its probabilities (B, H, W) and whether it is the label.
+
+    With W = Y P' (P P' + e I)^-1 and the rest R = Y - W P, M is R R' + e W W', which rounding cannot make indefinite,
+    and the gradient of log(det(M + e I)) / 2 by P is -W' (M + e I)^-1 R. Logits that are not finite give such a loss.
+    """
+    pooling = {"kernel_size": stride, "padding": stride // 2}
+    pooled, index = F.max_pool2d(probability.unsqueeze(1), **pooling, return_indices=True)
+    regions = [
+        F.unfold(maps.double(), radius) for maps in (pooled, F.max_pool2d(of_class.to(pooled).unsqueeze(1), **pooling))
+    ]
+    known, truth = (points - points.mean(2, keepdim=True) for points in regions)  # P and Y: (B, D, points)
+    dimensions = radius**2
+    ridge = EPSILON * torch.eye(dimensions, dtype=known.dtype, device=known.device)
+    weights = torch.linalg.solve_ex(known @ known.mT + ridge, known @ truth.mT).result.mT
+    rest = truth - weights @ known
+    factor = torch.linalg.cholesky_ex(rest @ rest.mT + EPSILON * weights @ weights.mT + ridge).L
+    loss = (factor.diagonal(dim1=1, dim2=2).log() - math.log(EPSILON) / 2).sum() / dimensions
+    gradient = F.fold(weights.mT @ torch.cholesky_solve(rest, factor), pooled.shape[2:], radius) / -dimensions
+    pixels = torch.zeros_like(probability).flatten(1)
+    return loss, pixels.scatter_(1, index.flatten(1), gradient.flatten(1).to(pixels)).view_as(probability)
+
+
+@_rmi_loss.register_fake
+def _(logits, labels, bce_share, radius, stride, ignore_index, align_corners, with_gradient):
+    return _fake_region_loss(logits, with_gradient)
+
+
 @_region_loss.register_fake
 def _(logits, labels, kind, ignore_index, align_corners, with_gradient):
+    return _fake_region_loss(logits, with_gradient)
+
+
+def _fake_region_loss(logits, with_gradient):
     dtype = torch.promote_types(logits.dtype, torch.float32)
     gradient = torch.empty_like(logits, dtype=dtype) if with_gradient else logits.new_empty(0, dtype=dtype)
     return logits.new_empty((), dtype=dtype), gradient
@@ -462,13 +603,14 @@ def _(logits, labels, kind, ignore_index, align_corners, with_gradient):
 def _save_gradient(ctx, inputs, output):
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(output[1])
-    ctx.logits_dtype = inputs[0].dtype
+    ctx.logits_dtype, ctx.others = inputs[0].dtype, [None] * (len(inputs) - 1)
 
 
 def _region_backward(ctx, gradient_of_loss, _):
     (gradient,) = ctx.saved_tensors
     used = gradient_of_loss is not None
-    return (gradient * gradient_of_loss).to(ctx.logits_dtype) if used else None, *[None] * 5
+    return (gradient * gradient_of_loss).to(ctx.logits_dtype) if used else None, *ctx.others
 
 
 _region_loss.register_autograd(_region_backward, setup_context=_save_gradient)
+_rmi_loss.register_autograd(_region_backward, setup_context=_save_gradient)

@@ -90,6 +90,35 @@ def slow_lovasz(logits, labels, align_corners):
     return sum(terms) / len(terms)
 
 
+def slow_rmi(logits, labels, align_corners, bce_share=0.5, radius=3, stride=3):
+    """The paper's equations image by image and class by class, with openseg's constants; pooled and cut by loops."""
+    logits = F.interpolate(logits, labels.shape[1:], mode="bilinear", align_corners=align_corners)
+    valid, half = labels != 255, stride // 2
+    bce = rmi = 0
+    for image, label, shown in zip(logits, labels, valid, strict=True):
+        for k, logit in enumerate(image, start=len(image) == 1):
+            truth = ((label == k) & shown).to(logits)
+            bce = bce + F.binary_cross_entropy_with_logits(logit[shown], truth[shown], reduction="sum") / valid.sum()
+            points = []
+            for values in (truth, logit.sigmoid() * shown):
+                rows, columns = (range(0, side - stride + half * 2 + 1, stride) for side in values.shape)
+                pooled = [
+                    [values[max(i - half, 0) : i - half + stride, max(j - half, 0) : j - half + stride].max()
+                     for j in columns] for i in rows
+                ]  # fmt: skip
+                for y in range(radius):  # a number of each region
+                    for x in range(radius):
+                        regions = [row[x : len(row) - radius + 1 + x] for row in pooled[y : len(rows) - radius + 1 + y]]
+                        points.append(torch.stack(sum(regions, [])).double())
+            size, points = radius**2, torch.stack(points)
+            covariance = torch.cov(points, correction=0) * points.shape[1]
+            y, yp, p = covariance[:size, :size], covariance[:size, size:], covariance[size:, size:]
+            identity = 1e-3 * torch.eye(size, dtype=torch.float64)
+            left = y - yp @ torch.linalg.inv(p + identity) @ yp.T + identity
+            rmi = rmi + (0.5 * torch.logdet(left) / size - 0.5 * math.log(1e-3)) / len(labels)
+    return bce_share * bce + (1 - bce_share) * rmi
+
+
 SHARP = {"focal": "focal(gamma=0.5)"}  # infinite slope at probability 1
 SLOW = {
     "ce": slow_pixel_loss(lambda log_p, labels: -log_p),
@@ -97,6 +126,7 @@ SLOW = {
     "boundary": slow_pixel_loss(lambda log_p, labels: -boundary_factors(labels).to(log_p) * log_p),
     "dice": slow_dice,
     "lovasz": slow_lovasz,
+    "rmi": slow_rmi,
 }
 
 
@@ -113,6 +143,10 @@ def test_matches_the_formula_on_full_size_logits(name, size_in, size_out, align_
     for classes, dtype in ((1, torch.float64), (3, torch.float64), (17, torch.float32)):  # 17: the other layout
         logits, labels = example(size_in, size_out, classes, dtype, absent=2)
         labels[:, 0, 0] = 1
+        if name == "rmi" and min(size_out) < 7:
+            with pytest.raises(ValueError, match="smaller than a region of radius 3; give larger crops"):
+                parse_loss(name)(logits, labels, config())
+            continue
         slow = SLOW[name](logits, labels, align_corners)
         monkeypatch.setattr(upsampling, "BLOCK_NUMEL_CPU", 300 if classes == 3 else 2**18)  # many blocks, and one
         assert_same(parse_loss(name)(logits, labels, config(align_corners=align_corners)), slow, logits)
@@ -198,6 +232,27 @@ def test_settings_in_the_text_match_the_formulas_with_them():
     boundary = slow_pixel_loss(lambda log_p, labels: -boundary_factors(labels, 1, 2.5).to(log_p) * log_p)
     ours = parse_loss("focal( gamma=3 ) + 0.5*boundary(width = 1,weight=2.5)")(logits, labels, config())
     assert_same(ours, focal(logits, labels, False) + 0.5 * boundary(logits, labels, False), logits)
+    for share, radius, stride in ((0.3, 2, 4), (1.0, 3, 3), (0.0, 1, 1)):
+        ours = parse_loss(f"rmi(bce_share={share}, radius={radius}, stride={stride})")(logits, labels, config())
+        assert_same(ours, slow_rmi(logits, labels, False, share, radius, stride), logits)
+    for text in ("rmi(bce_share=2)", "rmi(radius=0)", "rmi(stride=0)"):
+        with pytest.raises(ValueError, match="a share lies in \\[0, 1\\], and the others are at"):
+            parse_loss(text)(logits, labels, config())
+
+
+def test_region_mutual_information_of_what_is_not_there():
+    """Nothing for an image without a label and for a right answer; nothing is raised for logits that are not finite."""
+    logits, labels = example()
+    one = labels.clone()
+    one[1] = 255
+    rmi = parse_loss("rmi(bce_share=0)")
+    found = rmi(logits, one, config())
+    torch.testing.assert_close(2 * found, rmi(logits[:1], one[:1], config()))  # the mean over images
+    assert torch.autograd.grad(found, logits)[0][1].eq(0).all()
+    one[0] = 3  # everywhere
+    certain = torch.where(torch.arange(5).view(1, -1, 1, 1) == 3, 40.0, -40.0).expand(2, 5, 6, 7)
+    assert rmi(certain, one, config()) == 0
+    assert rmi(logits * torch.nan, labels, config()).isnan()
 
 
 @pytest.mark.parametrize(
@@ -218,7 +273,7 @@ def test_settings_that_are_not_known_get_a_clear_error(text, takes):
     "text", ["", "ce + ", "ce(", "focal gamma=2", "lovas", "-1*ce", "ce lovasz", "ce * 2", "1.2.3*ce", "2*"]
 )
 def test_what_is_no_sum_of_losses_gets_a_clear_error(text):
-    with pytest.raises(ValueError, match="write a sum of ce, ohem, focal, boundary, dice, lovasz"):
+    with pytest.raises(ValueError, match="write a sum of ce, ohem, focal, boundary, dice, lovasz, rmi"):
         parse_loss(text)
 
 
@@ -259,21 +314,21 @@ def test_extreme_logits_stay_finite(name):
     assert loss.isfinite() and torch.autograd.grad(loss, extreme)[0].isfinite().all()
 
 
-@pytest.mark.parametrize("name", ["focal", "boundary", "dice", "lovasz"])
+@pytest.mark.parametrize("name", ["focal", "boundary", "dice", "lovasz", "rmi"])
 def test_half_precision_logits_are_computed_in_float32(name):
     logits, labels = example(dtype=torch.float32)
     half = logits.detach().bfloat16().requires_grad_()
     exact = half.detach().float().requires_grad_()
     with torch.autocast("cpu", torch.bfloat16):  # must not reach the inside
         loss = parse_loss(name)(half, labels, config())
-    slow = SLOW[name](exact, labels, False)
+    slow = SLOW[name](exact, labels, False).float()
     torch.testing.assert_close(loss, slow, **CLOSE[torch.float32])
     gradients = torch.autograd.grad(loss, half)[0], torch.autograd.grad(slow, exact)[0].bfloat16()
     torch.testing.assert_close(*gradients, rtol=1e-2, atol=1e-6)  # one rounding
 
 
 @pytest.mark.parametrize("strides", ["channels_last", "transposed"])
-@pytest.mark.parametrize("name", ["focal", "lovasz"])
+@pytest.mark.parametrize("name", ["focal", "lovasz", "rmi"])
 def test_strides_and_label_types_do_not_change_the_result(name, strides):
     logits, labels = example()
     other = {
@@ -299,6 +354,7 @@ def test_defaults_are_those_named(name):
     """255 ignored, corners not aligned; HRNet-OCR's 0.9 and 131072, the paper's gamma of 2, no smoothing."""
     named = {"ohem": {"threshold": 0.9, "min_kept": 131072, "label_smoothing": 0}, "ce": {"label_smoothing": 0}}
     named |= {"focal": {"gamma": 2}, "boundary": {"weight": 5, "width": 3}}
+    named["rmi"] = {"bce_share": 0.5, "radius": 3, "stride": 3}
     logits, labels = example()
     settings = {"ignore_index": 255, "align_corners": False, **named.get(name, {})}
     assert losses.LOSSES[name](logits, labels) == losses.LOSSES[name](logits, labels, **settings)
@@ -340,7 +396,7 @@ def test_full_size_logits_are_never_allocated(name):
 def test_compiled_without_graph_breaks_equals_eager(backend):
     torch._dynamo.reset()
     logits, labels = example(dtype=torch.float32)
-    loss = parse_loss("ce + ohem + focal + boundary + dice + 0.5*lovasz", class_weights=torch.linspace(0.5, 2, 5))
+    loss = parse_loss("ce + ohem + focal + boundary + dice + 0.5*lovasz + rmi", class_weights=torch.linspace(0.5, 2, 5))
     compiled = torch.compile(loss, fullgraph=True, backend=backend)
     assert_same(compiled(logits, labels, config()), loss(logits, labels, config()), logits)
 
@@ -349,6 +405,7 @@ def test_operators_satisfy_torch_library():
     logits, labels = example(dtype=torch.float32)
     torch.library.opcheck(losses._pass_over_pixels, (logits, labels, None, 255, False, True))
     torch.library.opcheck(losses._region_loss, (logits, labels, "lovasz", 255, False, True))
+    torch.library.opcheck(losses._rmi_loss, (logits, labels, 0.5, 3, 3, 255, False, True))
 
 
 def test_weights_from_counts_match_enet():
