@@ -46,6 +46,21 @@ from .models.modeling_segmenter import SegmenterForSemanticSegmentation, Segment
 from .models.modeling_setr import SETRForSemanticSegmentation, SETRModel
 
 
+class Rates(NamedTuple):
+    """How an architecture is trained, and who says so.
+
+    Attributes:
+        steps: over which the rate was found; shorter runs take a higher one. None if it holds for short runs.
+    """
+
+    optimizer: str
+    learning_rate: float
+    head_lr_multiplier: float
+    weight_decay: float
+    source: str
+    steps: int | None = None
+
+
 class Architecture(NamedTuple):
     """What belongs to an architecture.
 
@@ -57,6 +72,10 @@ class Architecture(NamedTuple):
         weights_module: the module of `hf_segtx.weights` that knows its checkpoints in other code bases (`SOURCES`) and
             puts pre-trained weights, of the Hub's `HUB_OWNER`, into its backbone (`load_backbone`).
         classifier: the class for `AutoModelForImageClassification`, if there is one.
+        random_rates, pretrained_rates: for runs that configure themselves, from random and from pre-trained weights;
+            None has them measured.
+        dropouts: the configuration's fields that such a run sets to 0 where there is little time.
+        pretrained_backbone: on the Hub, with {size}, for such a run.
     """
 
     config: type[PreTrainedConfig]
@@ -67,6 +86,10 @@ class Architecture(NamedTuple):
     card: str
     weights_module: str = "unknown"
     classifier: type[PreTrainedModel] | None = None
+    random_rates: Rates | None = None
+    pretrained_rates: Rates | None = None
+    dropouts: tuple[str, ...] = ()
+    pretrained_backbone: str | None = None
 
     @property
     def sizes(self) -> list[str]:
@@ -93,6 +116,8 @@ ARCHITECTURES = {
         SETRImageProcessorPil,
         card="setr.md",
         weights_module="setr",
+        random_rates=Rates("adamw", 1e-3, 1.0, 0.05, "recipe setr_mla_camvid"),
+        pretrained_rates=Rates("sgd", 1e-3, 10.0, 0.0, "arXiv 2012.15840, Section 4.1"),
     ),
     "segformer": Architecture(
         SegFormerConfig,
@@ -102,6 +127,10 @@ ARCHITECTURES = {
         SegFormerImageProcessorPil,
         card="segformer.md",
         weights_module="segformer",
+        random_rates=Rates("adamw", 1.5e-3, 1.0, 0.01, "recipe segformer_b0_camvid"),
+        pretrained_rates=Rates("adamw", 6e-5, 10.0, 0.01, "arXiv 2105.15203, Section 4.1", steps=160_000),
+        dropouts=("drop_path_rate", "classifier_dropout_prob"),
+        pretrained_backbone="nvidia/mit-{size}",
         classifier=SegFormerForImageClassification,
     ),
     "segmenter": Architecture(
@@ -112,6 +141,9 @@ ARCHITECTURES = {
         SegmenterImageProcessorPil,
         card="segmenter.md",
         weights_module="segmenter",
+        random_rates=Rates("adamw", 1e-3, 1.0, 0.05, "recipe segmenter_mask_camvid"),
+        pretrained_rates=Rates("sgd", 1e-3, 1.0, 0.0, "arXiv 2105.05633, Section 4.1"),
+        dropouts=("drop_path_rate",),
     ),
     "ocrnet": Architecture(
         OCRNetConfig,
@@ -121,6 +153,8 @@ ARCHITECTURES = {
         OCRNetImageProcessorPil,
         card="ocrnet.md",
         weights_module="ocrnet",
+        random_rates=Rates("adamw", 1e-3, 1.0, 0.01, "recipe ocrnet_camvid"),
+        pretrained_rates=Rates("sgd", 2e-2, 1.0, 1e-4, "arXiv 1909.11065, Section 4.1"),
     ),
 }
 

@@ -9,12 +9,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from small_data import write_folder, write_sample
 
 from hf_segtx.architectures import ARCHITECTURES
 from hf_segtx.cli.training_flags import given_names, parse_training
 from hf_segtx.data import load_data
-from hf_segtx.training import automatic, automatic_run, decisions, loop, report_page
+from hf_segtx.training import automatic, automatic_run, decisions, loop, range_test, report_page
 from hf_segtx.training.arguments import Arguments
 from hf_segtx.training.automatic import Automatic
 from hf_segtx.training.data_facts import DataFacts, file_channels, measure_facts
@@ -150,8 +151,8 @@ def test_little_time_takes_no_dropout_and_no_changes_of_colour():
     assert overrides == {"drop_path_rate": 0, "classifier_dropout_prob": 0, "depths": [1]}
     assert not decisions.decide_dropout(Arguments(), "segformer", 100)
     assert not decisions.decide_dropout(Arguments(), "ocrnet", 6)  # has none
-    for architecture, names in decisions.DROPOUTS.items():
-        assert set(names) <= vars(ARCHITECTURES[architecture].config()).keys()
+    for row in ARCHITECTURES.values():
+        assert set(row.dropouts) <= vars(row.config()).keys()
 
 
 def test_own_mean_and_deviation_where_the_usual_ones_cannot_be_meant():
@@ -173,15 +174,41 @@ def test_batches_leave_time_for_steps():
 
 
 def test_rates_come_from_the_table():
-    random = values(decisions.decide_optimizer(Arguments(), "segformer", 1000))
+    table, started = decisions.rates_of("segformer", False), decisions.rates_of("segformer", True)
+    random = values(decisions.decide_optimizer(table, 1000, table))
     assert random["learning_rate"] == 1.5e-3 and random["head_lr_multiplier"] == 1
-    started = Arguments(backbone_weights="nvidia/mit-b0")
-    published = values(decisions.decide_optimizer(started, "segformer", 160_000))
+    published = values(decisions.decide_optimizer(started, 160_000, table))
     assert published["learning_rate"] == 6e-5 and published["head_lr_multiplier"] == 10
-    short = values(decisions.decide_optimizer(started, "segformer", 1000))
+    short = values(decisions.decide_optimizer(started, 1000, table))
     assert 6e-5 < short["learning_rate"] <= 8 * 6e-5
     head = short["learning_rate"] * short["head_lr_multiplier"]  # never above the rate for random weights
     assert head == pytest.approx(1.5e-3, rel=0.01)
+
+
+def test_range_test_finds_where_the_loss_was_lowest():
+    """A loss that stays at 2, falls to 1 at a rate of 1e-2, and rises again; a wild first loss does not count."""
+    rates = range_test.range_rates(60)
+    assert rates[0] == pytest.approx(1e-6) and rates[-1] == pytest.approx(1e-1)
+    curve = [2 - max(0.0, 1 - abs(math.log10(rate / 1e-2)) / 2) for rate in rates]
+    assert 1e-2 <= 3 * range_test.suitable_rate([0.9, *curve[1:]], 60) < 2e-2  # the average lags by some steps
+    assert range_test.suitable_rate([*curve[:50], math.nan], 60) == range_test.suitable_rate(curve[:50], 60)
+
+
+@pytest.mark.slow
+def test_rates_that_nobody_wrote_down_are_measured(tmp_path, fast, monkeypatch):
+    """Of SegFormer without its row's rates, on two fields of colours, which it can learn."""
+    write_folder(tmp_path, count=12, size=(64, 64))
+    for file in (tmp_path / "images").iterdir():
+        mask = np.array(Image.open(tmp_path / "masks" / f"{file.stem}.png"))
+        Image.fromarray(np.stack([mask * 60, 255 - mask * 60, mask * 0], -1).astype(np.uint8)).save(file)
+    monkeypatch.setitem(ARCHITECTURES, "segformer", ARCHITECTURES["segformer"]._replace(random_rates=None))
+    monkeypatch.setattr(automatic.plan, "in_new_process", lambda function, *arguments: function(*arguments))
+    arguments = Arguments(train_dir=str(tmp_path), config_overrides=json.dumps(TINY))
+    decided = {decision.name: decision for decision in automatic.configure(arguments, {"config_overrides"}).decisions}
+    assert "range test of 60 steps" in decided["learning_rate"].reason
+    assert 1e-4 < arguments.learning_rate < 3e-2  # lower ones change nothing in so few steps; the highest is 1e-1
+    short = automatic._measure_rates(arguments, Automatic(seconds=60.0), Speed("no", 0.1, 1e-6, 0.1))
+    assert short.learning_rate == 1e-4 and "no time" in short.source
 
 
 def test_shares_held_out():
@@ -238,7 +265,8 @@ def test_planned_steps_fill_the_time(left, step, evaluation):
     if left > 12 * evaluation and length.total > 10:
         assert 0.8 * left < used < 1.07 * left  # the first evaluation comes on top of those that are evenly spread
     # With the schedule that is decided, the rate does not yet fall at the first evaluation.
-    share = values(decisions.decide_optimizer(Arguments(), "segformer", length.total))["lr_decay_share"]
+    rates = decisions.rates_of("segformer", is_pretrained=False)
+    share = values(decisions.decide_optimizer(rates, length.total))["lr_decay_share"]
     assert length.first_evaluation <= max(1, (1 - share) * length.total)
 
 
@@ -398,7 +426,7 @@ def test_recipe_with_reasons_is_the_same_run(folder, fast, tmp_path):
     again = parse_training(["--recipe", str(file)])
     assert replace(again, automatic=None) == arguments
     assert automatic.frozen_decisions(file, again).reasons == decided.reasons
-    assert "# learning_rate: recipe segformer_b0_camvid, random weights\n--learning_rate 0.0015\n" in file.read_text()
+    assert "# learning_rate: recipe segformer_b0_camvid\n--learning_rate 0.0015\n" in file.read_text()
 
 
 def test_five_channels_of_sixteen_bits(tmp_path, fast):

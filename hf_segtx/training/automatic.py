@@ -24,10 +24,11 @@ from accelerate.state import AcceleratorState, PartialState
 from huggingface_hub import HfApi, constants, try_to_load_from_cache
 from transformers import PreTrainedConfig
 
+from ..architectures import ARCHITECTURES, Rates
 from ..data.labels import Labels
 from ..hub import HUB_ERRORS
 from . import decisions as rules
-from . import plan, setup
+from . import plan, range_test, setup
 from .arguments import Arguments, config_overrides
 from .data_facts import DataFacts, file_channels, measure_facts
 from .decisions import Decision, Length, Speed, in_words
@@ -40,9 +41,8 @@ FORWARD_SHARE = 0.45  # of a step's time, which an image of as many pixels takes
 TRIAL_MEGAPIXELS = 400.0  # of crops that the steps whose speed is measured are meant for
 ROOMY = 6.0  # 1e9 bytes of free memory, of which a step of the trial fills a small part
 HUB_SECONDS = 3.0  # to ask the Hub once
+RANGE_TEST_SHARE = 0.05  # of the budget
 
-# Pre-trained backbones by architecture and size.
-BACKBONES = {("segformer", size): f"nvidia/mit-{size}" for size in ("b0", "b1", "b2", "b3", "b4", "b5")}
 BATCH_ARGUMENTS = frozenset(("total_batch_size", "per_device_train_batch_size", "gradient_accumulation_steps"))
 LENGTH_ARGUMENTS = frozenset(("max_train_steps", "num_train_epochs"))
 
@@ -100,9 +100,10 @@ def weights_in_reach(arguments: Arguments, num_channels: int) -> Decision:
         return Decision("backbone_weights", name, reason if name else f"random weights: {reason}")
 
     architecture, size = arguments.architecture, arguments.size
-    name = BACKBONES.get((architecture, size))
+    name = ARCHITECTURES[architecture].pretrained_backbone if size else None
     if name is None:
         return decision(None, f"none are listed for {architecture} {size or ''}; name some with backbone_weights")
+    name = name.format(size=size)
     if num_channels != 3:
         return decision(None, f"{name} sees 3 channels, not {num_channels}")
     for file in ("model.safetensors", "pytorch_model.bin"):
@@ -208,8 +209,9 @@ def configure(
         settle(rules.decide_batch(arguments.crop_size, facts.num_images, megapixels / num_processes, num_processes))
         settle(fit_memory(arguments, speed, labels, show))
     settle(rules.decide_evaluation(facts, arguments, plan.free_memory()))
+    rates = rules.rates_of(architecture, is_pretrained) or _measure_rates(arguments, automatic, speed)
     steps = _settle_length(arguments, automatic, speed, views, settle)
-    settle(rules.decide_optimizer(arguments, architecture, steps))
+    settle(rules.decide_optimizer(rates, steps, rules.rates_of(architecture, is_pretrained=False)))
     return automatic
 
 
@@ -275,6 +277,23 @@ def _settle_precision(arguments: Arguments, automatic: Automatic, labels: Labels
         )
     settle(rules.decide_precision(speeds))
     return next((speed for speed in speeds if speed.precision == arguments.mixed_precision), speeds[0])
+
+
+def _measure_rates(arguments: Arguments, automatic: Automatic, speed: Speed) -> Rates:
+    """For an architecture whose row has none: those of a range test, if there is time for one."""
+    usual = Rates("adamw", 1e-4, 1.0, 0.01, "usual for transformers")
+    if "learning_rate" in automatic.given:
+        return usual
+    crops = arguments.per_device_train_batch_size * arguments.crop_size[0] * arguments.crop_size[-1] / 1e6
+    steps = range_test.STEPS
+    if automatic.seconds:
+        steps = min(steps, int(RANGE_TEST_SHARE * automatic.seconds * speed.megapixels / crops))
+    if steps < range_test.FEWEST_STEPS:
+        return usual._replace(source=f"{usual.source}: there is no time for a range test")
+    with _single_process():
+        losses = plan.in_new_process(range_test.measure_losses, arguments, steps)
+    rate = range_test.suitable_rate(losses, steps)
+    return usual._replace(learning_rate=rate, source=f"measured by a range test of {steps} steps")
 
 
 def _settle_length(arguments: Arguments, automatic: Automatic, speed: Speed, views: int, settle: Callable) -> int:

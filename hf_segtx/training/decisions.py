@@ -8,7 +8,7 @@ import math
 import re
 from typing import NamedTuple
 
-from ..architectures import ARCHITECTURES
+from ..architectures import ARCHITECTURES, Rates
 from ..data.labels import flip_permutation
 from .arguments import Arguments, config_overrides
 from .data_facts import DataFacts
@@ -40,30 +40,10 @@ class Decision(NamedTuple):
         return f"{self.name} {value}: {self.reason}"
 
 
-class Rates(NamedTuple):
-    """How an architecture is trained, and who says so."""
-
-    optimizer: str
-    learning_rate: float
-    head_lr_multiplier: float
-    weight_decay: float
-    source: str
-
-
-RANDOM_RATES = {
-    "segformer": Rates("adamw", 1.5e-3, 1.0, 0.01, "recipe segformer_b0_camvid"),
-    "ocrnet": Rates("adamw", 1e-3, 1.0, 0.01, "recipe ocrnet_camvid"),
-    "segmenter": Rates("adamw", 1e-3, 1.0, 0.05, "recipe segmenter_mask_camvid"),
-    "setr": Rates("adamw", 1e-3, 1.0, 0.05, "recipe setr_mla_camvid"),
-}
-PRETRAINED_RATES = {
-    "segformer": Rates("adamw", 6e-5, 10.0, 0.01, "arXiv 2105.15203, Section 4.1"),
-    "ocrnet": Rates("sgd", 2e-2, 1.0, 1e-4, "arXiv 1909.11065, Section 4.1"),
-    "segmenter": Rates("sgd", 1e-3, 1.0, 0.0, "arXiv 2105.05633, Section 4.1"),
-    "setr": Rates("sgd", 1e-3, 10.0, 0.0, "arXiv 2012.15840, Section 4.1"),
-}
-DROPOUTS = {"segformer": ("drop_path_rate", "classifier_dropout_prob"), "segmenter": ("drop_path_rate",)}
-PUBLISHED_STEPS = 160_000  # over which the rates for pre-trained weights were found
+def rates_of(architecture: str, is_pretrained: bool) -> Rates | None:
+    """How it is trained; None if nobody has written it down, as for architectures of other libraries."""
+    row = ARCHITECTURES.get(architecture)
+    return (row.pretrained_rates if is_pretrained else row.random_rates) if row else None
 
 
 def has_position_table(architecture: str) -> bool:
@@ -291,7 +271,8 @@ def decide_dropout(arguments: Arguments, architecture: str, passes: float) -> li
     changes of colour, 40.7 % with all of them.
     """
     overrides = config_overrides(arguments)
-    wanted = {name: 0.0 for name in DROPOUTS.get(architecture, ()) if name not in overrides}
+    dropouts = ARCHITECTURES[architecture].dropouts if architecture in ARCHITECTURES else ()
+    wanted = {name: 0.0 for name in dropouts if name not in overrides}
     if passes >= MANY_PASSES or arguments.model_name_or_path or not wanted:
         return []
     reason = f"each image is seen {passes:.0f} times: too seldom for dropout to help"
@@ -332,19 +313,20 @@ def decide_batch(
     return [Decision("total_batch_size", batch * num_processes, reason), *decisions]
 
 
-def decide_optimizer(arguments: Arguments, architecture: str, steps: int) -> list[Decision]:
-    """Optimizer, rates, and their schedule, for a run of about so many steps."""
-    is_pretrained = bool(arguments.model_name_or_path or arguments.backbone or arguments.backbone_weights)
-    table = PRETRAINED_RATES if is_pretrained else RANDOM_RATES
-    rates = table.get(architecture, table["segformer"])
-    rate, why = rates.learning_rate, f"{rates.source}, {'pre-trained' if is_pretrained else 'random'} weights"
-    if is_pretrained and rates.optimizer == "adamw" and steps < PUBLISHED_STEPS:
-        factor = min(8.0, (PUBLISHED_STEPS / steps) ** 0.4)
+def decide_optimizer(rates: Rates, steps: int, random_rates: Rates | None = None) -> list[Decision]:
+    """Optimizer, rates, and their schedule, for a run of about so many steps.
+
+    Args:
+        rates: for the weights that the run starts from.
+        random_rates: for random weights, which heads begin with: they learn no faster than this.
+    """
+    rate, why = rates.learning_rate, rates.source
+    if rates.steps and steps < rates.steps:
+        factor = min(8.0, (rates.steps / steps) ** 0.4)
         rate = float(f"{rate * factor:.2g}")
-        why += f"; {factor:.1f} times as much, because {steps} steps have to do what {PUBLISHED_STEPS} did there"
-    head, head_why = rates.head_lr_multiplier, rates.source
-    highest = RANDOM_RATES.get(architecture, RANDOM_RATES["segformer"])
-    if head * rate > highest.learning_rate > rate and rates.optimizer == highest.optimizer:
+        why += f"; {factor:.1f} times as much, because {steps} steps have to do what {rates.steps} did there"
+    head, head_why, highest = rates.head_lr_multiplier, rates.source, random_rates
+    if highest and head * rate > highest.learning_rate > rate and rates.optimizer == highest.optimizer:
         head = round(highest.learning_rate / rate, 2)
         head_why = f"for heads, which begin with random weights: {highest.source}"
     warmup = max(1, min(1500, round(0.05 * steps)))

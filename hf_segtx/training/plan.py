@@ -108,13 +108,18 @@ def _now(accelerator: Accelerator) -> float:
     return time.perf_counter()
 
 
-def measure_apart(arguments: Arguments, labels: Labels) -> Step | None:
-    """`measure` in a new process; None also if the system killed it for its memory."""
+def in_new_process(function: Callable, *arguments):
+    """What a function returns in a process of its own; None if the system killed that, as it does for its memory."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         try:
-            return pool.submit(measure, arguments, labels).result()
+            return pool.submit(function, *arguments).result()
         except BrokenProcessPool:
             return None
+
+
+def measure_apart(arguments: Arguments, labels: Labels) -> Step | None:
+    """`measure` in a new process; None also if the system killed it for its memory."""
+    return in_new_process(measure, arguments, labels)
 
 
 def free_memory() -> float:
