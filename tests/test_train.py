@@ -27,7 +27,7 @@ from hf_segtx.cli.training_flags import parse_training
 from hf_segtx.data.labels import Labels
 from hf_segtx.data.scenes import SceneDataset
 from hf_segtx.training import checkpoints, loop, setup
-from hf_segtx.training.output_dir import RunLock, claim_output_dir
+from hf_segtx.training.output_dir import RunLock, claim_output_dir, default_output_dir
 from hf_segtx.training.recipes import as_recipe
 
 
@@ -683,3 +683,17 @@ def test_without_an_output_dir_a_new_numbered_one_is_taken(tmp_path, monkeypatch
     resumed = claim_output_dir(parse_training(["--resume_from_checkpoint", "latest"]), locks[2])
     locks[2].release()
     assert resumed == Path("outputs/segformer_scenes_2")
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        ("", "segformer_scenes"),
+        ("--architecture setr", "setr_scenes"),
+        ("--train_dir my/photos/train --architecture ocrnet", "ocrnet_photos"),
+        ("--dataset_name user/streets --model_name_or_path nvidia/mit-b0", "mit-b0_streets"),
+        ("--train_dir /", "segformer_data"),
+    ],
+)
+def test_the_default_output_dir_is_named_after_model_and_data(flags, expected):
+    assert default_output_dir(parse_training(flags.split())) == f"outputs/{expected}"

@@ -17,7 +17,6 @@ from ..data.settings import DataSettings
 from ..settings import check_settings, setting
 
 
-DEFAULT_OUTPUT_DIR = "outputs/segformer_scenes"
 MEANS = ("mean_iou", "mean_accuracy", "overall_accuracy", "mean_dice")  # of an evaluation
 # Of `optim.make_schedule`; the last four are transformers', which have no further settings here.
 SCHEDULES = ("polynomial", "cosine", "constant", "wsd")
@@ -154,7 +153,7 @@ class OptimizationSettings:
     num_warmup_steps: int = setting(0, "Steps of linear warm-up.", "[0, 1e12]")
     warmup_start_factor: float = setting(1e-6, "Share of the learning rate at the first step of the warm-up.", "[0, 1]")
     loss: str = setting(
-        "ce", "Sum of ce, ohem, focal, boundary, dice and lovasz, such as 'focal(gamma=3) + 0.5*lovasz'."
+        "ce", "Sum of ce, ohem, focal, boundary, dice, lovasz and rmi, such as 'focal(gamma=3) + 0.5*lovasz'."
     )
     loss_mean: Literal["valid", "all"] = setting(
         "valid", "Mean of ce over the pixels that have a label, or over all, the others as 0 (mmsegmentation)."
@@ -210,7 +209,7 @@ class OutputSettings:
     averaging: Literal["probabilities", "logits", "exp"] = setting(
         "probabilities", "What of several scales and flips is averaged when the saved model is evaluated with them."
     )
-    output_dir: str | None = setting(None, f"Where everything goes; else {DEFAULT_OUTPUT_DIR}, numbered if taken.")
+    output_dir: str | None = setting(None, "Where everything goes; else outputs/ARCHITECTURE_DATA, numbered if taken.")
     overwrite_output_dir: bool = setting(False, "Delete the earlier run in output_dir.")
     evaluation_steps: int | None = setting(
         None, "Evaluate every so many steps; else five times in the run.", "[1, inf)"

@@ -14,7 +14,7 @@ import threading
 import time
 from pathlib import Path
 
-from .arguments import DEFAULT_OUTPUT_DIR, Arguments
+from .arguments import Arguments
 from .checkpoints import delete_partial, delete_run
 
 
@@ -134,7 +134,8 @@ def claim_output_dir(arguments: Arguments, lock: RunLock) -> Path:
     elif resume not in (None, "latest"):
         folder = Path(resume).resolve().parent
     else:
-        numbered = [Path(DEFAULT_OUTPUT_DIR + (f"_{number}" if number > 1 else "")) for number in range(1, 1000)]
+        name = default_output_dir(arguments)
+        numbered = [Path(name + (f"_{number}" if number > 1 else "")) for number in range(1, 1000)]
         taken = [path for path in numbered if _is_taken(path)]
         if resume is None:
             return _first_free([path for path in numbered if path not in taken], lock)
@@ -149,6 +150,14 @@ def claim_output_dir(arguments: Arguments, lock: RunLock) -> Path:
         delete_run(folder)
     delete_partial(folder)
     return folder
+
+
+def default_output_dir(arguments: Arguments) -> str:
+    """Named after what is trained and on what, such as outputs/segformer_scenes."""
+    start = arguments.model_name_or_path or arguments.config_name or arguments.architecture or "segformer"
+    data = Path(arguments.train_dir or arguments.dataset_name or "scenes").resolve().parts[1:]
+    names = [name for name in data if name.lower() not in ("train", "training", "images")]
+    return f"outputs/{Path(start).resolve().name}_{names[-1] if names else 'data'}"
 
 
 def _is_taken(folder: Path) -> bool:
