@@ -1,6 +1,6 @@
 """Runs the benchmarks behind the tables of README and docs/measured.md and writes the tables: no number is typed.
 
-    OMP_NUM_THREADS=2 python benchmarks/all.py                             # all; an hour, on a machine that rests
+    OMP_NUM_THREADS=2 python benchmarks/all.py                             # all; half an hour, on a machine that rests
     OMP_NUM_THREADS=2 python benchmarks/all.py --tables segformer
     ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2 OMP_NUM_THREADS=2 \
         python benchmarks/all.py                                           # as on a processor without AVX-512
@@ -23,15 +23,32 @@ from measure import RESULTS_VARIABLE, machine, machine_kind
 
 
 FOLDER = Path(__file__).resolve().parent
-LARGE = "ocrnet.py --image_size 1024 2048 --num_labels 19 --steps logits --rounds 3"
 TABLES = {  # their commands
     "segformer": ["segformer.py"],
     "upsampling": ["upsampling.py"],
-    "mmsegmentation": ["setr.py --steps logits training", "segmenter.py --steps logits training", "ocrnet.py", LARGE],
+    "mmsegmentation": [
+        "setr.py --sizes base --steps logits --rounds 3",
+        "segmenter.py --steps logits --rounds 3",
+        "ocrnet.py --steps logits --rounds 3",
+    ],
     "protocol": ["protocol.py"],
     "losses": ["losses.py"],
+    "export": ["export.py --parts models --models segformer --sizes b0 b2 --no_compile"],
 }
-PAGES = {"segformer": "README.md"}  # where their tables are, if not in docs/measured.md
+PAGES = {"segformer": "README.md", "export": "docs/deployment.md"}  # where their tables are, if not in docs/measured.md
+SUMMARY = (  # of the README: what, its table, the titles that count
+    ("SETR, Segmenter, OCRNet beside mmsegmentation 1.2.2", "mmsegmentation", ""),
+    ("loss with its gradient beside `F.interpolate` and `F.cross_entropy`, 150 classes", "upsampling", "150.*: loss"),
+    ("label map beside `F.interpolate` and `argmax`, 150 classes", "upsampling", "150.*: label map"),
+    ("focal, Dice, Lovasz-softmax loss beside their formulas, 150 classes", "losses", "150"),
+    ("picture to label map beside transformers (whole) and mmsegmentation (windows)", "protocol", ""),
+    (
+        "SegFormer-B0 and B2, eager, beside transformers' in ONNX Runtime and OpenVINO",
+        "export",
+        "eager beside transformers, ",
+    ),
+    ("the same, ours exported too", "export", "ours, .* beside transformers, "),
+)
 FALL = 0.9  # of a ratio to the peer, from where on it is printed
 
 
@@ -85,6 +102,27 @@ def markdown(kinds: dict[str, dict]) -> str:
     return "\n\n".join(parts)
 
 
+def summary(results: dict[str, dict]) -> str:
+    """The README's table about all tables: least and most of how many times as fast, and of the share of memory."""
+
+    def span(values: list[float], form: str, unit: str) -> str:
+        ends = [format(value, form) for value in (min(values), max(values))]
+        return " to ".join(dict.fromkeys(ends)) + unit
+
+    kinds = list(dict.fromkeys(kind for _, name, _ in SUMMARY for kind in results.get(name, {})))
+    lines = [f"| | {' | '.join(f'{kind}: faster | memory' for kind in kinds)} |", "|---|" + "---:|" * 2 * len(kinds)]
+    for what, name, titles in SUMMARY:
+        cells = []
+        for kind in kinds:
+            rows = results.get(name, {}).get(kind, {}).get("rows", [])
+            rows = [row for row in rows if re.search(titles, row["title"])]
+            shares = [100 * row["mib"] / row["peer_mib"] for row in rows if row["peer_mib"]]
+            cells += [span([faster(row) for row in rows], ".1f", "x") if rows else ""]
+            cells += [span(shares, ".0f", " %") if shares else ""]
+        lines.append(f"| {what} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def page_of(name: str) -> Path:
     """The page with the table."""
     return FOLDER.parent / PAGES.get(name, "docs/measured.md")
@@ -129,6 +167,8 @@ def main():
             rows += found or []
         if not any(command in failed for command in TABLES[name]):
             fallen += update(name, rows, FOLDER / "results.json", page_of(name))
+    readme, results = page_of("segformer"), json.loads((FOLDER / "results.json").read_text())
+    readme.write_text(write_table(readme.read_text(encoding="utf-8"), "summary", summary(results)), encoding="utf-8")
     print(*[f"slower than before: {line}" for line in fallen] or ["nothing fell by more than a tenth"], sep="\n")
     if failed:
         sys.exit(f"failed, with their tables as they were: {', '.join(failed)}")

@@ -11,15 +11,18 @@ For each data set and time:
 - transformers: its SegformerForSemanticSegmentation-B0 in the same loop, with the settings of its example
   run_semantic_segmentation.py: batches of 8 random crops of 512x512, mirrored, rates from 5e-5 to 0.
 
-All from random weights. The three others get as many steps as fill the time, by a measurement that is not charged, and
-one evaluation, at the end. Each run is a process of its own, one after the other; what is already in the output folder
-is not run again. Prints mean IoU in per cent as a Markdown table, `--seeds` for how far it spreads.
+All from random weights, or with `--start FOLDER` all from that SegFormer-B0, with a new classifier for other classes.
+The three others get as many steps as fill the time, by a measurement that is not charged, and one evaluation, at the
+end. Each run is a process of its own, one after the other; what is already in the output folder is not run again.
+Prints mean IoU in per cent of all runs in the output folder as Markdown tables, and `--page` writes them into a page;
+several `--seeds` show how far it spreads. The contestants `automatic_b1` and so on are told the size.
 
 On a machine that others use as well, `--processor_time` makes all clocks count the time of the processor instead, of
 one thread: ten minutes of it are about five by the clock on two cores.
 """
 
 import argparse
+import itertools
 import json
 import os
 import subprocess
@@ -27,19 +30,22 @@ import sys
 import time
 from pathlib import Path
 
+from all import write_table
 from drawn_data import KINDS, write_drawn
 from measure import machine
 
 
 CONTESTANTS = ("automatic", "recipe", "defaults", "transformers")
+SIZES = ("automatic", "automatic_b1", "automatic_b2")
 COUNTS = {"large": (80, 16)}  # training and validation images; else 120 and 40
 ROOT = Path(__file__).resolve().parent.parent
 RECIPE = ROOT / "examples/recipes/segformer_b0_camvid.args"
-FLAGS = {
-    "recipe": ["--recipe", str(RECIPE)],
-    "defaults": ["--architecture", "segformer", "--size", "b0"],
-    "transformers": "--architecture segformer --size b0 --scale_range 1 1 --learning_rate 5e-5 --weight_decay 0 "
-    "--photometric none --max_grad_norm 1".split(),
+RANDOM, *RECIPE_FLAGS = [line.split() for line in RECIPE.read_text().splitlines() if not line.startswith("#")]
+FLAGS = {  # besides those that say where the weights come from
+    "recipe": sum(RECIPE_FLAGS, []),
+    "defaults": [],
+    "transformers": "--scale_range 1 1 --learning_rate 5e-5 --weight_decay 0 --photometric none "
+    "--max_grad_norm 1".split(),
 }
 TRIAL_STEPS = 12  # whose time is measured for the contestants that have no budget of their own
 
@@ -64,13 +70,16 @@ def use_processor_time() -> None:
     time.perf_counter = time.process_time
 
 
-def run_told(contestant: str, data: list[str], seconds: float, output_dir: str, seed: int) -> None:
+def run_told(contestant: str, data: list[str], start: str | None, seconds: float, output_dir: str, seed: int) -> None:
     """A contestant; one without a budget of its own measures its steps, then takes as many as fill the time."""
-    if contestant == "automatic":
+    weights = ["--model_name_or_path", start] if start else []
+    if contestant.startswith("automatic"):
         from hf_segtx.cli import train
 
+        if size := contestant.partition("_")[2]:
+            weights = ["--architecture", "segformer", "--size", size]
         budget = ["--time_budget", f"{round(seconds)}s", "--seed", str(seed), "--overwrite_output_dir"]
-        sys.exit(train.run([*data, *budget, "--output_dir", output_dir]))
+        sys.exit(train.run([*data, *weights, *budget, "--output_dir", output_dir]))
     from hf_segtx.cli.training_flags import parse_training
     from hf_segtx.training.loop import TrainingRun
     from hf_segtx.training.setup import build_model
@@ -79,7 +88,8 @@ def run_told(contestant: str, data: list[str], seconds: float, output_dir: str, 
         from train_transformers_segformer import build_model
 
     def run(steps: int, folder: str, *more: str) -> dict:
-        flags = [*FLAGS[contestant], *data, "--seed", str(seed), "--output_dir", folder, "--overwrite_output_dir"]
+        flags = [*(weights or RANDOM), *FLAGS[contestant], *data, "--seed", str(seed)]
+        flags += ["--output_dir", folder, "--overwrite_output_dir"]
         flags += ["--max_train_steps", str(steps), "--evaluation_steps", str(steps), "--logging_steps", "5", *more]
         if "deep" in " ".join(data):
             flags += ["--num_channels", "5", "--image_mean", *["0.1"] * 5, "--image_std", *["0.1"] * 5]
@@ -89,13 +99,14 @@ def run_told(contestant: str, data: list[str], seconds: float, output_dir: str, 
     trial = run(TRIAL_STEPS, f"{output_dir}_trial")
     speeds = [entry["images_per_second"] for entry in trial["losses"]][1:]
     step_seconds = 8 * len(speeds) / sum(speeds)  # all of them take 8 images a step
-    start, evaluation_seconds = 10, trial["images"] / trial["images_per_second"]
-    run(max(10, int((seconds - start - evaluation_seconds) / step_seconds)), output_dir)
+    setting_up, evaluation_seconds = 10, trial["images"] / trial["images_per_second"]
+    run(max(10, int((seconds - setting_up - evaluation_seconds) / step_seconds)), output_dir)
 
 
 def run_case(contestant: str, case: str, minutes: float, seed: int, arguments: argparse.Namespace) -> dict | None:
     """What a run reached; of one that was there already, what it reached then."""
-    folder = Path(arguments.output_dir) / f"{case}_{minutes:g}m_{contestant}_{seed}"
+    start = "_started" if arguments.start else ""
+    folder = Path(arguments.output_dir) / f"{case}_{minutes:g}m_{contestant}_{seed}{start}"
     file = folder / "benchmark.json"
     if file.is_file():
         return json.loads(file.read_text())
@@ -103,41 +114,52 @@ def run_case(contestant: str, case: str, minutes: float, seed: int, arguments: a
     words = ["--told", contestant, "--minutes", str(minutes), "--seeds", str(seed), "--output_dir", str(folder)]
     command = [sys.executable, __file__, *words, "--data", json.dumps(data)]
     command += ["--processor_time"] * arguments.processor_time
-    start = time.perf_counter()
+    command += ["--start", str(Path(arguments.start).resolve())] if arguments.start else []
+    began = time.perf_counter()
     with open(f"{folder}.log", "w") as log:
         ended = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, cwd=ROOT)
     if ended.returncode:
         print(f"{folder.name} failed; see {folder}.log", file=sys.stderr)
         return None
     results = json.loads((folder / "all_results.json").read_text())
-    entry = {name: results[name] for name in ("mean_iou", "step", "training_seconds")}
-    entry["seconds"] = round(time.perf_counter() - start, 1)
+    entry = {"case": case, "minutes": minutes, "contestant": contestant, "seed": seed, "started": bool(arguments.start)}
+    entry |= {name: results[name] for name in ("mean_iou", "step", "training_seconds")}
+    entry["seconds"] = round(time.perf_counter() - began, 1)
     file.write_text(json.dumps(entry) + "\n")
     return entry
 
 
-def table(results: dict, contestants: list[str]) -> str:
-    """Markdown, a row for each data set and time; of several seeds the mean and half the range."""
-    rows = [["data", "minutes", *contestants], ["---", "---:", *["---:"] * len(contestants)]]
-    for case, minutes in dict.fromkeys((case, minutes) for case, minutes, _ in results):
-        cells = []
-        for contestant in contestants:
-            scores = [100 * entry["mean_iou"] for entry in results.get((case, minutes, contestant), []) if entry]
-            spread = f" ± {(max(scores) - min(scores)) / 2:.1f}" if len(scores) > 1 else ""
-            cells.append(f"{sum(scores) / len(scores):.2f}{spread}" if scores else "-")
-        rows.append([case, f"{minutes:g}", *cells])
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+def table(folder: Path, contestants: tuple[str, ...]) -> str:
+    """Markdown of all runs in the folder, a row for each data set and time; of several seeds mean and half the range.
+
+    Rows with one of the contestants only are left out: there is nothing beside it.
+    """
+    scores = {}
+    for file in sorted(folder.glob("*/benchmark.json")):
+        run = json.loads(file.read_text())
+        row = scores.setdefault((run["case"] + ", from a model of other data" * run["started"], run["minutes"]), {})
+        row.setdefault(run["contestant"], []).append(100 * run["mean_iou"])
+    lines = [["data", "minutes", *contestants], ["---", "---:", *["---:"] * len(contestants)]]
+    for (case, minutes), row in sorted(scores.items()):
+        found = [row.get(contestant, []) for contestant in contestants]
+        means = [f"{sum(part) / len(part):.2f}" if part else "" for part in found]
+        spreads = [f" ± {(max(part) - min(part)) / 2:.2f}" if len(part) > 1 else "" for part in found]
+        cells = [mean + spread for mean, spread in zip(means, spreads, strict=True)]
+        lines += [[case, f"{minutes:g}", *cells]] * (len([part for part in found if part]) > 1)
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--camvid", help="folder with train/ and val/ of CamVid; without it these cases are left out")
     parser.add_argument("--output_dir", required=True)
-    parser.add_argument("--cases", nargs="+", default=["camvid", "camvid_40", *KINDS])
+    parser.add_argument("--cases", nargs="*", default=["camvid", "camvid_40", *KINDS])
     parser.add_argument("--minutes", nargs="+", type=float, default=[5])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
-    parser.add_argument("--contestants", nargs="+", choices=CONTESTANTS, default=list(CONTESTANTS))
+    parser.add_argument("--contestants", nargs="+", choices=[*CONTESTANTS, *SIZES[1:]], default=CONTESTANTS)
     parser.add_argument("--processor_time", action="store_true", help="count that of one thread, not the wall clock")
+    parser.add_argument("--start", help="folder of a SegFormer-B0 of this package, which all start from")
+    parser.add_argument("--page", help="Markdown file with places for the tables, such as docs/automatic.md")
     parser.add_argument("--told", help=argparse.SUPPRESS)  # a run of its own
     parser.add_argument("--data", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -145,20 +167,26 @@ def main() -> None:
         if arguments.processor_time:
             use_processor_time()
         seconds = 60 * arguments.minutes[0]
-        run_told(arguments.told, json.loads(arguments.data), seconds, arguments.output_dir, arguments.seeds[0])
+        seed, data = arguments.seeds[0], json.loads(arguments.data)
+        run_told(arguments.told, data, arguments.start, seconds, arguments.output_dir, seed)
         return
     print(machine())
     Path(arguments.output_dir).mkdir(parents=True, exist_ok=True)
-    results = {}
     for case in arguments.cases:
         if case.startswith("camvid") and not arguments.camvid:
             continue
-        for minutes in arguments.minutes:
-            for contestant in arguments.contestants:
-                runs = [run_case(contestant, case, minutes, seed, arguments) for seed in arguments.seeds]
-                results[case, minutes, contestant] = runs
-                print(f"{case}, {minutes:g} minutes, {contestant}: {runs}", flush=True)
-    print(table(results, arguments.contestants))
+        for minutes, contestant in itertools.product(arguments.minutes, arguments.contestants):
+            runs = [run_case(contestant, case, minutes, seed, arguments) for seed in arguments.seeds]
+            print(f"{case}, {minutes:g} minutes, {contestant}: {runs}", flush=True)
+    tables = {
+        name: table(Path(arguments.output_dir), contestants)
+        for name, contestants in (("automatic", CONTESTANTS), ("sizes", SIZES))
+    }
+    print(*tables.values(), sep="\n\n")
+    if arguments.page:
+        page = Path(arguments.page)
+        for name, text in tables.items():
+            page.write_text(write_table(page.read_text(encoding="utf-8"), name, text), encoding="utf-8")
 
 
 if __name__ == "__main__":

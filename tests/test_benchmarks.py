@@ -65,7 +65,18 @@ def test_tables_are_written_and_falls_are_printed(modules, tmp_path, monkeypatch
         writer.write_table(text, "c", "")
 
 
+def test_summary_spans_the_rows_of_a_table(modules):
+    titles = ("(2, 150, 8, 8) -> (9, 9): loss", "(2, 150, 8, 8) -> (8, 8): loss", "(2, 19, 8, 8) -> (8, 8): loss")
+    numbers = ((100, 50, 10, 1), (100, 25, 10, 2), (100, 1, 10, 9))
+    names = ("title", "peer_ms", "ms", "peer_mib", "mib")
+    rows = [dict(zip(names, (title, *row), strict=True)) for title, row in zip(titles, numbers, strict=True)]
+    lines = modules[1].summary({"upsampling": {"here": {"rows": rows}}, "losses": {"there": {"rows": []}}}).splitlines()
+    assert lines[0] == "| | here: faster | memory | there: faster | memory |"
+    assert next(line for line in lines if "cross_entropy" in line).endswith("| 2.0 to 4.0x | 10 to 20 % |  |  |")
+
+
 def test_pages_have_a_place_for_every_table(modules):
+    assert "summary" in modules[1].write_table(modules[1].page_of("segformer").read_text(), "summary", "")
     for name, commands in modules[1].TABLES.items():
         page = modules[1].page_of(name).read_text(encoding="utf-8")
         assert "\nnew\n" in modules[1].write_table(page, name, "new")
