@@ -18,6 +18,7 @@ Shapes: N pixels, K classes, M bins.
 """
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -153,11 +154,13 @@ def calibrate(
     processor,
     dataset: Dataset,
     *,
+    scales: Sequence[float] = (1.0,),
+    flip: bool = False,
     num_workers: int = 0,
     progress: bool = True,
     sampled_logits: int = SAMPLED_LOGITS,
 ) -> Calibration:
-    """Looks at confidences and truth, at the images' own size, of one scale without flips.
+    """Looks at confidences and truth, at the images' own size.
 
     The images should be others than those of the training, on which every model is too sure of itself. Under
     `torch.distributed` each process takes every n-th image, and all get the same result.
@@ -166,6 +169,7 @@ def calibrate(
         model: in evaluation mode.
         processor: of this package; stays as it is.
         dataset: as in `hf_segtx.inference.evaluate`.
+        scales, flip: as in `hf_segtx.inference.segment`; a temperature suits the views that it was fitted with.
         num_workers: processes that read images, in each process.
         sampled_logits: at most, that the temperature is fitted to.
 
@@ -185,7 +189,7 @@ def calibrate(
     for number, batch in enumerate(bar):
         for image, truth in zip(batch["images"], batch["labels"], strict=True):  # none, if it cannot be read
             row = 0
-            for block in probability_blocks(model, processor, image):
+            for block in probability_blocks(model, processor, image, scales, flip):
                 end = row + len(block.label_map)
                 labels = truth[row:end].to(block.label_map.device).long()
                 valid, row = labels != processor.ignore_index, end

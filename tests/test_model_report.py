@@ -69,14 +69,16 @@ def data():
     return load_data(max_eval_samples=IMAGES)[1:]
 
 
-def test_page_says_what_was_measured(checkpoint, tmp_path, capsys):
-    words = ["--max_eval_samples", str(IMAGES), "--html", str(tmp_path / "report.html"), "--worst", "2"]
+@pytest.mark.parametrize("views", [{}, {"scales": [0.5, 1], "flip": True}], ids=["one view", "several views"])
+def test_page_says_what_was_measured(views, checkpoint, tmp_path, capsys):
+    words = ["--scales", "0.5", "1", "--flip"] * bool(views)
+    words += ["--max_eval_samples", str(IMAGES), "--html", str(tmp_path / "report.html"), "--worst", "2"]
     assert main(["evaluate", str(checkpoint), *words]) == 0
     shown = capsys.readouterr().out
     page = Reader((tmp_path / "report.html").read_text(encoding="utf-8"))
     model, processor = load_model(checkpoint)
     dataset, labels = data()
-    scores = evaluate(model, processor, dataset, progress=False)
+    scores = evaluate(model, processor, dataset, progress=False, **views)
     classes, confusions = page.tables
     names = list(labels.id2label.values())
     assert [row[0] for row in classes[1:]] == [*names, "mean", "objects"]
@@ -87,7 +89,7 @@ def test_page_says_what_was_measured(checkpoint, tmp_path, capsys):
     assert [row[2] for row in confusions[1:]] == [f"{100 * pair['share_of_class']:.2f}" for pair in pairs]
     confidences, hits = [], []
     for item in dataset:
-        result = segment(model, processor, [item["image"]], return_uncertainty=True)[0]
+        result = segment(model, processor, [item["image"]], return_uncertainty=True, **views)[0]
         label = torch.as_tensor(item["label"])
         confidences += result.confidence[label != labels.ignore_index].tolist()
         hits += (result.label_map == label)[label != labels.ignore_index].tolist()
@@ -114,6 +116,7 @@ def test_temperature_is_saved_with_the_model(tmp_path, capsys):
     assert after == before | {"temperature": after["temperature"]}  # and no windows
     for wrong, said in (
         (["nobody/nothing", "--calibrate"], "--calibrate saves into the folder of a model"),
+        ([str(folder), "--calibrate", "--flip"], "averages of several need another one; omit --scales and --flip"),
         ([str(folder), "--html", "x.html", "--classes_only"], "--html shows what --classes_only omits"),
     ):
         assert main(["evaluate", *wrong]) == 2

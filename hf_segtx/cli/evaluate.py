@@ -176,7 +176,7 @@ def evaluate(parser: FlagParser, arguments: argparse.Namespace) -> dict:
     settings = parser.values_of(EvaluationSettings, arguments)
     protocol = vars(parser.values_of(ProtocolSettings, arguments))
     check_output_dir(settings.output_dir)
-    check_calibration(settings, arguments.model)
+    check_calibration(settings, protocol, arguments.model)
     model_settings, card = parser.values_of(ModelSettings, arguments), arguments.card
     parser.values_of(DataSettings, arguments)  # checked before the model is loaded
     import torch
@@ -218,7 +218,7 @@ def evaluate(parser: FlagParser, arguments: argparse.Namespace) -> dict:
     calibration = None
     if settings.html or settings.calibrate:
         with autocast(model, precision):
-            calibration = calibrate(model, processor, dataset, num_workers=settings.num_workers)
+            calibration = calibrate(model, processor, dataset, num_workers=settings.num_workers, **views)
         results["calibration"] = calibration.as_json()
         scores.tables.append(str(calibration))
     if process.is_main_process:
@@ -237,13 +237,18 @@ def evaluate(parser: FlagParser, arguments: argparse.Namespace) -> dict:
     return results
 
 
-def check_calibration(settings: EvaluationSettings, model: str) -> None:
+def check_calibration(settings: EvaluationSettings, protocol: dict, model: str) -> None:
     """Raises ValueError if there would be no place for the temperature, or a report without its parts."""
     if settings.calibrate and not Path(model, "config.json").is_file():
         raise ValueError(f"--calibrate saves into the folder of a model, and {model} is none; download it first")
     if settings.calibrate and Path(model, "export.json").is_file():
         raise ValueError(
             f"--calibrate: {model} is exported, its graph stays as it is; calibrate the model, then export"
+        )
+    if settings.calibrate and (protocol["flip"] or protocol["scales"] != [1]):
+        raise ValueError(
+            "--calibrate: the temperature is kept for predictions of one scale without flips, and averages of several "
+            "need another one; omit --scales and --flip (--html says how far their confidences are right)"
         )
     if settings.html and settings.classes_only:
         raise ValueError("--html shows what --classes_only omits; omit one of them")
