@@ -91,9 +91,8 @@ def parse_loss(
         raise ValueError(f"the mean of the loss over all pixels is for ce without weights of classes, not {text!r}")
     smoothing = {"label_smoothing": label_smoothing, "class_weights": class_weights}
     weighted = {"class_weights": class_weights}
-    of_all = {"ce": smoothing, "ohem": smoothing, "focal": weighted, "boundary": weighted, "dice": {}, "lovasz": {}}
-    of_all["rmi"] = {}
-    main = [(factor, LOSSES[name], of_all[name] | settings) for factor, name, settings in terms]
+    of_all = {"ce": smoothing, "ohem": smoothing, "focal": weighted, "boundary": weighted}
+    main = [(factor, LOSSES[name], of_all.get(name, {}) | settings) for factor, name, settings in terms]
     rest = {"auxiliary": smoothing, "auxiliary_weights": auxiliary_weights, "mean_over": mean_over}
     return partial(_sum_of_losses, main=main, **rest)
 

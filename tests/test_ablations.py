@@ -1,7 +1,10 @@
 """`segtx ablate`: the tables against the papers' numbers, the runs of a table, going on where it was interrupted."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 
 import pytest
 import yaml
@@ -175,24 +178,21 @@ TABLE = {
 }  # fmt: skip
 
 
+def small_runs(folder):
+    """The words of `segtx` that train the table with tiny networks, in `folder`/out."""
+    (folder / "table.yaml").write_text(yaml.safe_dump(TABLE, sort_keys=False))
+    small = {name: value for name, value in CONFIG.items() if name != "decoder_hidden_size"}
+    words = ["ablate", str(folder / "table.yaml"), "--output_dir", str(folder / "out"), "--random_weights"]
+    words += ["--config_overrides", json.dumps(small), "--max_train_steps", "2", "--num_warmup_steps", "0"]
+    words += ["--crop_size", "64", "--image_size", "96", "--max_train_samples", "8", "--max_eval_samples", "3"]
+    words += ["--total_batch_size", "2", "--learning_rate", "1e-3"]
+    return words + ["--checkpointing_steps", "1", "--save_total_limit", "2", "--sync_bn", "False"]
+
+
 @pytest.mark.slow
 def test_table_is_trained_interrupted_and_completed(tmp_path, capsys):
     """A run whose results are gone goes on at its last checkpoint, and comes to the very same score."""
-    (tmp_path / "table.yaml").write_text(yaml.safe_dump(TABLE, sort_keys=False))
-    small = {name: value for name, value in CONFIG.items() if name != "decoder_hidden_size"}
-    words = ["ablate", str(tmp_path / "table.yaml"), "--output_dir", str(tmp_path / "out"), "--random_weights"]
-    words += ["--config_overrides", json.dumps(small), "--max_train_steps", "2", "--num_warmup_steps", "0"]
-    words += ["--crop_size", "64", "--image_size", "96", "--max_train_samples", "8", "--max_eval_samples", "3"]
-    words += [
-        "--total_batch_size",
-        "2",
-        "--checkpointing_steps",
-        "1",
-        "--save_total_limit",
-        "2",
-        "--learning_rate",
-        "1e-3",
-    ]
+    words = small_runs(tmp_path)
     assert main(words) == 0
     first = (tmp_path / "out/ablation.md").read_text()
     heads = [line.split("|")[1:-1] for line in first.splitlines() if line.startswith("|")]
@@ -225,3 +225,37 @@ def test_table_is_trained_interrupted_and_completed(tmp_path, capsys):
     assert "the row 'C = 64' has --evaluation ['--mode whole', '--mode slide" in capsys.readouterr().err
     assert main([*words, "--max_train_steps", "3"]) == 2
     assert "the row 'C = 64' has --max_train_steps 2 there, 3 here; choose another" in capsys.readouterr().err
+
+
+LAUNCHED = """
+import os, pathlib, sys
+if int(os.environ["RANK"]) > 0:  # only the first process may write, but for accelerate's random states
+    def refuse(*inputs, **keywords):
+        raise AssertionError("a file written by another process than the first")
+    pathlib.Path.write_text = os.replace = refuse
+from hf_segtx.cli import main
+sys.exit(main(WORDS))
+"""
+
+
+@pytest.mark.slow
+def test_processes_train_and_evaluate_the_rows_together(tmp_path):
+    """One row after the other in one group of processes, each once; the scores are those of one process."""
+    script = tmp_path / "script.py"
+    script.write_text(LAUNCHED.replace("WORDS", repr(small_runs(tmp_path))))
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(script)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(launcher, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-5000:]
+    assert [done.stdout.count(f"table: {row}, seed 0") for row in ("C = 64", "C = 256")] == [1, 1]
+    assert done.stdout.count((tmp_path / "out/ablation.md").read_text()) == 1
+    rows = json.loads((tmp_path / "out/ablation.json").read_text())["rows"][:2]
+    for row, run in zip(rows, ("c_64/seed_0", "c_256/seed_0"), strict=True):
+        results = json.loads((tmp_path / "out" / run / "all_results.json").read_text())
+        assert results["machine"].startswith("2 process(es)") and "--total_batch_size 2" in results["arguments"]
+        scores = json.loads((tmp_path / "out" / run / "evaluation_miou_whole/evaluation.json").read_text())
+        assert row["scores"]["mIoU whole"]["mean"] == 100 * scores["mean_iou"] and len(row["scores"]) == 2
+        again = ["evaluate", str(tmp_path / "out" / run), "--max_eval_samples", "3", "--mode", "whole"]
+        assert main([*again, "--output_dir", str(tmp_path / run)]) == 0
+        alone = json.loads((tmp_path / run / "evaluation.json").read_text())
+        assert all(scores[name] == alone[name] for name in ("images", "mean_iou", "data_fingerprint"))

@@ -50,7 +50,9 @@ def main(command_line: list[str] | None = None) -> int:
         return 2
     try:
         with messages_shown():
-            return importlib.import_module(f".{name}", __name__).run(words[1:])
+            status = importlib.import_module(f".{name}", __name__).run(words[1:])
+        leave_other_processes()
+        return status
     except BrokenPipeError:  # of `segtx recipes | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes it once more at its end
         return 141  # as the shell says it: 128 + SIGPIPE
@@ -68,6 +70,13 @@ def main(command_line: list[str] | None = None) -> int:
     except KeyboardInterrupt as interruption:
         print(f"interrupted{interruption.args[0] if interruption.args else ''}", file=sys.stderr)
         return 130
+
+
+def leave_other_processes() -> None:
+    """Ends the group of the processes of a launcher, in which a command may train and evaluate several times."""
+    distributed = sys.modules.get("torch.distributed")
+    if distributed is not None and distributed.is_available() and distributed.is_initialized():
+        distributed.destroy_process_group()
 
 
 @contextmanager

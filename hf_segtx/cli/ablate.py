@@ -17,8 +17,8 @@ What comes out, in `--output_dir` (outputs/ablations/TABLE):
     ROW/seed_N/                   each run, as `segtx train` leaves it
 
 The same command goes on where it was interrupted: finished runs are left alone, others resumed at their last
-checkpoint. Flags that would mix runs of different settings in one table are refused. Where a table evaluates its models
-in several ways, that is done by a single process: after `accelerate launch`, give the same command without it.
+checkpoint. Flags that would mix runs of different settings in one table are refused. The processes of a launcher train
+and evaluate each row together.
 
 A table of your own is a YAML file like those of `examples/ablations`; give its path.
 """
@@ -163,15 +163,19 @@ def check_one_table(folder: Path, arguments: dict[str, dict]) -> None:
 
 def train(folder: Path, values: dict, seed: int) -> int:
     """Trains a row, or goes on with it; returns the exit status."""
-    from accelerate.state import AcceleratorState
+    from accelerate.state import AcceleratorState, PartialState
 
     from . import train as command
 
     gc.collect()  # models of earlier rows
     AcceleratorState._reset_state()  # one precision a process, it says otherwise
+    words = words_of({**values, "seed": seed, "output_dir": folder})
     if (folder / "train.args").is_file():
-        return command.run(["--recipe", str(folder / "train.args"), "--resume_from_checkpoint", "latest"])
-    return command.run(words_of({**values, "seed": seed, "output_dir": folder}))
+        words = ["--recipe", str(folder / "train.args"), "--resume_from_checkpoint", "latest"]
+    status = command.run(words)
+    if status == 0:
+        PartialState().wait_for_everyone()  # until the main process has written the results
+    return status
 
 
 def evaluate(folder: Path, ablation: Ablation) -> None:
@@ -184,6 +188,11 @@ def evaluate(folder: Path, ablation: Ablation) -> None:
         if not (place / "evaluation.json").is_file():
             words = [*command.words_of_card(results), *shlex.split(flags), "--output_dir", str(place)]
             command.run([str(folder), *words])
+
+
+def is_main() -> bool:
+    """Whether this process is the one that writes and prints."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def show_tables() -> int:
@@ -233,7 +242,7 @@ def run(command_line: list[str]) -> int:
             side = ablation.rows[row].image_size or ablation.image_size
             cost = count(parse_training(words_of(values), "ablate"), ablation.num_labels, tuple(side))
             known[row] = {**cost, "arguments": arguments[row]}
-            if settings.dry_run:
+            if settings.dry_run and is_main():
                 print(f"{row}: {', '.join(f'{number:.2f} {unit}' for unit, number in cost.items())}")
                 print(f"  segtx train {shlex.join(words_of(values))}\n", flush=True)
         if settings.dry_run:
@@ -241,26 +250,24 @@ def run(command_line: list[str]) -> int:
         shown = words_of({name: value for name, value in given.items() if not name.endswith("token")})
         flags = shlex.join(["--random_weights"] * settings.random_weights + shown)
         if not given.keys() & {"train_dir", "dataset_name"}:
-            flags += "  # on the embedded scenes"
+            flags = f"{flags}  # on the embedded scenes".strip()
         return run_all(folder, ablation, runs, settings.seeds, partial(write_table, folder, ablation, known, flags))
 
 
 def run_all(folder: Path, ablation: Ablation, runs: dict[str, dict], seeds: list[int], write: Callable) -> int:
     """Trains and evaluates what is not finished, and writes the table after each run; returns the exit status."""
-    is_main, is_alone = os.environ.get("RANK", "0") == "0", os.environ.get("WORLD_SIZE", "1") == "1"
-    text = write() if is_main else ""
+    text = write() if is_main() else ""
     for seed in seeds:
         for row, values in runs.items():
             place = run_folder(folder, row, seed)
             if not (place / "all_results.json").is_file():
-                if is_main:
+                if is_main():
                     print(f"\n{ablation.name}: {row}, seed {seed}", flush=True)
                 if status := train(place, values, seed):
                     return status
-            if ablation.evaluations and is_alone:
-                evaluate(place, ablation)
-            if is_main:
+            evaluate(place, ablation)
+            if is_main():
                 text = write()
-    if is_main:
+    if is_main():
         print(f"\n{text}\n{folder / 'ablation.md'}")
     return 0

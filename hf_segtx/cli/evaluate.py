@@ -233,7 +233,6 @@ def evaluate(parser: FlagParser, arguments: argparse.Namespace) -> dict:
             save_temperature(arguments.model, calibration.temperature)
         if settings.html:
             write_report(settings.html, model, processor, dataset, labels, results, scores.worst, calibration, **views)
-    process.destroy_process_group()
     return results
 
 

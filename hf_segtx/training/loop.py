@@ -4,7 +4,7 @@
 
 Steps, epochs and batches: a step is one update of the weights with `total_batch_size` images, or
 `per_device_train_batch_size * gradient_accumulation_steps * processes`. The loss of a step is the mean over all valid
-pixels of these images, so neither accumulation nor the number of processes changes it (but for ohem, dice and lovasz,
+pixels of these images, so neither accumulation nor the number of processes changes it (but for ohem, dice, lovasz, rmi
 and batch norms, which see a micro-batch of a process; `sync_bn`: of all processes). The images are an endless stream, a
 new permutation an epoch; a batch that reaches the end of an epoch goes on with the next one. A step whose loss or
 gradient is not finite is left out and counted.
@@ -544,7 +544,8 @@ class TrainingRun:
         }
         if self.is_main:
             self._publish(results, plain.config.model_type)
-        self.accelerator.end_training()
+        for tracker in self.accelerator.trackers:
+            tracker.finish()
         return results
 
     def examine(self, plain: nn.Module) -> dict:
