@@ -281,6 +281,20 @@ def test_pretrained_backbone_of_a_folder(backbone, tmp_path, caplog):
 
 
 @pytest.mark.parametrize(
+    ("settings", "mean", "std"),
+    [
+        ({"image_mean": [0.1] * 3, "image_std": [0.4] * 3}, 0.1, 0.4),
+        ({"image_mean": [0.1] * 3, "image_std": [0.4] * 3, "do_normalize": False}, 0, 1),
+    ],
+)
+def test_images_are_normalised_unless_the_backbones_processor_says_otherwise(settings, mean, std, tmp_path):
+    pretrained_folder("dinov3_vit", tmp_path)
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(settings))
+    _, processor = ARCHITECTURES["segmenter"].model.from_backbone(tmp_path, num_labels=3)
+    assert [*processor.image_mean, *processor.image_std] == [mean] * 3 + [std] * 3
+
+
+@pytest.mark.parametrize(
     ("head", "backbone", "fields", "indices", "scaling"),
     [
         ("segformer", "dinov3_vit", {}, [4], "pyramid"),

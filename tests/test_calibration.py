@@ -11,7 +11,7 @@ from tiny import CASES
 from torch.utils.data import Dataset
 
 from hf_segtx import SegFormerImageProcessor, inference
-from hf_segtx.calibration import Reliability, calibrate, fitted_temperature, save_temperature
+from hf_segtx.calibration import Calibration, Reliability, calibrate, fitted_temperature, save_temperature
 from hf_segtx.export.graph import Graph, GraphOptions, folded
 from hf_segtx.inference import load_model, predict, segment
 
@@ -67,6 +67,10 @@ def test_temperature_stays_in_its_range():
     logits = torch.tensor([[0.5, 0.0], [0.0, 0.5]])
     assert fitted_temperature(logits, torch.tensor([0, 1])) == pytest.approx(0.1)  # never wrong
     assert fitted_temperature(logits, torch.tensor([1, 0])) == pytest.approx(10)  # never right
+    counts = Reliability()
+    counts.add(torch.ones(1), torch.ones(1, dtype=torch.bool))
+    for temperature, is_end in ((0.10001, True), (0.11, False), (1, False), (9.9, False), (9.9999, True)):
+        assert ("(an end of its range)" in str(Calibration(counts, counts, temperature))) == is_end
 
 
 class Drawn(Dataset):

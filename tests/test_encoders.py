@@ -180,6 +180,15 @@ def test_images_that_are_too_small_are_refused():
         make("mit")(torch.zeros(1, 3, 20, 64))
 
 
+@pytest.mark.parametrize("name", ["mit", "vit of segmenter"])
+def test_input_embeddings_take_the_image(name):
+    """peft and gradient checkpointing hook them."""
+    model, seen, images = make(name), [], torch.randn(1, 3, 64, 64)
+    model.get_input_embeddings().register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    model(images)
+    assert len(seen) == 1 and torch.equal(seen[0], images)
+
+
 def test_class_token_and_patches():
     """Without reshaping: the class token, then the patches; the distillation token is left out."""
     maps, tokens = make("vit of segmenter"), make("vit of segmenter", reshape_hidden_states=False)

@@ -286,6 +286,7 @@ def test_label_maps_of_all_kinds_are_the_ids(backend):
         (torch.full((20, 30), 0.99), ["fractions (first 0.99)"]),
         (np.full((20, 30), np.nan), ["fractions (first nan)"]),
         (np.full((20, 30), -1), ["holds -1", "255 (or -100)"]),
+        (np.full((20, 30), -101), ["holds -101"]),
         (np.full((20, 30), "a"), ["<U1"]),
         ([[0] * 30] * 20, ["20 segmentation maps for 1 images"]),
     ],

@@ -15,7 +15,7 @@ from transformers import ConvNextConfig, TimmBackboneConfig
 from hf_segtx import OCRNetConfig, OCRNetForSemanticSegmentation, OCRNetModel
 from hf_segtx.models.configuration_ocrnet import SIZES
 from hf_segtx.models.cpu import WinogradConv2d, norm_relu_conv
-from hf_segtx.models.modeling_ocrnet import OCRNetDecodeHead, convolve_concatenated
+from hf_segtx.models.modeling_ocrnet import HighResolutionModule, OCRNetDecodeHead, convolve_concatenated
 from hf_segtx.weights import load_backbone, load_original
 
 
@@ -80,6 +80,20 @@ def test_hrnet_matches_timm(align_corners, tmp_path):
     with torch.no_grad():
         for feature_map, expected in zip(ours(images(64, 96)).feature_maps, theirs(images(64, 96)), strict=True):
             assert_equal(feature_map, expected)
+
+
+def test_hrnet_resizes_branches_of_odd_sizes_as_mmsegmentation():
+    """There, nn.Upsample enlarges by the power of 2, then `resize` makes the sizes equal."""
+    module = randomize(HighResolutionModule([4, 4, 4], depth=1, align_corners=False))
+    maps = [torch.randn(2, 4, height, width) for height, width in ((9, 13), (5, 7), (3, 4))]
+    with torch.no_grad():
+        branches = [branch(x) for branch, x in zip(module.branches, maps)]
+        for i, fused in enumerate(module(maps)):
+            total = torch.zeros_like(fused)
+            for j, layer in enumerate(module.fuse_layers[i]):
+                x = F.interpolate(layer(branches[j]), scale_factor=2 ** max(j - i, 0), mode="bilinear")
+                total += F.interpolate(x, maps[i].shape[2:], mode="bilinear")
+            assert_equal(fused, total.relu())
 
 
 @pytest.mark.parametrize("stem_hidden_sizes", [[64], [8, 8, 16]], ids=["7x7", "deep"])
@@ -438,6 +452,7 @@ def test_other_backbones(backbone_config, tmp_path):
         output = model(images(64, 96), labels=torch.zeros(2, 64, 96, dtype=torch.long))
         assert output.logits.shape == (2, K, 16, 24) and output.loss.isfinite()
         torch.testing.assert_close(loaded(images(64, 96)).logits, output.logits)
+        assert_equal(loaded.fuse_batch_norm()(images(64, 96)).logits, output.logits)
 
 
 def test_classifiers_begin_with_small_weights():

@@ -266,6 +266,11 @@ def test_decoder_of_another_width():
     assert model(torch.randn(1, 3, 32, 48)).logits.shape == (1, K, 2, 3)
 
 
+@pytest.mark.parametrize("width, heads", [(32, 1), (126, 1), (128, 2), (200, 2), (320, 5)])
+def test_decoder_has_a_head_for_every_64_channels_or_fewer(width, heads):
+    assert SegmenterConfig(**TINY, decode_head="mask", decoder_hidden_size=width).decoder_num_attention_heads == heads
+
+
 def test_stochastic_depth_and_dropout_are_where_the_config_says():
     config = SegmenterConfig(**{**TINY, "num_hidden_layers": 3}, drop_path_rate=0.2, hidden_dropout_prob=0.3)
     model = SegmenterForSemanticSegmentation(config)

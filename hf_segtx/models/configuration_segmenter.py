@@ -35,6 +35,11 @@ SIZES = {
 DECODE_HEADS = ("linear", "mask", "probe")
 
 
+def default_heads(width: int) -> int:
+    """One head for every 64 channels, or the next smaller number that divides the width."""
+    return next(n for n in range(max(width // 64, 1), 0, -1) if width % n == 0)
+
+
 @checked
 class SegmenterConfig(SegmentationConfig):
     """Configuration of [`SegmenterModel`] and [`SegmenterForSemanticSegmentation`]; the defaults are Seg-S-Mask/16.
@@ -56,7 +61,8 @@ class SegmenterConfig(SegmentationConfig):
         decode_head: "linear", a classifier on the patches (Section 3.2); "mask", the mask transformer (Section 3.3); or
             "probe", DINOv3's linear head for frozen backbones: dropout, BatchNorm and a classifier.
         decoder_hidden_size, decoder_num_attention_heads: of the mask transformer. None: `hidden_size`, and one head for
-            every 64 of `decoder_hidden_size`. With a `backbone_config` None stays, and means the same for its width.
+            every 64 of `decoder_hidden_size` or, where these do not divide it, fewer. With a `backbone_config` None
+            stays, and means the same for its width.
         decoder_num_hidden_layers: blocks of the mask transformer, "M" (2; 1 for the authors' model of Cityscapes).
         decoder_dropout_prob: its dropout, in the places of both `hidden_dropout_prob` and
             `attention_probs_dropout_prob` (mmsegmentation: 0); and of "probe", for whole channels.
@@ -103,7 +109,7 @@ class SegmenterConfig(SegmentationConfig):
         if self.decoder_hidden_size is None and self.backbone_config is None:  # else the model knows its width
             self.decoder_hidden_size = self.hidden_size
         if self.decoder_num_attention_heads is None and self.decoder_hidden_size is not None:
-            self.decoder_num_attention_heads = max(self.decoder_hidden_size // 64, 1)
+            self.decoder_num_attention_heads = default_heads(self.decoder_hidden_size)
         super().__post_init__(**kwargs)
 
     @classmethod

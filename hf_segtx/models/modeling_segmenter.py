@@ -29,7 +29,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_SEMANTIC_SEGMENTATI
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
-from .configuration_segmenter import SegmenterConfig
+from .configuration_segmenter import SegmenterConfig, default_heads
 from .cpu import Linear
 from .feature_maps import FeatureMaps
 from .layers import crop_padding, map_to_tokens, tokens_to_map
@@ -81,9 +81,7 @@ class SegmenterMaskHead(nn.Module):
         super().__init__()
         depth, eps = config.decoder_num_hidden_layers, config.decoder_layer_norm_eps
         width = config.decoder_hidden_size or encoder_width
-        heads = config.decoder_num_attention_heads
-        if heads is None:  # one for every 64 channels, or fewer
-            heads = next(n for n in range(max(width // 64, 1), 0, -1) if width % n == 0)
+        heads = config.decoder_num_attention_heads or default_heads(width)
         if width % heads:
             raise ValueError(f"decoder_num_attention_heads {heads} does not divide the width {width}; choose a divisor")
         self.num_labels = config.num_labels
