@@ -299,7 +299,8 @@ def test_micro_batches_add_up_to_one_batch(name):
 def test_lovasz_is_exact_where_its_weights_are_small():
     """A rise of the Jaccard loss is about 1 / pixels: as a difference of float32 numbers it would be noise."""
     generator = torch.Generator().manual_seed(0)
-    probability, of_class = torch.rand(2**20, generator=generator), torch.rand(2**20, generator=generator) < 0.9
+    pixels = 2**20 + 1  # an odd number
+    probability, of_class = torch.rand(pixels, generator=generator), torch.rand(pixels, generator=generator) < 0.9
     loss, gradient = losses._lovasz_of_class(probability, of_class)
     exact_loss, exact_gradient = losses._lovasz_of_class(probability.double(), of_class)
     torch.testing.assert_close(loss.double(), exact_loss, rtol=1e-5, atol=0)

@@ -1,5 +1,6 @@
 """The shared Vision Transformer against timm's, and what it adds: other image sizes, maps of blocks."""
 
+import pytest
 import timm.models.deit
 import timm.models.resnetv2
 import timm.models.vision_transformer
@@ -129,6 +130,16 @@ def test_incomplete_patches_are_padded():
         full = F.interpolate(logits, size=(48, 32), mode="bilinear", align_corners=False)
         assert torch.equal(crop_padding(logits, (43, 30), 8), full[:, :, :43, :30])
         assert crop_padding(logits, (48, 32), 8) is logits
+
+
+@pytest.mark.parametrize("align_corners", [False, True])
+@pytest.mark.parametrize("size", [(48, 32), (43, 32), (48, 31), (41, 25)])
+def test_one_graph_crops_every_size(size, align_corners, monkeypatch):
+    """In an export, without a condition on the size."""
+    logits = torch.randn(2, 5, 6, 4)
+    expected = crop_padding(logits, size, 8, align_corners)
+    monkeypatch.setattr(torch.compiler, "is_exporting", lambda: True)
+    torch.testing.assert_close(crop_padding(logits, size, 8, align_corners), expected)
 
 
 def test_prefix_tokens_leave_before_the_first_block():
