@@ -576,8 +576,8 @@ def train(arguments: Arguments, build_model: Callable = setup.build_model) -> di
 
         results = train(Arguments(train_dir="data/train", validation_dir="data/val", size="b0", max_train_steps=1000))
 
-    With `automatic` or a `time_budget`, whatever has its default is decided first; see `automatic.configure`. The group of the
-    processes of a launcher is not ended, so that more runs and evaluations can follow.
+    With `automatic` or a `time_budget`, whatever has its default is decided first; see `automatic.configure`. The
+    group of the processes of a launcher is not ended, so that more runs and evaluations can follow.
 
     Args:
         arguments: what to train, on what and how.
