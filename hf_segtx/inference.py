@@ -224,7 +224,6 @@ def resized_image(processor, image, scale: float | None = None) -> torch.Tensor:
     if scale is not None:
         edges = zip(("shortest_edge", "longest_edge"), sorted(image_size(image)), strict=True)
         size = dict(processor.size if processor.do_resize else edges)
-        # A size of height and width is not padded, so the network must be able to take it as it is.
         if size.get("height"):
             # It is not padded, so the network must be able to take it as it is.
             rule = (processor.size_divisor or 1, processor.minimum_size or 1) if scale != 1 else (1, 1)

@@ -152,6 +152,9 @@ def test_temperature_is_fitted_to_half_and_measured_on_the_other():
         hits += (shares.argmax(1) == labels[1]).tolist()
     assert found.after.error == pytest.approx(slow_error(confidences, hits), abs=1e-3)  # a pixel in another bin
     assert found.after.error > 0.1
+    data.items.pop()
+    single = calibrate(model, processor, data, progress=False)  # is its own other half
+    assert single.after.pixels.sum() == single.before.pixels.sum() and single.after.error < 0.03
 
 
 def test_sample_is_bounded_and_says_the_same(monkeypatch):

@@ -75,7 +75,7 @@ def test_evaluate_matches_counting(checkpoint, batch_size):
     assert model.training and torch.equal(before, torch.get_rng_state())  # training goes on as if nothing had been
 
 
-@pytest.fixture(params=[None, 48], ids=["whole", "windows"])
+@pytest.fixture(params=[None, [48, 64]], ids=["whole", "windows"])
 def protocols(request, checkpoint):
     """Model and processor, of whole images (padded) or windows."""
     model, processor = load_model(checkpoint)

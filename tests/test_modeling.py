@@ -328,8 +328,9 @@ def test_pipeline_of_batches_with_windows_is_that_of_images(name, batch_size):
 def test_pipeline_of_batches_with_other_sizes_says_what_to_set(name, backend):
     kind = TINY[name].row.processor_pil if backend == "pil" else TINY[name].row.processor
     processor = kind(size={"shortest_edge": 64})
-    segmenter = pipeline("image-segmentation", model=build(name), image_processor=processor)
     *alike, other = pictures((60, 100), (60, 100), (100, 60))
+    assert type(processor(other, return_tensors="pt")["pixel_values"]) is torch.Tensor
+    segmenter = pipeline("image-segmentation", model=build(name), image_processor=processor)
     for result, picture in zip(segmenter(alike, batch_size=2), alike, strict=True):
         assert_equal_segments(result, segmenter(picture))
     with pytest.raises(ValueError, match="pixels in one batch; leave pipeline's batch_size at 1, set"):

@@ -272,11 +272,12 @@ def test_decoder_has_a_head_for_every_64_channels_or_fewer(width, heads):
 
 
 def test_stochastic_depth_and_dropout_are_where_the_config_says():
-    config = SegmenterConfig(**{**TINY, "num_hidden_layers": 3}, drop_path_rate=0.2, hidden_dropout_prob=0.3)
+    decoder = {"decoder_num_hidden_layers": 3, "decoder_drop_path_rate": 0.4}
+    config = SegmenterConfig(**TINY | {"num_hidden_layers": 3}, **decoder, drop_path_rate=0.2, hidden_dropout_prob=0.3)
     model = SegmenterForSemanticSegmentation(config)
     blocks, head_blocks = model.backbone.vit.blocks, model.decode_head.blocks
     assert [block.drop_path.rate for block in blocks] == pytest.approx([0.0, 0.1, 0.2])
-    assert [block.drop_path.rate for block in head_blocks] == [0.0, 0.0]
+    assert [block.drop_path.rate for block in head_blocks] == pytest.approx([0.0, 0.2, 0.4])
     assert {block.dropout.p for block in blocks} == {0.3} and {block.attn.dropout for block in blocks} == {0.0}
     assert {block.dropout.p for block in head_blocks} == {block.attn.dropout for block in head_blocks} == {0.1}
 
