@@ -209,6 +209,9 @@ def test_rates_that_nobody_wrote_down_are_measured(tmp_path, fast, monkeypatch):
     assert 1e-4 < arguments.learning_rate < 3e-2  # lower ones change nothing in so few steps; the highest is 1e-1
     short = automatic._measure_rates(arguments, Automatic(seconds=60.0), Speed("no", 0.1, 1e-6, 0.1))
     assert short.learning_rate == 1e-4 and "no time" in short.source
+    monkeypatch.setattr(automatic.plan, "in_new_process", lambda *arguments: None)
+    killed = automatic._measure_rates(arguments, Automatic(), Speed("no", 0.1, 0.2, 0.1))
+    assert killed.learning_rate == 1e-4 and "memory" in killed.source
 
 
 def test_shares_held_out():

@@ -292,6 +292,8 @@ def _measure_rates(arguments: Arguments, automatic: Automatic, speed: Speed) -> 
         return usual._replace(source=f"{usual.source}: there is no time for a range test")
     with _single_process():
         losses = plan.in_new_process(range_test.measure_losses, arguments, steps)
+    if losses is None:
+        return usual._replace(source=f"{usual.source}: the memory does not suffice for a range test")
     rate = range_test.suitable_rate(losses, steps)
     return usual._replace(learning_rate=rate, source=f"measured by a range test of {steps} steps")
 
