@@ -697,3 +697,12 @@ def test_without_an_output_dir_a_new_numbered_one_is_taken(tmp_path, monkeypatch
 )
 def test_the_default_output_dir_is_named_after_model_and_data(flags, expected):
     assert default_output_dir(parse_training(flags.split())) == f"outputs/{expected}"
+
+
+def test_models_of_other_libraries_are_refused_before_the_training(tmp_path):
+    """Their losses would leave out class weights and whatever else is set."""
+    (tmp_path / "config.json").write_text('{"model_type": "upernet"}')
+    with pytest.raises(ValueError, match="is a upernet of another library.*Trainer"):
+        setup.read_data(parse_training(["--model_name_or_path", str(tmp_path)]), check=False)
+    for config in ({"model_type": "segformer"}, {"model_type": "segtx_setr"}, {"model_type": "new", "auto_map": {}}):
+        setup.check_start("model", config)

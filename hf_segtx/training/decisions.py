@@ -41,7 +41,7 @@ class Decision(NamedTuple):
 
 
 def rates_of(architecture: str, is_pretrained: bool) -> Rates | None:
-    """How it is trained; None if nobody has written it down, as for architectures of other libraries."""
+    """How it is trained; None if nobody has written it down."""
     row = ARCHITECTURES.get(architecture)
     return (row.pretrained_rates if is_pretrained else row.random_rates) if row else None
 

@@ -122,10 +122,10 @@ def read_data(arguments: Arguments, check: bool):
     """
     token = arguments.token or arguments.hub_token
     num_channels = arguments.num_channels or config_overrides(arguments).get("num_channels")
-    start = arguments.config_name or arguments.model_name_or_path
-    if start and num_channels is None:
+    if start := arguments.config_name or arguments.model_name_or_path:
         config, _ = PreTrainedConfig.get_config_dict(start, cache_dir=arguments.cache_dir, token=token)
-        num_channels = config.get("num_channels")
+        check_start(start, config)
+        num_channels = config.get("num_channels") if num_channels is None else num_channels
     settings = data_settings(arguments, token=token, num_channels=3 if num_channels is None else num_channels)
     train_dataset, validation_dataset, labels = load_data(settings, check=check)
     if arguments.class_weights not in ([], ["auto"]) and len(arguments.class_weights) != labels.num_ids:
@@ -133,6 +133,20 @@ def read_data(arguments: Arguments, check: bool):
             f"class_weights has {len(arguments.class_weights)} for {labels.num_ids} classes; give one each"
         )
     return train_dataset, validation_dataset, labels
+
+
+def check_start(start: str, config: dict) -> None:
+    """Raises ValueError if the configuration, as read from its file, is one that cannot be trained here.
+
+    What is none of ours may come with code of its own, that of an architecture made after these.
+    """
+    model_type = config.get("model_type", "")
+    if not (model_type.startswith("segtx_") or model_type in ARCHITECTURES or "auto_map" in config):
+        raise ValueError(
+            f"{start} is a {model_type or 'model without a model_type'} of another library, which computes its loss "
+            "itself, whatever is set here; start from a model of this package, put one of its heads on the backbone "
+            "(`backbone`), or train it with transformers' Trainer (examples/own_code/transformers_trainer.py)"
+        )
 
 
 def build_loader(
