@@ -267,7 +267,9 @@ def test_trainer_that_would_smooth_labels_itself_is_refused(name, tmp_path):
     assert (lambda self: repr(self.model))(trainer).startswith(type(trainer.model).__name__)  # as a Trainer may log it
     model = build(name)
     model.loss_function = parse_loss(label_smoothing=0.1)  # what the message advises
-    assert Trainer(model, TrainingArguments(**options), train_dataset=data).train().global_step == 1
+    trainer = Trainer(model, TrainingArguments(**options), train_dataset=data)
+    assert trainer.train().global_step == 1
+    assert not trainer.model_accepts_loss_kwargs  # with them, it would not divide by gradient_accumulation_steps
     assert repr(model).startswith(type(model).__name__)
 
 

@@ -57,7 +57,7 @@ class MiTBackbone(BackboneMixin, SegFormerPreTrainedModel):
         return self.stages[0].patch_embed.proj
 
     @merge_with_config_defaults
-    @capture_outputs(tie_last_hidden_states=False)
+    @capture_outputs
     def forward(self, pixel_values: torch.Tensor, **kwargs) -> BackboneOutput:
         refuse_tracing()
         size, least = tuple(pixel_values.shape[2:]), minimum_side(self.config)
@@ -100,7 +100,7 @@ class VisionTransformerBackbone(BackboneMixin, SETRPreTrainedModel):
         return self.vit.patch_embed
 
     @merge_with_config_defaults
-    @capture_outputs(tie_last_hidden_states=False)
+    @capture_outputs
     def forward(self, pixel_values: torch.Tensor, **kwargs) -> BackboneOutput:
         tokens, size = self.vit.embed(pixel_values)  # (B, P + N, C)
         chosen = [tokens] if "stem" in self.out_features else []
