@@ -8,7 +8,15 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import SegformerConfig, SegformerForSemanticSegmentation, pipeline
+from transformers import (
+    ConvNextConfig,
+    SegformerConfig,
+    SegformerForSemanticSegmentation,
+    SegformerImageProcessor,
+    UperNetConfig,
+    UperNetForSemanticSegmentation,
+    pipeline,
+)
 
 from hf_segtx import SegFormerConfig, SegFormerForSemanticSegmentation, SegFormerImageProcessor, inference
 from hf_segtx.cli import main
@@ -217,6 +225,18 @@ def test_load_model_reads_transformers_segformer_as_ours(tmp_path):
     pixel_values = torch.randn(1, 3, 64, 64)
     # the same operations in another order
     torch.testing.assert_close(ours(pixel_values).logits, theirs(pixel_values).logits, atol=1e-5, rtol=1e-4)
+
+
+def test_load_model_reads_other_models_of_transformers(tmp_path):
+    stages = ConvNextConfig(hidden_sizes=[8, 16, 24, 32], depths=[1, 1, 1, 1], out_indices=[1, 2, 3, 4])
+    config = UperNetConfig(backbone_config=stages, hidden_size=16, auxiliary_in_channels=24, num_labels=3)
+    theirs = UperNetForSemanticSegmentation(config).eval()
+    theirs.save_pretrained(tmp_path)
+    SegformerImageProcessor().save_pretrained(tmp_path)
+    loaded, processor = load_model(tmp_path)
+    assert type(loaded) is UperNetForSemanticSegmentation and "Segformer" in type(processor).__name__
+    pixel_values = torch.randn(1, 3, 64, 64)
+    assert torch.equal(loaded(pixel_values).logits, theirs(pixel_values).logits)
 
 
 def test_load_model_refuses_missing_weights(tmp_path, checkpoint):

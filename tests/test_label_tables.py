@@ -94,6 +94,8 @@ def test_coco_stuff_matches_labels_txt():
     both = [number for number in values if number and number not in absent]
     assert mapped("coco_stuff_10k", both) == mapped("coco_stuff_164k", [number - 1 for number in both]) == [*range(171)]
     assert mapped("coco_stuff_10k", [0]) == [255]
+    with pytest.raises(ValueError, match="value 254"):
+        mapped("coco_stuff_164k", [254])
 
 
 def test_pascal_context_matches_the_order_of_459_names():
