@@ -280,6 +280,14 @@ def test_pretrained_backbone_of_a_folder(backbone, tmp_path, caplog):
     torch.testing.assert_close(last, expected, rtol=1e-5, atol=1e-5)  # the same operations, other kernels at most
 
 
+def test_network_of_timm_that_its_name_does_not_describe_is_refused(tmp_path):
+    shape = {"dims": [8, 16, 24, 32], "depths": [1, 1, 1, 1]}
+    network = timm.create_model("convnext_atto", **shape)
+    timm.models.save_for_hf(network, tmp_path, model_args=shape, safe_serialization=True)
+    with pytest.raises(ValueError, match="has no weight stem.0.weight of the shape .40, 3, 4, 4."):
+        ARCHITECTURES["segformer"].model.from_backbone(tmp_path, num_labels=3)
+
+
 @pytest.mark.parametrize(
     ("settings", "mean", "std"),
     [
