@@ -227,6 +227,13 @@ def test_load_model_reads_transformers_segformer_as_ours(tmp_path):
     torch.testing.assert_close(ours(pixel_values).logits, theirs(pixel_values).logits, atol=1e-5, rtol=1e-4)
 
 
+def test_a_size_of_height_and_width_is_scaled_to_what_the_network_takes():
+    processor = SegFormerImageProcessor(size={"height": 64, "width": 96}, size_divisor=24)
+    image = Image.new("RGB", (9, 9))
+    assert inference.resized_image(processor, image, 1.0).shape == (3, 64, 96)  # as it is said
+    assert inference.resized_image(processor, image, 0.6).shape == (3, 48, 48)  # of 38.4 and 57.6
+
+
 def test_load_model_reads_other_models_of_transformers(tmp_path):
     stages = ConvNextConfig(hidden_sizes=[8, 16, 24, 32], depths=[1, 1, 1, 1], out_indices=[1, 2, 3, 4])
     config = UperNetConfig(backbone_config=stages, hidden_size=16, auxiliary_in_channels=24, num_labels=3)

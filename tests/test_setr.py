@@ -352,9 +352,13 @@ def test_blocks_that_are_read():
 
 
 @pytest.mark.parametrize("decode_head, side", [("naive", 4), ("pup", 32), ("mla", 16)])
-def test_logits_keep_the_resolution_of_the_head(decode_head, side):
+def test_logits_keep_the_resolution_of_the_head(decode_head, side, tmp_path):
+    model, images = build(decode_head), torch.randn(1, 3, 32, 32)
+    model.save_pretrained(tmp_path)
     with torch.no_grad():
-        assert build(decode_head)(torch.randn(1, 3, 32, 32)).logits.shape == (1, K, side, side)
+        logits = model(images).logits
+        assert logits.shape == (1, K, side, side)
+        assert torch.equal(type(model).from_pretrained(tmp_path)(images).logits, logits)
 
 
 @pytest.mark.parametrize("decode_head", HEAD_KINDS)
