@@ -227,6 +227,15 @@ def test_load_model_reads_transformers_segformer_as_ours(tmp_path):
     torch.testing.assert_close(ours(pixel_values).logits, theirs(pixel_values).logits, atol=1e-5, rtol=1e-4)
 
 
+def test_logits_of_one_scale_are_those_of_the_image(checkpoint):
+    model, processor = load_model(checkpoint)
+    image = MixedScenes()[0]["image"]
+    expected = segment(model, processor, [image], return_scores=True)[0].probabilities
+    processor.averaging = "logits"
+    seen = segment(model, processor, [image], return_scores=True)[0].probabilities
+    torch.testing.assert_close(seen, expected, rtol=0, atol=1e-5)  # float32
+
+
 def test_a_size_of_height_and_width_is_scaled_to_what_the_network_takes():
     processor = SegFormerImageProcessor(size={"height": 64, "width": 96}, size_divisor=24)
     image = Image.new("RGB", (9, 9))

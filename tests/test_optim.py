@@ -76,7 +76,9 @@ def test_frozen_and_shared_parameters():
     model = Model()
     model.backbone[0].requires_grad_(False)
     model.decode_head[0].weight = model.decode_head[2].weight = nn.Parameter(torch.zeros(8, 8, 1, 1))
-    grouped = [p for group in parameter_groups(model, 1e-3) for p in group["params"]]
+    groups = parameter_groups(model, 1e-3)
+    assert {group["weight_decay"] for group in groups} == {0.0}  # if nothing is said
+    grouped = [p for group in groups for p in group["params"]]
     assert len(grouped) == len({id(p) for p in grouped}) == len([p for p in model.parameters() if p.requires_grad])
 
 
@@ -268,8 +270,9 @@ def test_average_goes_on_after_saving_and_loading(tmp_path):
     assert all(torch.equal(a, b) for a, b in zip(ema.averages, resumed.averages, strict=True))
     with pytest.raises(ValueError, match="saved for another model"):
         EMA(nn.Linear(3, 4), 0.9).load_state_dict(ema.state_dict())
-    with pytest.raises(ValueError, match="below 1"):
-        EMA(model, 1.0)
+    for decay in (1.0, -0.1):
+        with pytest.raises(ValueError, match="at least 0 and below 1"):
+            EMA(model, decay)
 
 
 def test_half_precision_weights_are_averaged_in_float32_and_come_back_bit_by_bit():
