@@ -288,7 +288,7 @@ def as_table() -> str:
         "",
         "What no setting says is not the authors': images are made smaller with antialiasing (theirs without), logits",
         "of whole images go to the size of the labels in one step, colours change in YIQ instead of HSV, small crops",
-        "lie at the top left of their padding (openseg: anywhere), random numbers are others, and so are the libraries.",
+        "lie at the top left of their padding (openseg: anywhere), random numbers are others, as are the libraries.",
         "",
         "| published run | recipe | settings |",
         "|---|---|---|",
