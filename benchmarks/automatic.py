@@ -15,7 +15,7 @@ All from random weights, or with `--start FOLDER` all from that SegFormer-B0, wi
 The three others get as many steps as fill the time, by a measurement that is not charged, and one evaluation, at the
 end. Each run is a process of its own, one after the other; what is already in the output folder is not run again.
 Prints mean IoU in per cent of all runs in the output folder as Markdown tables, and `--page` writes them into a page;
-several `--seeds` show how far it spreads. The contestants `automatic_b1` and so on are told the size.
+several `--seeds` show how far it spreads. The contestant `automatic_b1` is told the size.
 
 On a machine that others use as well, `--processor_time` makes all clocks count the time of the processor instead, of
 one thread: ten minutes of it are about five by the clock on two cores.
@@ -36,7 +36,7 @@ from measure import machine
 
 
 CONTESTANTS = ("automatic", "recipe", "defaults", "transformers")
-SIZES = ("automatic", "automatic_b1", "automatic_b2")
+SIZES = ("automatic", "automatic_b1")  # of SegFormer
 COUNTS = {"large": (80, 16)}  # training and validation images; else 120 and 40
 ROOT = Path(__file__).resolve().parent.parent
 RECIPE = ROOT / "examples/recipes/segformer_b0_camvid.args"
@@ -129,10 +129,11 @@ def run_case(contestant: str, case: str, minutes: float, seed: int, arguments: a
     return entry
 
 
-def table(folder: Path, contestants: tuple[str, ...]) -> str:
+def table(folder: Path, contestants: tuple[str, ...], least: int) -> str:
     """Markdown of all runs in the folder, a row for each data set and time; of several seeds mean and half the range.
 
-    Rows with one of the contestants only are left out: there is nothing beside it.
+    Args:
+        least: contestants that a row must have.
     """
     scores = {}
     for file in sorted(folder.glob("*/benchmark.json")):
@@ -145,7 +146,7 @@ def table(folder: Path, contestants: tuple[str, ...]) -> str:
         means = [f"{sum(part) / len(part):.2f}" if part else "" for part in found]
         spreads = [f" ± {(max(part) - min(part)) / 2:.2f}" if len(part) > 1 else "" for part in found]
         cells = [mean + spread for mean, spread in zip(means, spreads, strict=True)]
-        lines += [[case, f"{minutes:g}", *cells]] * (len([part for part in found if part]) > 1)
+        lines += [[case, f"{minutes:g}", *cells]] * (len([part for part in found if part]) >= least)
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
@@ -178,10 +179,8 @@ def main() -> None:
         for minutes, contestant in itertools.product(arguments.minutes, arguments.contestants):
             runs = [run_case(contestant, case, minutes, seed, arguments) for seed in arguments.seeds]
             print(f"{case}, {minutes:g} minutes, {contestant}: {runs}", flush=True)
-    tables = {
-        name: table(Path(arguments.output_dir), contestants)
-        for name, contestants in (("automatic", CONTESTANTS), ("sizes", SIZES))
-    }
+    folder = Path(arguments.output_dir)
+    tables = {"automatic": table(folder, CONTESTANTS, 1), "sizes": table(folder, SIZES, 2)}
     print(*tables.values(), sep="\n\n")
     if arguments.page:
         page = Path(arguments.page)
