@@ -140,12 +140,12 @@ def check_start(start: str, config: dict) -> None:
 
     What is none of ours may come with code of its own, that of an architecture made after these.
     """
-    model_type = config.get("model_type", "")
-    if not (model_type.startswith("segtx_") or model_type in ARCHITECTURES or "auto_map" in config):
+    model_type = config.get("model_type")
+    if model_type and not (model_type.startswith("segtx_") or model_type in ARCHITECTURES or "auto_map" in config):
         raise ValueError(
-            f"{start} is a {model_type or 'model without a model_type'} of another library, which computes its loss "
-            "itself, whatever is set here; start from a model of this package, put one of its heads on the backbone "
-            "(`backbone`), or train it with transformers' Trainer (examples/own_code/transformers_trainer.py)"
+            f"{start} is a {model_type} of another library, which computes its loss itself, whatever is set here; "
+            "start from a model of this package, put one of its heads on the backbone (`backbone`), or train it with "
+            "transformers' Trainer (examples/own_code/transformers_trainer.py)"
         )
 
 
