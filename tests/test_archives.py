@@ -148,11 +148,13 @@ def test_a_second_run_goes_on_and_other_runs_are_refused(predictor, pictures, tm
     shards = sorted((tmp_path / "out").glob("*.parquet"))
     before = [file.read_bytes() for file in shards]
     shards[1].unlink()
+    shards[1].with_name(f".unfinished-1-{shards[1].name}").write_bytes(b"PAR1")  # of a process that was killed
     written = []
     replace = os.replace
     monkeypatch.setattr(os, "replace", lambda source, target: (written.append(target), replace(source, target)))
     segment_archive(predictor, records, tmp_path / "out", images_per_shard=4)
     assert written == [shards[1]] and [file.read_bytes() for file in shards] == before
+    assert sorted((tmp_path / "out").glob("*.parquet")) == shards  # hidden files, too
     with pytest.raises(ValueError, match="another `images_per_shard`: 4, now 5"):
         segment_archive(predictor, records, tmp_path / "out", images_per_shard=5)
     fewer = files_as_records({pictures / "01.png": None})

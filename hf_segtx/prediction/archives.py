@@ -230,12 +230,19 @@ def _with_name(row: dict, index: int, name: str) -> dict:
     return {"index": index, "name": name, **row, "label": label}
 
 
+def _finish(unfinished: Path, file: Path) -> None:
+    """Puts a whole file in its place, and removes what killed processes left of it, which others would read."""
+    os.replace(unfinished, file)
+    for left in file.parent.glob(f".unfinished-*-{file.name}"):
+        left.unlink(missing_ok=True)
+
+
 def _write_parquet(file: Path, rows: list[dict], metadata: dict[str, str]) -> None:
     schema = FEATURES.arrow_schema
     schema = schema.with_metadata({**schema.metadata, **metadata})
     unfinished = file.with_name(f".unfinished-{os.getpid()}-{file.name}")
     pq.write_table(pa.Table.from_pylist(rows, schema), unfinished, compression="none", row_group_size=100)
-    os.replace(unfinished, file)
+    _finish(unfinished, file)
 
 
 def _write_tar(file: Path, rows: list[dict], metadata: dict[str, str]) -> None:
@@ -249,7 +256,7 @@ def _write_tar(file: Path, rows: list[dict], metadata: dict[str, str]) -> None:
                 member = tarfile.TarInfo(f"{row['index']:09}.{suffix}")
                 member.size = len(content)
                 archive.addfile(member, io.BytesIO(content))
-    os.replace(unfinished, file)
+    _finish(unfinished, file)
 
 
 WRITERS = {"parquet": _write_parquet, "webdataset": _write_tar}
