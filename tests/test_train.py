@@ -692,7 +692,7 @@ def test_without_an_output_dir_a_new_numbered_one_is_taken(tmp_path, monkeypatch
         ("--architecture setr", "setr_scenes"),
         ("--train_dir my/photos/train --architecture ocrnet", "ocrnet_photos"),
         ("--dataset_name user/streets --model_name_or_path nvidia/mit-b0", "mit-b0_streets"),
-        ("--train_dir /", "segformer_data"),
+        ("--train_dir / --model_name_or_path outputs/run/best", "run_data"),
     ],
 )
 def test_the_default_output_dir_is_named_after_model_and_data(flags, expected):

@@ -325,10 +325,10 @@ def decide_optimizer(rates: Rates, steps: int, random_rates: Rates | None = None
         factor = min(8.0, (rates.steps / steps) ** 0.4)
         rate = float(f"{rate * factor:.2g}")
         why += f"; {factor:.1f} times as much, because {steps} steps have to do what {rates.steps} did there"
-    head, head_why, highest = rates.head_lr_multiplier, rates.source, random_rates
-    if highest and head * rate > highest.learning_rate > rate and rates.optimizer == highest.optimizer:
-        head = round(highest.learning_rate / rate, 2)
-        head_why = f"for heads, which begin with random weights: {highest.source}"
+    head, head_why = rates.head_lr_multiplier, rates.source
+    if random_rates and random_rates.optimizer == rates.optimizer and head * rate > random_rates.learning_rate > rate:
+        head = round(random_rates.learning_rate / rate, 2)
+        head_why = f"for heads, which begin with random weights: {random_rates.source}"
     warmup = max(1, min(1500, round(0.05 * steps)))
     return [
         Decision("optimizer", rates.optimizer, rates.source),

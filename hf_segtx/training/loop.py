@@ -544,7 +544,7 @@ class TrainingRun:
         }
         if self.is_main:
             self._publish(results, plain.config.model_type)
-        for tracker in self.accelerator.trackers:
+        for tracker in self.accelerator.trackers:  # `end_training` would end the group of processes, too
             tracker.finish()
         return results
 

@@ -19,6 +19,7 @@ from .checkpoints import delete_partial, delete_run
 
 
 HEARTBEAT = 4.0  # seconds between signs of life in the lock
+UNTELLING = ("train", "training", "images", "best", "last")  # as names of folders
 PATIENCE = 20.0  # seconds without one after which a run elsewhere is taken for dead
 
 
@@ -154,10 +155,13 @@ def claim_output_dir(arguments: Arguments, lock: RunLock) -> Path:
 
 def default_output_dir(arguments: Arguments) -> str:
     """Named after what is trained and on what, such as outputs/segformer_scenes."""
+
+    def name_of(place: str) -> str:
+        parts = Path(os.path.abspath(place)).parts[1:]
+        return next((part for part in reversed(parts) if part.lower() not in UNTELLING), "data")
+
     start = arguments.model_name_or_path or arguments.config_name or arguments.architecture or "segformer"
-    data = Path(arguments.train_dir or arguments.dataset_name or "scenes").resolve().parts[1:]
-    names = [name for name in data if name.lower() not in ("train", "training", "images")]
-    return f"outputs/{Path(start).resolve().name}_{names[-1] if names else 'data'}"
+    return f"outputs/{name_of(start)}_{name_of(arguments.train_dir or arguments.dataset_name or 'scenes')}"
 
 
 def _is_taken(folder: Path) -> bool:

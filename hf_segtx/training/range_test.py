@@ -1,6 +1,7 @@
 """The range test of learning rates, for architectures whose rates nobody has written down.
 
-    rate = suitable_rate(measure_losses(arguments, steps=60))
+    losses = measure_losses(arguments, steps=60)
+    rate = suitable_rate(losses, steps=60)
 
 Leslie N. Smith, "Cyclical Learning Rates for Training Neural Networks" (arXiv 1506.01186, Section 3.3): a short
 training whose rate grows with each step. The loss stays, then falls, then rises where the rate is too high.
