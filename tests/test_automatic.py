@@ -5,6 +5,7 @@ import json
 import math
 import threading
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -445,8 +446,24 @@ def test_five_channels_of_sixteen_bits(tmp_path, fast):
 
 
 @pytest.mark.slow
-def test_run_settles_its_steps_once_and_can_be_repeated(folder, fast, tmp_path):
-    """The total changes at the first evaluation; the run from the recipe, and a resumed one, have the same weights."""
+def test_run_settles_its_steps_once_and_can_be_repeated(folder, fast, tmp_path, monkeypatch):
+    """The total changes at the first evaluation; the run from the recipe, and a resumed one, have the same weights.
+
+    A step takes 0.2 s and an evaluation one, by a clock that no other program on the machine slows down.
+    """
+    clock = SimpleNamespace(seconds=0.0, perf_counter=lambda: clock.seconds)
+    for module in (automatic, automatic_run, loop):
+        monkeypatch.setattr(module, "time", clock)
+
+    def takes(method, seconds):
+        def timed(self, *arguments):
+            clock.seconds += seconds
+            return method(self, *arguments)
+
+        return timed
+
+    monkeypatch.setattr(loop.TrainingRun, "step", takes(loop.TrainingRun.step, 0.2))
+    monkeypatch.setattr(loop.TrainingRun, "evaluate", takes(loop.TrainingRun.evaluate, 1.0))
 
     def arguments(**more):
         small = {"config_overrides": json.dumps(TINY), "crop_size": [32], "logging_steps": 1}
@@ -459,7 +476,7 @@ def test_run_settles_its_steps_once_and_can_be_repeated(folder, fast, tmp_path):
     run = automatic_run.AutomaticRun(first, automatic=decided)
     results = run.run()
     assert run.steps.total != planned and results["step"] <= run.steps.total
-    assert decided.elapsed() < 1.1 * 20 + 5  # reading the libraries' parts for the first time comes on top here
+    assert 0.8 * 20 < decided.elapsed() <= 20  # the part of the report, which takes no time here, is left over
     recipe = tmp_path / "first" / "train.args"
     assert f"--max_train_steps {run.steps.total}" in recipe.read_text()
     second = parse_training(["--recipe", str(recipe), "--output_dir", str(tmp_path / "second")])
