@@ -2,6 +2,7 @@
 
     OMP_NUM_THREADS=2 python benchmarks/segformer.py                      # inference b0 b2 b5, training step b0
     OMP_NUM_THREADS=2 python benchmarks/segformer.py --sizes b0 --rounds 15
+    OMP_NUM_THREADS=2 python benchmarks/segformer.py --operators          # where our time goes, as Markdown
 
 Prints medians, the ratio of medians, peak additional memory (each in a process of its own), the largest difference of
 the logits, and how far we are from the floor: the multiply-adds that the network needs, at the speed that one large
@@ -9,10 +10,12 @@ matrix product reaches here.
 """
 
 import argparse
+import statistics
 import tempfile
 
 import torch
-from measure import compare, machine, multiply_adds, print_header
+from measure import compare, interleave, machine, matrix_speed, multiply_adds, print_header
+from torch.profiler import profile
 from transformers import SegformerConfig, SegformerForSemanticSegmentation
 from transformers.utils import logging
 
@@ -30,6 +33,60 @@ def both(size: str, num_labels: int):
     return {"transformers": theirs, "hf_segtx": ours}
 
 
+KINDS = {  # operators that do the work, as the profiler calls them -> what they do in this network
+    "aten::mkldnn_convolution": "products and convolutions",
+    "aten::_slow_conv2d_forward": "products and convolutions",
+    "aten::addmm": "products and convolutions",
+    "aten::mm": "products and convolutions",
+    "aten::bmm": "products and convolutions",
+    "aten::_scaled_dot_product_flash_attention_for_cpu": "attention",
+    "aten::gelu": "GELU",
+    "aten::native_layer_norm": "LayerNorm",
+    "aten::add": "residuals",
+    "aten::add_": "residuals",
+    "aten::upsample_bilinear2d": "upsampling",
+    "aten::baddbmm_": "upsampling",
+    "aten::copy_": "copies",
+}
+
+
+def shares_of_operators(model: torch.nn.Module, x: torch.Tensor, rounds: int) -> dict[str, float]:
+    """What share of the time of predictions each kind of operator takes."""
+    with torch.inference_mode():
+        model(x)
+        with profile() as profiler:
+            for _ in range(rounds):
+                model(x)
+    shares = dict.fromkeys([*KINDS.values(), "all others, and calling them"], 0.0)
+    events = profiler.key_averages()
+    for event in events:
+        shares[KINDS.get(event.key, "all others, and calling them")] += event.self_cpu_time_total
+    total = sum(shares.values())
+    return {kind: microseconds / total for kind, microseconds in shares.items()}
+
+
+def print_operators(sizes: list[str], x: torch.Tensor, num_labels: int, rounds: int) -> None:
+    """Markdown: for each size GFLOP, their time at the speed of one large product, ours over it, operators' shares."""
+    columns = {}
+    for size in sizes:
+        model = both(size, num_labels)["hf_segtx"].eval()
+        products = multiply_adds(model, x)
+        with torch.inference_mode():
+            times = interleave({"ours": lambda model=model: model(x)}, rounds)["ours"]
+        floor = products / matrix_speed()
+        columns[size] = {
+            "GFLOP": f"{2e-9 * products:.1f}",
+            "floor": f"{1e3 * floor:.0f} ms",
+            "time": f"{1e3 * statistics.median(times):.0f} ms",
+            "time / floor": f"{statistics.median(times) / floor:.2f}",
+        }
+        columns[size] |= {kind: f"{share:.1%}" for kind, share in shares_of_operators(model, x, rounds).items()}
+    print("| | " + " | ".join(columns) + " |")
+    print("|---|" + "---:|" * len(columns))
+    for row in columns[sizes[0]]:
+        print(f"| {row} | " + " | ".join(column[row] for column in columns.values()) + " |")
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", nargs="*", default=["b0", "b2", "b5"], choices=list(SIZES), help="inference")
@@ -38,6 +95,7 @@ def main():
     parser.add_argument("--num_labels", type=int, default=150)
     parser.add_argument("--batch_size", type=int, default=2, help="of the training step; inference takes one image")
     parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--operators", action="store_true", help="instead: where the time of our predictions goes")
     arguments = parser.parse_args()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
@@ -45,6 +103,9 @@ def main():
 
     print(machine())
     print(f"float32, {side}x{side}, {arguments.num_labels} classes")
+    if arguments.operators:
+        print_operators(arguments.sizes, torch.randn(1, 3, side, side), arguments.num_labels, arguments.rounds)
+        return
     print_header("transformers")
     for size in arguments.sizes:
         models = both(size, arguments.num_labels)
