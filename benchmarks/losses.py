@@ -5,6 +5,7 @@
 Medians of calls that take turns. Full size: F.interpolate, softmax or log_softmax, and the textbook formula.
 """
 
+import math
 import statistics
 from types import SimpleNamespace
 
@@ -50,6 +51,21 @@ def lovasz(logits, labels):
     return sum(terms) / len(terms)
 
 
+def rmi(logits, labels):
+    """Region mutual information as openseg.pytorch computes it, all classes at once (see hf_segtx/losses.py)."""
+    valid = (labels != 255).unsqueeze(1)
+    truth = torch.zeros_like(logits).scatter_(1, labels.unsqueeze(1).masked_fill(~valid, 0), 1.0) * valid
+    bce = F.binary_cross_entropy_with_logits(logits, truth, valid.expand_as(logits).float(), reduction="sum")
+    maps = [
+        F.max_pool2d(values, 3, padding=1).flatten(0, 1).unsqueeze(1) for values in (truth, logits.sigmoid() * valid)
+    ]
+    y, p = (points - points.mean(2, keepdim=True) for points in (F.unfold(values.double(), 3) for values in maps))
+    ridge = 1e-3 * torch.eye(9, dtype=torch.float64)
+    left = y @ y.mT - y @ p.mT @ torch.linalg.inv(p @ p.mT + ridge) @ p @ y.mT
+    mutual = (torch.logdet(left + ridge) / 2 - 9 * math.log(1e-3) / 2).sum() / 9 / len(logits)
+    return (bce / valid.sum() + mutual.float()) / 2
+
+
 def measure(formula, shape, size):
     torch.manual_seed(0)
     logits = confident_logits(shape).requires_grad_()
@@ -83,7 +99,7 @@ def main():
     print(machine())
     print(f"{'':46} {'full ms':>8} {'ours ms':>8} {'ratio':>6} {'full MiB':>8} {'ours MiB':>8}")
     for shape, size in CASES:
-        for formula in (focal, dice, lovasz):
+        for formula in (focal, dice, lovasz, rmi):
             measure(formula, shape, size)
 
 
