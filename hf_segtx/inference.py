@@ -363,8 +363,8 @@ def probability_blocks(
     model: nn.Module,
     processor,
     image,
-    scales: Sequence[float] = (1.0,),
-    flip: bool = False,
+    scales: Sequence[float],
+    flip: bool,
     window_batch_size: int = 4,
 ) -> Iterator[ProbabilityBlock]:
     """An image's rows from the top, in blocks; arguments as those of `segment`, which puts them together."""

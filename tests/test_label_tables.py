@@ -40,6 +40,7 @@ def test_every_table_has_its_classes_and_ignores_255(name, classes):
     assert labels.num_labels == classes and labels.ignore_index == 255
     assert mapped(name, [255]) == [255]
     assert set(labels.mapping.values()) == {*range(classes), 255}  # every class has a value in the masks
+    assert max(labels.mapping) == 255  # which have 8 bits
 
 
 def test_all_tables_are_listed_above_and_unknown_ones_refused():
@@ -111,7 +112,8 @@ def test_pascal_context_matches_the_order_of_459_names():
     """
     assert sorted(numbers) == [int(number) for number in detail.split()]
     voc = [name.replace("diningtable", "table") for name in Labels.named("voc").names]
-    assert Labels.named("pascal_context_60").names[:21] == tuple(voc)  # the first are VOC's
+    with_background = Labels.named("pascal_context_60")
+    assert with_background.names[:21] == tuple(voc) and with_background.palette[:21] == Labels.named("voc").palette
     assert mapped("pascal_context_59", [0, 1, 59]) == [255, 0, 58] and mapped("pascal_context_60", [0, 59]) == [0, 59]
 
 
@@ -143,6 +145,7 @@ def test_lip_matches_the_authors_colors():
     plain = [name.replace("-", "").lower() for name in labels.names]
     for name, number in ids.items():
         assert plain[number] == name.lower() and labels.palette[number] == colors[name]
+    assert mapped("lip", [*range(20)]) == [*range(20)]
 
 
 def test_loveda_matches_its_color_map():

@@ -71,7 +71,9 @@ def label_maps(num_labels, sizes=((5, 7), (16, 9), (40, 30)), cell=1, void=255, 
 
 @pytest.mark.parametrize("cell", [1, 6])  # noise is counted pixel by pixel, squares by runs
 @pytest.mark.parametrize("num_labels", [1, 2, 11, 150, 300])
-def test_matches_definition(num_labels, cell):
+def test_matches_definition(num_labels, cell, monkeypatch):
+    monkeypatch.setattr(metrics, "_BLOCK", 500)  # the last map is counted in several
+    monkeypatch.setattr(metrics, "_NOISE_BLOCK", 200)
     void = 65535 if num_labels > 255 else 255
     predictions, references = label_maps(num_labels, cell=cell, void=void)
     metric = MeanIoU(num_labels=num_labels, ignore_index=void)
@@ -138,14 +140,17 @@ def test_every_integer_type_and_container_counts_the_same(numpy_type):
         {"num_labels": 5, "ignore_index": 255, "reduce_labels": True},
         {"num_labels": 6, "ignore_index": -100, "label_map": {255: -100}},
         {"num_labels": 6, "ignore_index": 255, "label_map": {1: 2, 2: 1, 5: 0}},
+        {"num_labels": 6, "ignore_index": 255, "label_map": {300: 3, 4: 255, 5: 255}},
         {"num_labels": 9, "ignore_index": 255},
     ],
 )
-@pytest.mark.parametrize("given_to", ["constructor", "compute", "compute after adding"])
-def test_settings_match_definition_wherever_they_are_given(settings, given_to):
+@pytest.mark.parametrize("given_to", ["constructor", "compute", "compute after adding", "compute after adding pixels"])
+def test_settings_match_definition_wherever_they_are_given(settings, given_to, monkeypatch):
+    if given_to == "compute after adding pixels":  # as on an accelerator
+        monkeypatch.setattr(metrics, "_runs", lambda *maps: metrics._pixels(*map(torch.from_numpy, maps)))
     predictions, references = label_maps(6 - settings.get("reduce_labels", False))
     references = [np.where(x == 255, 255, x + settings.get("reduce_labels", False)) for x in references]
-    references[0][0, 0] = 0
+    references[0][0, :2] = 0, max(settings.get("label_map", [1]))
     inputs = {"predictions": predictions, "references": references}
     if given_to == "constructor":
         results = MeanIoU(**settings).compute(**inputs)
@@ -165,13 +170,16 @@ def test_ids_beyond_8_bits_before_num_labels_is_known():
         metric.add(prediction=prediction, reference=reference)
     expected = slow_mean_iou(predictions, references, 700, -100)
     assert_same_scores(metric.compute(num_labels=700, ignore_index=-100), expected)
-    with pytest.raises(ValueError, match=r"id 5000 .*give num_labels"):
-        metric.add(prediction=np.array([[5000]]), reference=np.array([[1]]))
+    for large in (4096, 5000):
+        with pytest.raises(ValueError, match=rf"id {large} is outside \[0, 4096\).*give num_labels"):
+            metric.add(prediction=np.array([[large]]), reference=np.array([[1]]))
 
 
-def test_negative_ignore_index_in_torch_labels():
-    prediction, reference = torch.tensor([[0, 1, 1]]), torch.tensor([[0, 1, -100]])
-    results = MeanIoU(num_labels=2, ignore_index=-100).compute(predictions=[prediction], references=[reference])
+@pytest.mark.parametrize("ignore_index", [-1, -100])
+def test_negative_ignore_index_in_torch_labels(ignore_index):
+    prediction, reference = torch.tensor([[0, 1, 1]]), torch.tensor([[0, 1, ignore_index]])
+    metric = MeanIoU(num_labels=2, ignore_index=ignore_index)
+    results = metric.compute(predictions=[prediction], references=[reference])
     assert results["mean_iou"] == 1 and results["confusion_matrix"].tolist() == [[1, 0], [0, 1]]
 
 
@@ -213,13 +221,19 @@ def test_absent_classes_and_all_void():
 
 @pytest.mark.parametrize(
     "settings",
-    [{}, {"ignore_index": 1000}, {"reduce_labels": True}, {"label_map": {7: 2, 1: 255}, "ignore_index": -100}],
+    [
+        {},
+        {"ignore_index": 1000},
+        {"ignore_index": -100},
+        {"reduce_labels": True},
+        {"label_map": {7: 2, 1: 255}, "ignore_index": -100},
+    ],
 )
 def test_counting_without_waiting_gives_the_same(settings, monkeypatch):
     """As on an accelerator, here on the CPU."""
     generator = np.random.default_rng(0)
-    ignored = settings.get("ignore_index", 255)
-    raw = [1, 2, 3, 7 if "label_map" in settings else 1, 255 if "reduce_labels" in settings else ignored]
+    ignored = 0 if "reduce_labels" in settings else settings.get("ignore_index", 255)
+    raw = [1, 2, 3, 7 if "label_map" in settings else 1, 255 if "reduce_labels" in settings else ignored, ignored]
     references = [generator.choice(raw, (5, 6)) for _ in range(3)]
     predictions = [generator.integers(0, 4, (5, 6)) for _ in range(3)]
     predictions[0][references[0] == ignored] = 4000  # counts nowhere
@@ -229,6 +243,7 @@ def test_counting_without_waiting_gives_the_same(settings, monkeypatch):
         metric = MeanIoU(num_labels=4, ignore_index=255, label_map=settings["label_map"])
         references = [np.where(reference == ignored, 255, reference) for reference in references]
     expected = metric.compute(predictions=predictions, references=references)
+    monkeypatch.setattr(metrics, "_DEVICE_BLOCK", 12)  # of 30 pixels
 
     def count(self, prediction, reference):
         if self._counts is None:
@@ -268,12 +283,15 @@ def test_wrong_input_is_named():
     good = np.zeros((2, 3), np.uint8)
     metric = MeanIoU(num_labels=3)
     cases = [
-        (good + 3, good, r"prediction id 3 is outside the classes \[0, 3\)"),
+        (good + 3, good, r"prediction id 3 is outside the classes \[0, 3\); has the model another number of classes"),
         (good.astype(int) - 1, good, "prediction id -1 is outside"),
-        (good, good + 7, r"reference id 7 is outside the classes \[0, 3\); only ignore_index 255"),
+        (good, good + 7, r"reference id 7 is outside the classes \[0, 3\); only ignore_index 255 .* or a label_map miss"),
+        (good, good + 3, "reference id 3 is outside"),
+        (good, good.astype(int) - 1, "reference id -1 is outside"),
         (good, good.astype(np.int64) + 1000, "reference id 1000 is outside"),
         (good, good.astype(int) - 100, "reference id -100 is outside"),
         (good, good[:1], r"shape \(2, 3\) for a reference of shape \(1, 3\)"),
+        (good[:1], good, r"shape \(1, 3\) for a reference of shape \(2, 3\)"),
         (good.astype(np.float32), good, "float32, not integer"),
         (torch.zeros(2, 3), good, "float32, not integer"),
     ]
@@ -282,18 +300,27 @@ def test_wrong_input_is_named():
             metric.add(prediction=prediction, reference=reference)
     with pytest.raises(ValueError, match="1 predictions but 2 references"):
         metric.add_batch(predictions=[good], references=[good, good])
-    with pytest.raises(ValueError, match="both be given"):
-        metric.add_batch(predictions=[good])
+    for one in ({"predictions": [good]}, {"references": [good]}):
+        for function in (metric.add_batch, metric.compute):
+            with pytest.raises(ValueError, match="both be given"):
+                function(**one)
+    with pytest.raises(ValueError, match="reference id 1 is outside"):  # is said by `add`, as it is class 7
+        MeanIoU(num_labels=3, label_map={1: 7}).add(prediction=good, reference=good + 1)
+    with pytest.raises(ValueError, match=r"reference id 9 .* \(reduce_labels turns 0 into 255\)"):
+        MeanIoU(num_labels=3, reduce_labels=True).add(prediction=good, reference=good + 9)
+    with pytest.raises(ValueError, match="prediction id 4000"):  # 255 is a class here
+        MeanIoU(num_labels=3, label_map={255: 1}).add(prediction=good.astype(int) + 4000, reference=good + 255)
     with pytest.raises(ValueError, match=r"unknown arguments \['num_classes'\]"):
         metric.compute(predictions=[good], references=[good], num_classes=3)
     with pytest.raises(ValueError, match="num_labels is not known"):
         MeanIoU().compute(predictions=[good], references=[good])
     with pytest.raises(ValueError, match="num_labels is 0"):
         MeanIoU(num_labels=0)
-    for settings in ({"num_labels": 3}, {"num_labels": 5}):  # found in `compute` when it is told there
+    ids = np.array([[0, 4, 6, 5]])
+    for what in ("prediction", "reference"):  # found in `compute` when it is told there
         late = MeanIoU()
-        late.add(prediction=good + 4, reference=good + 9 - settings["num_labels"])
-        with pytest.raises(ValueError, match="(reference id 6|prediction id 4|reference id 4)"):
+        late.add(**({"prediction": 0 * ids, "reference": 0 * ids} | {what: ids}))
+        with pytest.raises(ValueError, match=f"{what} id 6 is outside"):
             late.compute(num_labels=3)
     # a prediction where the truth is void does not matter
     results = metric.compute(predictions=[np.array([[200, 0]])], references=[np.array([[255, 0]])])
@@ -302,11 +329,16 @@ def test_wrong_input_is_named():
 
 def test_warns_when_ignore_index_is_a_class():
     reference, prediction = np.array([[0, 0, 1, 1]]), np.array([[1, 0, 1, 0]])
-    with pytest.warns(UserWarning, match="ignore_index 0 is also a class.*recall"):
+    with pytest.warns(UserWarning, match="ignore_index 0 is also a class.*recall") as warned:
         results = MeanIoU(num_labels=2, ignore_index=0).compute(predictions=[prediction], references=[reference])
+    assert [warning.filename for warning in warned] == [__file__]  # once, at the caller's line
     assert results["per_category_iou"][1] == 0.5  # the recall of class 1; its IoU is 1/3
     with pytest.warns(UserWarning, match="ignore_index 1 is also a class"):
         MeanIoU().compute(predictions=[prediction], references=[reference], num_labels=2, ignore_index=1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for ignore_index in (-1, 2):
+            MeanIoU(num_labels=2, ignore_index=ignore_index)
 
 
 def test_loads_from_file_and_folder(tmp_path):
@@ -333,6 +365,7 @@ def test_compute_metrics_for_trainer():
         assert bool(results) == is_last
     assert results == {name: expected[name] for name in results} and len(results) == 4
     assert all(type(value) is float for value in results.values())
+    assert metric.compute_metrics(EvalPrediction(np.stack(predictions), padded)) == results
 
 
 def _evaluate_share(rank, store, path):
@@ -384,5 +417,8 @@ def test_class_table():
         "left out of the means: bus\n"
         "in no reference but predicted, which makes their IoU 0 and lowers the mean: traffic sign"
     )
+    for truth, share in ((0, "100.00"), (255, "0.00")):
+        results = MeanIoU(num_labels=3).compute(predictions=[np.array([[0]])], references=[np.array([[truth]])])
+        assert class_table(results, ["sky", "traffic sign", "bus"]).splitlines()[2].endswith(f"| {share:>8} |")
     with pytest.raises(ValueError, match="2 names for 3 classes"):
         class_table(results, ["sky", "bus"])

@@ -8,7 +8,7 @@ from torch import nn
 
 import hf_segtx
 from hf_segtx.training.arguments import SCHEDULES
-from hf_segtx.training.optim import EMA, make_schedule, parameter_groups
+from hf_segtx.training.optim import EMA, layer_numbers, make_schedule, parameter_groups
 
 
 class Block(nn.Module):
@@ -77,7 +77,7 @@ def test_frozen_and_shared_parameters():
     model.backbone[0].requires_grad_(False)
     model.decode_head[0].weight = model.decode_head[2].weight = nn.Parameter(torch.zeros(8, 8, 1, 1))
     groups = parameter_groups(model, 1e-3)
-    assert {group["weight_decay"] for group in groups} == {0.0}  # if nothing is said
+    assert {(group["lr"], group["weight_decay"]) for group in groups} == {(1e-3, 0.0)}  # if nothing is said
     grouped = [p for group in groups for p in group["params"]]
     assert len(grouped) == len({id(p) for p in grouped}) == len([p for p in model.parameters() if p.requires_grad])
 
@@ -135,9 +135,16 @@ def test_layer_decay_matches_the_layers_counted_by_hand(case):
     assert backbone == {1e-3 * 0.5**k for k in range(1, depth + 1)} | finals
 
 
+def test_what_is_behind_the_only_layer_is_learned_as_a_head():
+    backbone = nn.ModuleDict({"blocks": nn.ModuleList([nn.Linear(1, 1)]), "norm": nn.LayerNorm(1)})
+    numbers, depth = layer_numbers(backbone)
+    assert depth == 1 and [numbers[id(parameter)] for parameter in backbone.parameters()] == [0, 0, 1, 1]
+
+
 def test_layer_decay_refuses_bad_values():
-    with pytest.raises(ValueError, match="layer_decay is 1.5"):
-        parameter_groups(Model(), 1e-3, layer_decay=1.5)
+    for value in (-0.5, 0, 1.5):
+        with pytest.raises(ValueError, match=f"layer_decay is {value}"):
+            parameter_groups(Model(), 1e-3, layer_decay=value)
     with pytest.raises(ValueError, match="Sequential has no layers with numbers"):
         parameter_groups(Model(), 1e-3, layer_decay=0.5)
 
@@ -157,25 +164,40 @@ def test_schedule_matches_the_formula():
         "polynomial", torch.optim.SGD(groups), warmup_steps=10, total_steps=100, power=0.9, min_learning_rate=1e-4,
         warmup_start_factor=0.1,
     )  # fmt: skip
-    values = rates(schedule, 100)
+    values = rates(schedule, 103)
     for group, base in enumerate((1e-2, 1e-1)):
         assert values[0][group] == pytest.approx(0.1 * base)  # step 0: the start factor of the full rate
         # end of the warm-up: what the decay alone gives there
         assert values[10][group] == pytest.approx((base - 1e-4) * 0.9**0.9 + 1e-4)
         assert values[5][group] == pytest.approx(0.55 * ((base - 1e-4) * 0.95**0.9 + 1e-4))
         assert values[99][group] == pytest.approx((base - 1e-4) * 0.01**0.9 + 1e-4)
-        assert values[100][group] == pytest.approx(1e-4)  # after the last step: the minimum
+        assert values[100][group] == values[103][group] == pytest.approx(1e-4)  # after the last step: the minimum
 
 
 def test_schedule_without_warmup_starts_at_the_full_rate():
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.5)
-    assert make_schedule("polynomial", optimizer, 0, 4, power=1.0).get_last_lr() == [0.5]
+    assert rates(make_schedule("polynomial", optimizer, 0, 4), 4) == [[0.5], [0.375], [0.25], [0.125], [0.0]]
+
+
+def test_schedule_at_its_bounds():
+    """Warm-up in all steps, from a millionth of the rate; no steps, and a minimum that is the rate."""
+
+    def values(warmup_steps, total_steps, **settings):
+        optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.5)
+        shape = "polynomial" if settings else "constant"
+        return [rate for (rate,) in rates(make_schedule(shape, optimizer, warmup_steps, total_steps, **settings), 4)]
+
+    assert values(4, 4) == pytest.approx([0.5 * (1e-6 + (1 - 1e-6) * share) for share in (0, 0.25, 0.5, 0.75, 1)])
+    assert values(0, 4, min_learning_rate=0.5) == [0.5] * 5
+    assert values(0, 0, power=1.0) == [0.0] * 5
 
 
 def test_schedule_refuses_bad_values():
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1e-3)
     with pytest.raises(ValueError, match="does not fit into 5 steps"):
-        make_schedule("polynomial", optimizer, 10, 5)
+        make_schedule("polynomial", optimizer, 6, 5)
+    with pytest.raises(ValueError, match="warm-up of -1 steps"):
+        make_schedule("polynomial", optimizer, -1, 5)
     with pytest.raises(ValueError, match="lower min_learning_rate"):
         make_schedule("polynomial", optimizer, 0, 5, min_learning_rate=1.0)
 
@@ -190,6 +212,7 @@ def test_other_shapes_match_their_formulas():
     assert values("constant") == [1.0] * 21
     wsd = values("wsd", decay_share=0.2)
     assert wsd == pytest.approx([1.0] * 17 + [0.75, 0.5, 0.25, 0])
+    assert values("wsd")[-3:] == pytest.approx([1.0, 0.5, 0])  # the last tenth
     assert values("inverse_sqrt")[:1] == [1.0]  # one of transformers'
     with pytest.raises(ValueError, match="nonsense"):
         values("nonsense")
@@ -268,8 +291,9 @@ def test_average_goes_on_after_saving_and_loading(tmp_path):
         train_step(trained, torch.optim.SGD(trained.parameters(), lr=0.1))
         average.update()
     assert all(torch.equal(a, b) for a, b in zip(ema.averages, resumed.averages, strict=True))
-    with pytest.raises(ValueError, match="saved for another model"):
-        EMA(nn.Linear(3, 4), 0.9).load_state_dict(ema.state_dict())
+    for other, name in ((nn.Linear(3, 4), "0.weight"), (nn.Sequential(nn.Linear(3, 4, bias=False)), "1.bias")):
+        with pytest.raises(ValueError, match=f"saved for another model: {name} is in one of them only"):
+            EMA(other, 0.9).load_state_dict(ema.state_dict())
     for decay in (1.0, -0.1):
         with pytest.raises(ValueError, match="at least 0 and below 1"):
             EMA(model, decay)

@@ -88,7 +88,7 @@ def test_a_size_of_height_and_width_is_not_padded():
 
 
 def test_scaled_sides_fit_the_network():
-    assert [scaled_side(64, scale, 16) for scale in (0.1, 0.5, 0.6, 1.75)] == [16, 32, 32, 112]
+    assert [scaled_side(64, scale, 16, 1) for scale in (0.1, 0.5, 0.6, 1.75)] == [16, 32, 32, 112]
     assert [scaled_side(64, scale, 1, 29) for scale in (0.1, 0.5)] == [29, 32]
     assert scaled_side(64, 0.1, 16, 29) == 32
 

@@ -41,7 +41,7 @@ def padding_rule(
     return (1, 1) if as_said else (size_divisor or 1, minimum_size or 1)
 
 
-def padded_size(sizes: list[tuple[int, int]], divisor: int = 1, minimum: int = 1) -> tuple[int, int]:
+def padded_size(sizes: list[tuple[int, int]], divisor: int, minimum: int = 1) -> tuple[int, int]:
     """The smallest size in pixels that holds all `sizes` and follows a `padding_rule`."""
     height, width = (math.ceil(max(*sides, minimum) / divisor) * divisor for sides in zip(*sizes, strict=True))
     return height, width
@@ -61,7 +61,7 @@ def enlarged_size(size: tuple[int, int], window_size) -> tuple[int, int]:
     return (window[first], other) if first == 0 else (other, window[first])
 
 
-def scaled_side(side: int, scale: float, divisor: int = 1, minimum: int = 1) -> int:
+def scaled_side(side: int, scale: float, divisor: int, minimum: int) -> int:
     """The side in pixels, times `scale`, rounded to what the `padding_rule` allows."""
     return max(round(side * scale / divisor), math.ceil(minimum / divisor)) * divisor
 
