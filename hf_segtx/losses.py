@@ -338,7 +338,7 @@ def class_weights_from_counts(pixel_counts: torch.Tensor) -> torch.Tensor:
 
 
 def label_log_probability(
-    logits: torch.Tensor, labels: torch.Tensor, *, ignore_index: int = 255, align_corners: bool = False
+    logits: torch.Tensor, labels: torch.Tensor, *, ignore_index: int, align_corners: bool
 ) -> torch.Tensor:
     """Logarithm of the probability that upsampled logits give each pixel's label; 0 at ignored pixels.
 

@@ -152,6 +152,15 @@ def test_matches_the_formula_on_full_size_logits(name, size_in, size_out, align_
         assert_same(parse_loss(name)(logits, labels, config(align_corners=align_corners)), slow, logits)
 
 
+@pytest.mark.parametrize("name", SLOW)
+def test_matches_the_formula_with_every_pixel_valid_and_with_one(name):
+    logits, labels = example(classes=2)
+    single = torch.full_like(labels, 255)
+    single[1, 10, 10] = 1
+    for seen in (labels.masked_fill(labels == 255, 1), single):
+        assert_same(parse_loss(name)(logits, seen, config()), SLOW[name](logits, seen, False), logits)
+
+
 @pytest.mark.parametrize("name", losses.LOSSES)
 def test_gradient_matches_finite_differences(name):
     for classes in (1, 3):
@@ -161,7 +170,7 @@ def test_gradient_matches_finite_differences(name):
 
 
 @pytest.mark.parametrize("name", losses.LOSSES)
-@pytest.mark.parametrize("classes", [1, 5])
+@pytest.mark.parametrize("classes", [1, 5, 17])
 def test_all_ignored_gives_zero_loss_and_gradient(name, classes):
     logits, labels = example(classes=classes)
     loss = parse_loss(SHARP.get(name, name))(logits, torch.full_like(labels, 255), config())
@@ -175,8 +184,9 @@ def test_class_weights_match_the_weighted_mean(name):
         weights = torch.linspace(0, 2, max(classes, 2))
         ours = parse_loss(name, class_weights=weights)(logits, labels, config())
         assert_same(ours, SLOW[name](logits, labels, False, weights), logits)
-        with pytest.raises(ValueError, match="class_weights have shape"):
-            parse_loss(name, class_weights=torch.ones(7))(logits, labels, config())
+        for count in (1, 7):
+            with pytest.raises(ValueError, match="class_weights have shape"):
+                parse_loss(name, class_weights=torch.ones(count))(logits, labels, config())
 
 
 def test_ohem_matches_the_mean_over_the_hardest_pixels():
@@ -221,7 +231,7 @@ def test_mean_over_all_pixels_matches_torchs_sum_over_their_number():
     sums = [F.cross_entropy(x, labels, ignore_index=255, reduction="sum") for x in (logits, auxiliary)]
     factor = config().auxiliary_loss_weight
     torch.testing.assert_close(loss, (sums[0] + factor * sums[1]) / labels.numel())
-    for text, weights in (("ce + dice", None), ("ce", torch.ones(5))):
+    for text, weights in (("ce + dice", None), ("ce + boundary", None), ("ce", torch.ones(5))):
         with pytest.raises(ValueError, match="mean of the loss over all pixels is for ce without"):
             parse_loss(text, class_weights=weights, mean_over="all")
 
@@ -238,6 +248,21 @@ def test_settings_in_the_text_match_the_formulas_with_them():
     for text in ("rmi(bce_share=2)", "rmi(radius=0)", "rmi(stride=0)"):
         with pytest.raises(ValueError, match="a share lies in \\[0, 1\\], and the others are at"):
             parse_loss(text)(logits, labels, config())
+    with pytest.raises(ValueError, match="bce_share -0.5"):
+        losses.region_mutual_information(logits, labels, bce_share=-0.5)
+
+
+@pytest.mark.parametrize("stride", [2, 3, 4])
+def test_regions_that_do_not_fit_are_refused(stride):
+    logits = torch.zeros(1, 2, 1, 1)
+    for side in range(1, 14):
+        labels = torch.zeros(1, side, 40, dtype=torch.long)
+        rows = F.max_pool2d(labels.float(), stride, padding=stride // 2).shape[1]
+        if rows >= 3:
+            losses.region_mutual_information(logits, labels, stride=stride)
+            continue
+        with pytest.raises(ValueError, match=f"labels of {side}x40 pixels are {rows}x[0-9]+ with a stride of {stride}"):
+            losses.region_mutual_information(logits, labels, stride=stride)
 
 
 def test_region_mutual_information_of_what_is_not_there():
@@ -278,8 +303,10 @@ def test_what_is_no_sum_of_losses_gets_a_clear_error(text):
 
 
 def test_settings_without_effect_are_refused():
-    with pytest.raises(ValueError, match="label_smoothing is 2"):
-        parse_loss(label_smoothing=2)
+    for share in (-0.1, 2):
+        with pytest.raises(ValueError, match=f"label_smoothing is {share}"):
+            parse_loss(label_smoothing=share)
+    parse_loss(label_smoothing=1)
     with pytest.raises(ValueError, match="'dice' takes no label_smoothing, only ce"):
         parse_loss("dice", label_smoothing=0.1)
 
@@ -344,10 +371,11 @@ def test_strides_and_label_types_do_not_change_the_result(name, strides):
 def test_ignore_index_of_any_value():
     logits, labels = example()
     other = labels.masked_fill(labels == 255, -100)
-    for name in losses.LOSSES:
-        expected = parse_loss(name)(logits, labels, config())
-        settings = types.SimpleNamespace(semantic_loss_ignore_index=-100)
-        torch.testing.assert_close(parse_loss(name)(logits, other, settings), expected)
+    settings = types.SimpleNamespace(semantic_loss_ignore_index=-100)
+    for loss in (*map(parse_loss, losses.LOSSES), parse_loss("ohem(min_kept=20)"), parse_loss("ce", mean_over="all")):
+        torch.testing.assert_close(loss(logits, other, settings), loss(logits, labels, config()))
+    log_probability = losses.label_log_probability(logits, labels, ignore_index=255, align_corners=False)
+    assert log_probability[labels == 255].count_nonzero() == 0
 
 
 @pytest.mark.parametrize("name", losses.LOSSES)
@@ -412,6 +440,7 @@ def test_operators_satisfy_torch_library():
 def test_weights_from_counts_match_enet():
     weights = class_weights_from_counts(torch.tensor([900, 100, 0]))
     assert weights.tolist() == pytest.approx([1 / math.log(1.02 + share) for share in (0.9, 0.1, 0)])
+    assert class_weights_from_counts([0, 1])[1].item() == pytest.approx(1 / math.log(2.02))  # a single pixel is enough
     with pytest.raises(ValueError, match="no labelled pixels"):
         class_weights_from_counts(torch.zeros(3))
 

@@ -285,7 +285,7 @@ def test_wrong_input_is_named():
     cases = [
         (good + 3, good, r"prediction id 3 is outside the classes \[0, 3\); has the model another number of classes"),
         (good.astype(int) - 1, good, "prediction id -1 is outside"),
-        (good, good + 7, r"reference id 7 is outside the classes \[0, 3\); only ignore_index 255 .* or a label_map miss"),
+        (good, good + 7, r"reference id 7 is outside the classes \[0, 3\); only ignore_index 255 .* or a label_map"),
         (good, good + 3, "reference id 3 is outside"),
         (good, good.astype(int) - 1, "reference id -1 is outside"),
         (good, good.astype(np.int64) + 1000, "reference id 1000 is outside"),
