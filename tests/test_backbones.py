@@ -46,6 +46,8 @@ from transformers import (
 from hf_segtx.architectures import ARCHITECTURES
 from hf_segtx.cli import main
 from hf_segtx.inference import load_model, predict
+from hf_segtx.models.feature_maps import layout_of
+from hf_segtx.models.pretrained_backbone import default_indices
 from hf_segtx.training.optim import parameter_groups
 from hf_segtx.weights.to_mmsegmentation import mmsegmentation_state
 from hf_segtx.weights.to_transformers import save_for_transformers
@@ -258,6 +260,7 @@ PRETRAINED = {  # what images are padded to, twice the patch of a plain ViT for 
 @pytest.mark.parametrize("backbone", mostly_slow(PRETRAINED, ["dinov3_vit", "swin", "timm resnet"]))
 def test_pretrained_backbone_of_a_folder(backbone, tmp_path, caplog):
     """The features are those of the library's own model on the same folder."""
+    caplog.set_level("INFO", "hf_segtx")
     whole = pretrained_folder(backbone, tmp_path)
     patch, norms = PRETRAINED[backbone]
     model, processor = ARCHITECTURES["segformer"].model.from_backbone(tmp_path, num_labels=3)
@@ -267,6 +270,8 @@ def test_pretrained_backbone_of_a_folder(backbone, tmp_path, caplog):
     assert list(processor.image_mean) == (list(whole.pretrained_cfg["mean"]) if is_timm else [0.1, 0.2, 0.3])
     assert processor.size_divisor == patch and model.config.num_labels == 3
     assert len(getattr(model.config.backbone_config, "id2label", {})) < 10
+    assert model.backbone.encoder.strides == ([patch // 2] if BACKBONES[backbone].is_plain else [4, 8, 16, 32])
+    assert ("has no use for fc.bias, fc.weight\n" in caplog.text) == (backbone == "timm resnet")
     images = torch.randn(2, 3, 224, 224) if backbone == "timm vit" else torch.randn(2, 3, 2 * patch, 3 * patch)
     with torch.no_grad():
         last = model.backbone(images).feature_maps[-1]
@@ -311,6 +316,7 @@ def test_images_are_normalised_unless_the_backbones_processor_says_otherwise(set
         ("setr", "dinov3_vit", {}, [1, 2, 3, 4], "none"),
         ("segmenter", "dinov3_vit", {}, [4], "none"),
         ("segformer", "resnet", {"out_indices": [4]}, [4], "none"),
+        ("segformer", "resnet", {}, [1, 2, 3, 4], "none"),
         ("setr", "resnet", {}, [3, 4], "fuse"),
     ],
 )
@@ -318,6 +324,28 @@ def test_what_is_read_if_nothing_is_said(head, backbone, fields, indices, scalin
     pretrained_folder(backbone, tmp_path)
     model, _ = ARCHITECTURES[head].model.from_backbone(tmp_path, num_labels=3, **fields)
     assert (model.config.backbone_config.out_indices, model.config.feature_scaling) == (indices, scaling)
+
+
+@pytest.mark.parametrize(("blocks", "indices"), [(1, [1]), (2, [1, 2]), (3, [1, 2, 3]), (8, [2, 4, 6, 8])])
+def test_four_blocks_at_even_distances(blocks, indices):
+    config = Dinov2Config(**{**VIT, "num_hidden_layers": blocks, "out_indices": None})
+    assert default_indices(config, "layers") == indices
+
+
+@pytest.mark.parametrize("backbone", ["resnet", "timm resnet"])
+def test_revision_of_a_hub_in_a_cache(backbone, tmp_path):
+    repository = tmp_path / "models--me--network"
+    (repository / "refs").mkdir(parents=True)
+    for number, revision in enumerate(("main", "second")):
+        snapshot = repository / "snapshots" / f"{number:040}"
+        snapshot.mkdir(parents=True)
+        (repository / "refs" / revision).write_text(snapshot.name)
+        pretrained_folder(backbone, snapshot)
+        state = {name: (1 + number) * tensor for name, tensor in load_file(snapshot / "model.safetensors").items()}
+        save_file(state, snapshot / "model.safetensors", {"format": "pt"})
+    model, _ = ARCHITECTURES["segformer"].model.from_backbone("me/network", revision="second", cache_dir=tmp_path)
+    for tensor in model.backbone.encoder.backbone.parameters():
+        assert any(tensor.equal(other) for other in state.values())
 
 
 def test_random_weights_are_refused(tmp_path):
@@ -469,12 +497,45 @@ def test_maps_are_those_of_the_library(backbone):
         maps = encoder(images)
         expected = source_maps(model, backbone, images)
         recorded = model(images, output_hidden_states=True).hidden_states
+        last, *_ = model.backbone(images, return_dict=False)
+    assert last.equal(maps[-1])
     assert all(x.equal(y) for x, y in zip(recorded, maps, strict=True))
     assert tuple(encoder.strides) == kind.strides and encoder.fixed_size in (None, (224, 224))
     assert [x.shape[1] for x in maps] == encoder.channels
     assert [images.shape[3] // x.shape[3] for x in maps] == list(kind.strides)
     for x, y in zip(maps, expected, strict=True):
         torch.testing.assert_close(x, y, rtol=1e-5, atol=1e-5)  # the same operations
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_strides_are_measured(backbone):
+    layout, kind = layout_of(BACKBONES[backbone].config()), BACKBONES[backbone]
+    assert layout.strides == kind.strides and layout.fixed_size == (kind.fixed_size and (kind.fixed_size,) * 2)
+
+
+@pytest.mark.parametrize("name, channels", [("csatv2", 386), ("efficientvim_m1", 320)])
+def test_stride_of_64_is_measured(name, channels):
+    """As timm's `feature_info` says; maps of 3x10 pixels would be taken for some with the channels last."""
+    layout = layout_of(TimmBackboneConfig(backbone=name, out_indices=(-1,), use_pretrained_backbone=False))
+    assert (layout.channels, layout.strides, layout.channels_last) == ((channels,), (64,), False)
+
+
+def test_backbone_that_cuts_off_borders_is_refused():
+    config = TimmBackboneConfig(backbone="inception_v3", out_indices=(-1,), use_pretrained_backbone=False)
+    with pytest.raises(ValueError, match="inception_v3 makes maps of 12x40 of images of 448x1344: it cuts"):
+        layout_of(config)
+
+
+@pytest.mark.parametrize("size", [(70, 75), (51, 84), (51, 75)])
+def test_images_are_padded_to_whole_patches(size):
+    """At the right and bottom; what was added is cropped from the logits."""
+    model, images = make_model("segmenter", "dinov2").eval(), batch("dinov2", size)
+    padded = F.pad(images, (0, -size[1] % 14, 0, -size[0] % 14))
+    with torch.no_grad():
+        maps, expected = (model.backbone(x).feature_maps for x in (images, padded))
+        assert all(x.equal(y) for x, y in zip(maps, expected, strict=True))
+        logits = F.interpolate(model(padded).logits, padded.shape[2:], mode="bilinear")
+        assert model(images).logits.equal(logits[..., : size[0], : size[1]])
 
 
 @pytest.mark.parametrize("backbone", ["swin", "hiera", "pvt_v2", "resnet", "dinov2"])
@@ -690,6 +751,10 @@ def test_pyramid_of_a_plain_backbone():
     torch.testing.assert_close(maps[3], F.max_pool2d(maps[2], 2))
     model(images, labels=torch.zeros(2, 70, 90, dtype=torch.long)).loss.backward()
     assert all(parameter.grad.abs().sum() > 0 for parameter in model.neck.parameters())
+    model = make_model("segformer", "swin", feature_scaling="pyramid")  # of the last of several maps
+    maps = model.neck(model.backbone(batch("swin", (64, 96))).feature_maps)
+    assert [tuple(x.shape[1:]) for x in maps] == [(16, 8, 16), (32, 4, 8), (64, 2, 4), (64, 1, 2)]  # of 64x128
+    assert (model.neck.channels, model.neck.strides) == ((16, 32, 64, 64), (8, 16, 32, 64))
 
 
 def test_fused_stages():
@@ -702,6 +767,17 @@ def test_fused_stages():
         total = total + F.interpolate(project(x), (16, 24), mode="bilinear")
     (fused,) = model.neck(maps)
     torch.testing.assert_close(fused, total)
+    assert (model.neck.channels, model.neck.strides) == ((32,), (4,))
+    assert all(project.bias is None for project in model.neck.projections)  # their sum has one number too many
+
+
+@pytest.mark.parametrize(("head", "fields"), [("segmenter", {"decode_head": "linear"}), ("setr", {})])
+def test_stages_without_scaling(head, fields):
+    """The head reads the last map; SETR's auxiliary heads each read their own, whatever its channels."""
+    model, images = make_model(head, "swin", feature_scaling="none", **fields).train(), batch("swin", (64, 96))
+    output = model(images, labels=torch.zeros(2, 64, 96, dtype=torch.long))
+    output.loss.backward()
+    assert output.logits.shape == ((2, 4, 2, 3) if head == "segmenter" else (2, 4, 16, 24))
 
 
 def test_probe_head():
@@ -709,6 +785,7 @@ def test_probe_head():
     model = make_model("segmenter", "dinov3_vit", decode_head="probe", num_labels=200).eval()
     head, x = model.decode_head, 5 * torch.randn(2, 32, 3, 4) + 1
     assert head.classifier.weight.std().item() == pytest.approx(0.01, rel=0.05) and not head.classifier.bias.any()
+    assert head.classifier.weight.mean().item() == pytest.approx(0, abs=0.001)
     head.train().dropout.p = 0.0
     expected = F.conv2d(F.batch_norm(x, None, None, training=True), head.classifier.weight)
     torch.testing.assert_close(head(x), expected, rtol=1e-4, atol=1e-6)  # sums in another order

@@ -25,9 +25,9 @@ from transformers import CONFIG_MAPPING, AutoBackbone, PreTrainedConfig, PreTrai
 from .layers import padding_of, refuse_tracing
 
 
-# (height, width) of the image that is sent through: whole patches of 7, 8, 14, 16 and 32 pixels, and no square,
+# (height, width) of the image that is sent through: whole patches of 7, 8, 14, 16, 32 and 64 pixels, and no square,
 # so that the axes of a map can be told apart.
-PROBE = (224, 672)
+PROBE = (448, 1344)
 
 
 class Layout(NamedTuple):
@@ -51,7 +51,7 @@ def layout_of(backbone_config: PreTrainedConfig) -> Layout:
     """Channels and strides of the maps that `out_indices` chooses; measured once for each configuration.
 
     Raises:
-        ValueError: if the backbone cannot be built or takes no image.
+        ValueError: if the backbone cannot be built, takes no image or cuts off borders.
     """
     return _layout(backbone_config.to_json_string(use_diff=False))
 
@@ -81,10 +81,16 @@ def _layout(backbone_config: str) -> Layout:
                 "reshape_hidden_states=True in backbone_config"
             )
         ratio = size[1] / size[0]
-        last = ratio != 1 and all(x.shape[3] != ratio * x.shape[2] for x in maps)
+        last = all(abs(x.shape[2] / x.shape[1] - ratio) < abs(x.shape[3] / x.shape[2] - ratio) for x in maps)
         if at_own_size and kind == "timm_backbone":  # such images are square: the axis that fits the claim
             last = [x.shape[1] for x in maps] != list(backbone.channels)
         shapes = [x.permute(0, 3, 1, 2).shape if last else x.shape for x in maps]
+        if not at_own_size and (uneven := [shape for shape in shapes if size[0] % shape[2] or size[1] % shape[3]]):
+            name, made = fields.get("backbone") or kind, f"{uneven[0][2]}x{uneven[0][3]}"
+            raise ValueError(
+                f"the backbone {name} makes maps of {made} of images of {size[0]}x{size[1]}: it cuts off borders, so "
+                "that pixels and predictions would not lie on each other; choose another, or one of its finer maps"
+            )
         strides = tuple(round(size[0] / shape[2]) for shape in shapes)
         return Layout(tuple(shape[1] for shape in shapes), strides, last, options, size if at_own_size else None)
     raise ValueError(f"backbone_config, of the model_type {kind!r}, gives no backbone that works: {errors[0]}")
