@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from transformers.backbone_utils import BackboneMixin
 from transformers.modeling_outputs import BackboneOutput
-from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
+from transformers.utils.generic import can_return_tuple
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_backbones import (
@@ -56,7 +56,6 @@ class MiTBackbone(BackboneMixin, SegFormerPreTrainedModel):
     def get_input_embeddings(self) -> nn.Module:
         return self.stages[0].patch_embed.proj
 
-    @merge_with_config_defaults
     @capture_outputs
     def forward(self, pixel_values: torch.Tensor, **kwargs) -> BackboneOutput:
         refuse_tracing()
@@ -99,7 +98,6 @@ class VisionTransformerBackbone(BackboneMixin, SETRPreTrainedModel):
     def get_input_embeddings(self) -> nn.Module:
         return self.vit.patch_embed
 
-    @merge_with_config_defaults
     @capture_outputs
     def forward(self, pixel_values: torch.Tensor, **kwargs) -> BackboneOutput:
         tokens, size = self.vit.embed(pixel_values)  # (B, P + N, C)

@@ -18,11 +18,9 @@ def map_to_tokens(feature_map: torch.Tensor) -> torch.Tensor:
     return feature_map.permute(0, 2, 3, 1).flatten(1, 2)
 
 
-def eager_attention_forward(module, query, key, value, attention_mask=None, scaling=None, dropout=0.0, **kwargs):
-    """Softmax attention written out; the only path that can return its weights. Tensors (B, heads, N, d)."""
+def eager_attention_forward(module, query, key, value, attention_mask, scaling, dropout, **kwargs):
+    """Softmax attention written out, unmasked; the only path that can return its weights. Tensors (B, heads, N, d)."""
     weights = torch.matmul(query, key.transpose(2, 3)) * scaling
-    if attention_mask is not None:
-        weights = weights + attention_mask
     weights = F.softmax(weights, dim=-1, dtype=torch.float32).to(query.dtype)
     weights = F.dropout(weights, p=dropout, training=module.training)
     return torch.matmul(weights, value).transpose(1, 2), weights
@@ -85,7 +83,7 @@ class DropPath(nn.Module):
         returns: the same
     """
 
-    def __init__(self, rate: float = 0.0):
+    def __init__(self, rate: float):
         super().__init__()
         self.rate = rate
 

@@ -416,7 +416,6 @@ class OCRNetPreTrainedModel(SegmentationPreTrainedModel):
         "AutoModelForSemanticSegmentation": "modeling_ocrnet.OCRNetForSemanticSegmentation",
     }
 
-    @torch.no_grad()
     def _init_weights(self, module: nn.Module):
         """Fan-out normal in convolutions, as ImageNet training does, small in classifiers; norms 1 and biases 0."""
         if isinstance(module, Classifier):

@@ -31,7 +31,7 @@ from transformers.loss.loss_utils import LOSS_MAPPING
 from transformers.modeling_outputs import BaseModelOutput, ImageClassifierOutput
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES
-from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
+from transformers.utils.generic import can_return_tuple
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from .configuration_segformer import SegFormerConfig
@@ -345,7 +345,6 @@ class SegFormerPreTrainedModel(SegmentationPreTrainedModel):
         (loaded[0] if isinstance(loaded, tuple) else loaded)._weight_conversions = None
         return loaded
 
-    @torch.no_grad()
     def _init_weights(self, module: nn.Module):
         """The authors': truncated normal in linear layers, fan-out normal in convolutions, norms 1 and biases 0."""
         if isinstance(module, nn.Conv2d):
@@ -399,7 +398,6 @@ class SegFormerModel(SegFormerPreTrainedModel):
             return self.read_maps(SegFormerModelOutput, pixel_values, **kwargs)
         return self.encode(pixel_values, **kwargs)
 
-    @merge_with_config_defaults
     @capture_outputs(tie_last_hidden_states=False)
     def encode(self, pixel_values: torch.Tensor, **kwargs) -> SegFormerModelOutput:
         """`forward` of the architecture's own encoder."""

@@ -26,7 +26,7 @@ from torch import nn
 from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES
-from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
+from transformers.utils.generic import can_return_tuple
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from .configuration_segmenter import SegmenterConfig, default_heads
@@ -156,7 +156,6 @@ class SegmenterPreTrainedModel(SegmentationPreTrainedModel):
         "AutoModelForSemanticSegmentation": "modeling_segmenter.SegmenterForSemanticSegmentation",
     }
 
-    @torch.no_grad()
     def _init_weights(self, module: nn.Module):
         super()._init_weights(module)
         if isinstance(module, VisionTransformer):
@@ -198,7 +197,6 @@ class SegmenterModel(SegmenterPreTrainedModel):
             return self.read_maps(SegmenterModelOutput, pixel_values, **kwargs)
         return self.encode(pixel_values, **kwargs)
 
-    @merge_with_config_defaults
     @capture_outputs(tie_last_hidden_states=False)
     def encode(self, pixel_values: torch.Tensor, **kwargs) -> SegmenterModelOutput:
         """`forward` of the architecture's own encoder."""

@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from torch import nn
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES
-from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
+from transformers.utils.generic import can_return_tuple
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from .configuration_setr import SETRConfig
@@ -134,7 +134,7 @@ class SETRMLAHead(nn.Module):
         )
         # Columns: shallowest level first.
         kernel_size = config.mla_classifier_kernel_size
-        self.classifier = nn.Conv2d(levels * width, config.num_labels, kernel_size, padding=kernel_size // 2)
+        self.classifier = nn.Conv2d(levels * width, config.num_labels, kernel_size)
 
     def forward(self, levels: tuple[torch.Tensor, ...]) -> torch.Tensor:
         x = torch.cat([convs(level) for convs, level in zip(self.convs, levels)], dim=1)  # (B, 4 * width, h, w)
@@ -160,7 +160,6 @@ class SETRPreTrainedModel(SegmentationPreTrainedModel):
         "AutoModelForSemanticSegmentation": "modeling_setr.SETRForSemanticSegmentation",
     }
 
-    @torch.no_grad()
     def _init_weights(self, module: nn.Module):
         super()._init_weights(module)
         if isinstance(module, VisionTransformer):
@@ -201,7 +200,6 @@ class SETRModel(SETRPreTrainedModel):
             return self.read_maps(SETRModelOutput, pixel_values, **kwargs)
         return self.encode(pixel_values, **kwargs)
 
-    @merge_with_config_defaults
     @capture_outputs(tie_last_hidden_states=False)
     def encode(self, pixel_values: torch.Tensor, **kwargs) -> SETRModelOutput:
         """`forward` of the architecture's own encoder."""

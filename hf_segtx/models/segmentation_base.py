@@ -93,7 +93,6 @@ class SegmentationPreTrainedModel(PreTrainedModel):
     _supports_flash_attn = True
     _supports_flex_attn = True
     _supports_attention_backend = True
-    _can_compile_fullgraph = True
     # The loss is a mean over valid pixels, not divided by Trainer's `num_items_in_batch`: without this line Trainer
     # would not divide by the number of accumulation steps (transformers#47688).
     accepts_loss_kwargs = False

@@ -171,7 +171,6 @@ class VisionTransformer(nn.Module):
         self.norm = nn.LayerNorm(width, eps=config.layer_norm_eps) if final_norm else nn.Identity()
         self._tables: dict[tuple, torch.Tensor] = {}  # position tables of other sizes, see `position_table`
 
-    @torch.no_grad()
     def initialize_tokens(self, std: float):
         """Truncated normal, as the authors' code of ViT, SETR and Segmenter has it."""
         for parameter in (self.cls_token, self.dist_token, self.pos_embed):
