@@ -161,14 +161,14 @@ def _of_timm(
             raise OSError(f"weights_file {weights_file} is no file")
         source, options = name.removeprefix("timm/"), {"pretrained_cfg_overlay": {"file": str(weights_file)}}
     else:
-        source = f"{'local-dir' if Path(name).is_dir() else 'hf-hub'}:{name}"
+        source = f"local-dir:{name}" if Path(name).is_dir() else f"hf-hub:{name}@{hub.get('revision', 'main')}"
         options = {"cache_dir": hub["cache_dir"]} if hub.get("cache_dir") else {}
     try:
         whole = timm.create_model(source, pretrained=True, in_chans=num_channels, **options)
     except RuntimeError as error:  # of another name or size
         raise ValueError(f"{name}: {' '.join(str(error).split())[:500]}") from error
     facts = whole.pretrained_cfg
-    config = TimmBackboneConfig(backbone=facts["architecture"], num_channels=num_channels, out_indices=[-1])
+    config = TimmBackboneConfig(backbone=facts["architecture"], num_channels=num_channels)
     config.out_indices = out_indices or default_indices(config, reads)
     state, used = {}, set()
     source_state = whole.state_dict()
