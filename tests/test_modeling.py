@@ -170,6 +170,7 @@ def test_one_class_has_one_logit_and_a_background_in_the_label_map(name, given, 
     processor.save_pretrained(tmp_path)
     model = TINY[name].row.model.from_pretrained(tmp_path).eval()
     assert (model.config.num_labels, model.config.is_binary, model.config.id2label) == (1, True, names)
+    assert model.config.label2id in (None, {"background": 0, "road": 1})  # None where id2label was given whole
     picture = Image.fromarray(torch.randint(0, 256, (SIDE, SIDE, 3), dtype=torch.uint8).numpy())
     with torch.no_grad():
         logits = model(**processor(picture, return_tensors="pt")).logits
@@ -344,6 +345,8 @@ def test_pipeline_of_batches_with_other_sizes_says_what_to_set(name, backend):
 def test_linear_matches_torch(as_convolution, monkeypatch):
     """Forward and backward, with any leading dimensions, contiguous or not."""
     monkeypatch.setattr(cpu, "is_faster_as_convolution", lambda x, weight: as_convolution)
+    convolutions, conv2d = [], torch.nn.functional.conv2d
+    monkeypatch.setattr(torch.nn.functional, "conv2d", lambda *a, **k: convolutions.append(1) or conv2d(*a, **k))
     torch.manual_seed(0)
     for shape in [(5,), (2, 7, 5), (2, 3, 4, 5)]:
         ours, theirs = Linear(5, 6), torch.nn.Linear(5, 6)
@@ -357,6 +360,7 @@ def test_linear_matches_torch(as_convolution, monkeypatch):
             torch.testing.assert_close(inputs[0].grad, inputs[1].grad)
         torch.testing.assert_close(ours.weight.grad, theirs.weight.grad)
         torch.testing.assert_close(ours.bias.grad, theirs.bias.grad)
+    assert bool(convolutions) == as_convolution
 
 
 @pytest.mark.parametrize(

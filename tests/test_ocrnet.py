@@ -318,14 +318,17 @@ def test_convolution_of_coarse_maps_matches_that_of_their_upsampling(size, kerne
 
 
 @pytest.mark.parametrize("dilation", [1, 2, 4])
-@pytest.mark.parametrize("size", [(16, 16), (13, 9), (3, 5)])
+@pytest.mark.parametrize("size", [(16, 16), (13, 9), (3, 5), (61, 45)])  # the last in several blocks of rows
 def test_winograd_convolution_matches_the_plain_one_in_float64(size, dilation):
     torch.manual_seed(0)
     conv = nn.Conv2d(40, 24, 3, padding=dilation, dilation=dilation)
     feature_map = torch.randn(2, 40, *size)
     with torch.no_grad():
         expected = conv.double()(feature_map.double())
-        output = WinogradConv2d(conv.float())(feature_map)
+        assert torch.equal(WinogradConv2d(conv)(feature_map.double()), expected)  # elsewhere than in float32, the plain
+        winograd = WinogradConv2d(conv.float())
+        winograd.weight = None  # its transform is used
+        output = winograd(feature_map)
     assert output.shape == expected.shape
     assert (output - expected).abs().max() < 1e-5 * expected.std()  # float32; sums of rows before the products
 
@@ -345,6 +348,7 @@ def test_norm_relu_conv_matches_its_modules(count, frozen):
         x = images(9, 12).double().repeat(1, 2, 1, 1).requires_grad_(frozen != "before")
         if modules is ours:
             y = norm_relu_conv(norm, conv, x, *[next_norm][: count - 2])
+            assert type(y.grad_fn).__name__ == "NormReLUConvBackward"  # what saves memory
         else:
             y = conv(F.relu(norm(x)))
             y = y if count == 2 else next_norm(y)
@@ -353,6 +357,25 @@ def test_norm_relu_conv_matches_its_modules(count, frozen):
         results.append([y, *[buffer for module in modules for buffer in module.buffers()], *gradients])
     for own, expected in zip(*results):
         torch.testing.assert_close(own, expected)
+
+
+@pytest.mark.parametrize("case", ["evaluation", "cumulative average", "autocast", "adapter"])
+def test_norm_relu_conv_is_its_modules_where_they_are_not_plain(case):
+    norm, conv, images_ = randomize(nn.BatchNorm2d(3)), nn.Conv2d(3, 4, 3, bias=False), images(9, 12)
+    if case != "evaluation":
+        norm.train()
+    if case == "cumulative average":
+        norm.momentum = None
+    if case == "adapter":
+        conv = nn.utils.parametrizations.weight_norm(conv)
+    results = []
+    for part in (norm, copy.deepcopy(norm)):
+        conv.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=case == "autocast"):
+            y = norm_relu_conv(part, conv, images_) if part is norm else conv(F.relu(part(images_)))
+        y.float().square().sum().backward()
+        results.append([y, *part.buffers(), *(p.grad.clone() for p in conv.parameters())])
+    assert all(torch.equal(own, expected) for own, expected in zip(*results, strict=True))
 
 
 def test_fused_copy_with_large_convolutions_is_the_same_function():
@@ -395,10 +418,11 @@ def test_parameters(size):
 
 
 def test_fused_copy_leaves_the_model_as_it_is():
-    model = randomize(OCRNetForSemanticSegmentation(OCRNetConfig(**TINY_HEAD, **HRNET)))
+    model = randomize(OCRNetForSemanticSegmentation(OCRNetConfig(**TINY_HEAD, **HRNET, stem_hidden_sizes=[8, 12])))
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     fused = model.fuse_batch_norm()
     assert not any(isinstance(module, nn.BatchNorm2d) for module in fused.modules())
+    assert not any(parameter.requires_grad for parameter in fused.parameters())
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
     with torch.no_grad():
         assert_equal(fused(images(75, 101)).logits, model(images(75, 101)).logits)

@@ -71,7 +71,11 @@ def test_matches_transformers(original_format, tmp_path, caplog):
 def test_matches_transformers_backbone_and_classifier(tmp_path, caplog):
     theirs = randomize(SegformerForImageClassification(SegformerConfig(**TINY, num_labels=11)))
     theirs.save_pretrained(tmp_path / "mit")
-    compare(theirs, load_quietly(SegFormerForImageClassification, tmp_path / "mit", caplog), [(64, 96)])
+    classifier = load_quietly(SegFormerForImageClassification, tmp_path / "mit", caplog)
+    compare(theirs, classifier, [(64, 96)])
+    images, labels = torch.randn(2, 3, 64, 96), torch.tensor([3, 7])
+    loss, logits = classifier(images, labels=labels, return_dict=False)
+    torch.testing.assert_close(loss, F.cross_entropy(logits, labels))
     theirs.segformer.save_pretrained(tmp_path / "base")
     for folder in ("mit", "base"):
         ours, report = SegFormerModel.from_pretrained(tmp_path / folder, output_loading_info=True)
@@ -194,9 +198,16 @@ def test_prediction_by_rows_is_the_whole_map_at_once(settings, monkeypatch):
     model = randomize(SegFormerForSemanticSegmentation(SegFormerConfig(**TINY, num_labels=7, **settings)))
     images = torch.rand(2, 3, 184, 120)
     whole = model(images).logits
+    taken = []
     monkeypatch.setattr(cpu, "BLOCK_NUMEL_CPU", 0)
+    monkeypatch.setattr(
+        cpu, "block_rows", lambda *given, of=cpu.block_rows, **least: taken.append(of(*given, **least)) or taken[-1]
+    )
+    model(images)
+    assert not taken  # autograd would keep every block
     with torch.no_grad():
         rows = model(images).logits
+    assert max(taken) <= 16  # of up to 46
     assert (rows - whole).abs().max() < 1e-5 * whole.abs().max()  # float32, sums in another order
 
 
@@ -231,7 +242,13 @@ def test_adapters_in_the_head_have_their_effect(training):
 
 @pytest.mark.parametrize(
     "settings, least",
-    [({}, 29), ({"sr_ratios": [2, 2, 4, 1]}, 49), ({"strides": [2, 2, 2, 1], "sr_ratios": [1, 6, 1, 1]}, 21)],
+    [
+        ({}, 29),
+        ({"sr_ratios": [2, 2, 4, 1]}, 49),
+        ({"strides": [2, 2, 2, 1], "sr_ratios": [1, 6, 1, 1]}, 21),
+        ({"sr_ratios": [1, 1, 1, 1]}, 1),
+        ({"patch_sizes": [8, 4, 2, 6], "sr_ratios": [1, 1, 1, 3]}, 36),
+    ],
 )
 def test_images_below_the_least_size_are_refused(settings, least):
     """Oracle: the stages themselves, which work from that size on and fail below."""
@@ -256,9 +273,14 @@ def test_learned_positions_replace_the_convolution():
     shifted = torch.roll(x, 32, dims=3)
     with torch.no_grad():
         before = model(shifted).logits
-        model.backbone.stages[0].patch_embed.pos_embed.zero_()
+        embed = model.backbone.stages[0].patch_embed
+        assert embed.pos_embed.std().item() == pytest.approx(0.02, rel=0.1) and embed.pos_embed.mean().abs() < 0.002
+        images = torch.randn(2, 3, 96, 80)
+        table, with_table = F.interpolate(embed.pos_embed, (24, 20), mode="bilinear"), embed(images)
+        embed.pos_embed.zero_()
+        torch.testing.assert_close(with_table, embed(images) + table.permute(0, 2, 3, 1))
         assert not torch.allclose(model(shifted).logits, before)
-        assert model(torch.randn(1, 3, 96, 80)).logits.shape == (1, 7, 24, 20)  # tables resized
+        assert model(images).logits.shape == (2, 7, 24, 20)  # all tables resized
 
 
 def test_drop_path_grows_linearly():
@@ -425,3 +447,4 @@ def test_initialisation_is_the_authors():
     for kind, weights in measured.items():
         # Of 800 random numbers or more: four times the error of a deviation is 0.1.
         assert torch.cat(weights).std().item() == pytest.approx(1, abs=0.1), kind
+        assert torch.cat(weights).mean().item() == pytest.approx(0, abs=0.15), kind

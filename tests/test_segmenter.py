@@ -262,7 +262,7 @@ def test_decoder_of_another_width():
     model = SegmenterForSemanticSegmentation(config)
     head = model.decode_head
     assert head.projection.weight.shape == (24, 32) and head.class_embeddings.shape == (1, K, 24)
-    assert {block.mlp.fc1.in_features for block in head.blocks} == {24}
+    assert {(block.mlp.fc1.in_features, block.attn.num_heads) for block in head.blocks} == {(24, 3)}
     assert model(torch.randn(1, 3, 32, 48)).logits.shape == (1, K, 2, 3)
 
 
@@ -272,14 +272,16 @@ def test_decoder_has_a_head_for_every_64_channels_or_fewer(width, heads):
 
 
 def test_stochastic_depth_and_dropout_are_where_the_config_says():
-    decoder = {"decoder_num_hidden_layers": 3, "decoder_drop_path_rate": 0.4}
+    decoder = {"decoder_num_hidden_layers": 4, "decoder_drop_path_rate": 0.3}
     config = SegmenterConfig(**TINY | {"num_hidden_layers": 3}, **decoder, drop_path_rate=0.2, hidden_dropout_prob=0.3)
     model = SegmenterForSemanticSegmentation(config)
     blocks, head_blocks = model.backbone.vit.blocks, model.decode_head.blocks
     assert [block.drop_path.rate for block in blocks] == pytest.approx([0.0, 0.1, 0.2])
-    assert [block.drop_path.rate for block in head_blocks] == pytest.approx([0.0, 0.2, 0.4])
+    assert [block.drop_path.rate for block in head_blocks] == pytest.approx([0.0, 0.1, 0.2, 0.3])
     assert {block.dropout.p for block in blocks} == {0.3} and {block.attn.dropout for block in blocks} == {0.0}
     assert {block.dropout.p for block in head_blocks} == {block.attn.dropout for block in head_blocks} == {0.1}
+    head = SegmenterForSemanticSegmentation(SegmenterConfig(**TINY, decoder_num_hidden_layers=1)).decode_head
+    assert [block.drop_path.rate for block in head.blocks] == [0.0]  # none where there is no way from first to last
 
 
 def test_attention_implementation_reaches_the_mask_transformer():
@@ -306,13 +308,19 @@ def test_initialisation_is_the_authors():
         (head.class_projection.weight, 64**-0.5),
     ):
         assert tensor.std().item() == pytest.approx(std, rel=0.15)  # of some hundred to thousand random numbers
+        assert tensor.mean().item() == pytest.approx(0, abs=0.2 * std)
 
 
 def test_one_class_keeps_its_mask():
-    """A LayerNorm over one class would make every pixel the same."""
+    """A LayerNorm over one class would make every pixel the same; only its scale and shift are applied."""
     model = SegmenterForSemanticSegmentation(SegmenterConfig(**{**TINY, "num_labels": 1})).eval()
+    image, norm = torch.randn(1, 3, 64, 64), model.decode_head.mask_norm
     with torch.no_grad():
-        assert model(torch.randn(1, 3, 64, 64)).logits.std() > 0
+        cosines = model(image).logits
+        norm.weight.fill_(2)
+        norm.bias.fill_(3)
+        torch.testing.assert_close(model(image).logits, 2 * cosines + 3)
+    assert cosines.std() > 0 and cosines.abs().max() <= 1
 
 
 def test_padded_image_has_the_loss_and_the_map_of_its_own_pixels():
@@ -342,9 +350,11 @@ def test_backbone_matches_timm(distilled, tmp_path):
     load_backbone(model, tmp_path)
     image = torch.randn(2, 3, 64, 64)
     with torch.no_grad():
+        output = model.backbone(image, output_hidden_states=True)
         torch.testing.assert_close(
-            model.backbone(image).last_hidden_state, theirs.forward_features(image), rtol=1e-4, atol=1e-4
+            output.last_hidden_state, theirs.forward_features(image), rtol=1e-4, atol=1e-4
         )  # attention adds in another order
+        assert torch.equal(model.backbone.vit.norm(output.hidden_states[-1]), output.last_hidden_state)
 
 
 @pytest.mark.parametrize("patch_size", [8, 32])

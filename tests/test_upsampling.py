@@ -104,6 +104,8 @@ def test_places_match_cropped_interpolation(align_corners, classes):
     cropped = whole[:, :, : size[0], : size[1]]
     places = [upsampling.positions(*pair, align_corners) for pair in zip(extent, size, strict=True)]
     torch.testing.assert_close(upsampling.logits_at(logits, *places), cropped, **CLOSE[torch.float32])
+    everywhere = [upsampling.positions(*pair, align_corners) for pair in zip((6, 7), whole.shape[2:], strict=True)]
+    torch.testing.assert_close(upsampling.logits_at(logits, *everywhere), whole, **CLOSE[torch.float32])
     mirrored = upsampling.logits_at(logits, places[0], places[1].flip(0))
     torch.testing.assert_close(mirrored, cropped.flip(3), **CLOSE[torch.float32])
     wanted = torch.cat([torch.zeros_like(cropped), cropped], dim=1) if classes == 1 else cropped
@@ -168,6 +170,8 @@ def test_half_precision_logits_are_computed_in_float32(dtype):
     with torch.autocast("cpu", torch.bfloat16):  # must not reach the inside
         ours = upsampled_cross_entropy(half, labels, label_smoothing=0.1)
         label_map = upsampled_argmax(half, (24, 28))
+        places = [upsampling.positions(*pair, False) for pair in ((6, 24), (7, 28))]
+        assert torch.equal(upsampling.argmax_at(half, *places), label_map)
     exact = half.detach().float().requires_grad_()
     plain = plain_cross_entropy(exact, labels, label_smoothing=0.1)
     torch.testing.assert_close(ours, plain, **CLOSE[torch.float32])

@@ -121,14 +121,15 @@ def test_resized_table_passes_gradients():
     assert not vit._tables  # nothing of the graph is kept
 
 
-def test_incomplete_patches_are_padded():
-    vit, images = build(), torch.randn(2, 3, 43, 30)
-    padded = F.pad(images, (0, 2, 0, 5))
+@pytest.mark.parametrize("height, width", [(43, 30), (43, 32), (48, 30)])
+def test_incomplete_patches_are_padded(height, width):
+    vit, images = build(), torch.randn(2, 3, height, width)
+    padded = F.pad(images, (0, 32 - width, 0, 48 - height))
     with torch.no_grad():
         assert torch.equal(vit(images)[0], vit(padded)[0])
         logits = torch.randn(2, 5, 6, 4)
         full = F.interpolate(logits, size=(48, 32), mode="bilinear", align_corners=False)
-        assert torch.equal(crop_padding(logits, (43, 30), 8), full[:, :, :43, :30])
+        assert torch.equal(crop_padding(logits, (height, width), 8), full[:, :, :height, :width])
         assert crop_padding(logits, (48, 32), 8) is logits
 
 
