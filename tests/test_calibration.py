@@ -10,7 +10,7 @@ from PIL import Image
 from tiny import CASES
 from torch.utils.data import Dataset
 
-from hf_segtx import SegFormerImageProcessor, inference
+from hf_segtx import SegFormerImageProcessor, calibration, inference
 from hf_segtx.calibration import Calibration, Reliability, calibrate, fitted_temperature, save_temperature
 from hf_segtx.export.graph import Graph, GraphOptions, folded
 from hf_segtx.inference import load_model, predict, segment
@@ -39,14 +39,16 @@ def test_error_matches_the_definition():
     torch.manual_seed(0)
     confidence = torch.rand(3000).clamp(min=0.01)
     hits = torch.rand(3000) < 1 - confidence  # too sure of itself, and not sure enough
-    reliability = Reliability()
-    for part in range(0, 3000, 700):
-        reliability.add(confidence[part : part + 700], hits[part : part + 700])
+    shares = [Reliability(), Reliability()]  # of two processes
+    for number, part in enumerate(range(0, 3000, 700)):
+        shares[number % 2].add(confidence[part : part + 700], hits[part : part + 700])
+    reliability = calibration._total(shares)
     assert reliability.error == pytest.approx(slow_error(confidence.double().tolist(), hits.tolist()), abs=1e-9)
     assert reliability.pixels.sum() == 3000 and reliability.accuracy == pytest.approx(hits.float().mean().item())
-    quarters = Reliability(bins=4)
-    quarters.add(torch.tensor([0.01, 0.25, 0.26, 0.5, 1.0]), torch.ones(5, dtype=torch.bool))
-    assert quarters.pixels.tolist() == [2, 2, 0, 1]
+    assert reliability.mean_confidence == pytest.approx(confidence.double().mean().item())
+    quarters = Reliability(bins=4)  # the last two are what rounding makes of 0 and 1
+    quarters.add(torch.tensor([0.01, 0.25, 0.26, 0.5, 1.0, 0.0, 1.0000001]), torch.ones(7, dtype=torch.bool))
+    assert quarters.pixels.tolist() == [3, 2, 0, 2]
 
 
 @pytest.mark.parametrize("sharpness", [0.3, 1.0, 4.0])
@@ -133,36 +135,50 @@ def test_known_temperature_is_found(classes, window, monkeypatch):
 
 
 def test_temperature_is_fitted_to_half_and_measured_on_the_other():
-    """Two images of which the second is labelled at random: the first's temperature does not suit it."""
+    """Three images of which the last two are labelled at random: the first's temperature does not suit them."""
     model = spread_out(CASES["segformer"].make_model())
     processor = SegFormerImageProcessor(do_resize=False)
-    data = Drawn(model, processor, count=2)
-    data.items[1]["label"] = np.random.default_rng(0).integers(0, 4, (64, 96), dtype=np.uint8)
+    data = Drawn(model, processor, count=3)
+    for item in data.items[1:]:
+        item["label"] = np.random.default_rng(0).integers(0, 4, (64, 96), dtype=np.uint8)
     found = calibrate(model, processor, data, progress=False)
     confidences, hits = [], []
-    for fitted, measured in ((0, 1), (1, 0)):
-        logits, labels = [], []
-        for index in (fitted, measured):
-            result = segment(model, processor, [data[index]["image"]], return_scores=True)[0]
-            label = torch.from_numpy(data[index]["label"]).long()
-            logits.append(result.probabilities.log()[:, label != VOID].T)
-            labels.append(label[label != VOID])
-        shares = (logits[1] / fitted_temperature(logits[0], labels[0])).softmax(1)
+    halves = []
+    for items in (data.items[:1], data.items[1:]):
+        results = segment(model, processor, [item["image"] for item in items], return_scores=True)
+        label = torch.cat([torch.from_numpy(item["label"]) for item in items]).long()
+        logits = torch.cat([result.probabilities for result in results], 1).log()
+        halves.append((logits[:, label != VOID].T, label[label != VOID]))
+    for fitted, (logits, labels) in zip(halves, reversed(halves), strict=True):
+        shares = (logits / fitted_temperature(*fitted)).softmax(1)
         confidences += shares.amax(1).tolist()
-        hits += (shares.argmax(1) == labels[1]).tolist()
+        hits += (shares.argmax(1) == labels).tolist()
     assert found.after.error == pytest.approx(slow_error(confidences, hits), abs=1e-3)  # a pixel in another bin
-    assert found.after.error > 0.1
-    data.items.pop()
+    assert found.after.error > 0.05
+    del data.items[1:]
     single = calibrate(model, processor, data, progress=False)  # is its own other half
     assert single.after.pixels.sum() == single.before.pixels.sum() and single.after.error < 0.03
 
 
-def test_sample_is_bounded_and_says_the_same(monkeypatch):
+def test_every_pixel_has_the_same_chance_to_be_in_the_sample():
+    sample = calibration._Sample(4000, seed=0)
+    for image in range(10):  # of 1000 pixels and 4 classes: a sixteenth of all has room
+        sample.add(torch.zeros(1000, 4), torch.zeros(1000, dtype=torch.long), image)
+        assert sample.share == 1 or image > 0
+    counts = torch.cat([images for *_, images in sample.parts]).bincount(minlength=10)
+    assert sample.share == 1 / 16 and counts.sum() * 4 <= 4000
+    assert (counts - 1000 / 16).abs().max() < 4 * 8  # standard deviations of a binomial
+
+
+def test_sample_is_bounded_and_says_the_same(capsys):
     model = spread_out(CASES["segformer"].make_model())
     processor = SegFormerImageProcessor(do_resize=False)
     data = Drawn(model, processor)
-    whole = calibrate(model, processor, data, progress=False)
+    whole = calibrate(model, processor, data)
+    shown = capsys.readouterr().err
+    assert "calibration" in shown and "0/6 [" in shown and shown.endswith("\r")  # it is gone
     part = calibrate(model, processor, data, progress=False, sampled_logits=20_000)
+    assert not capsys.readouterr().err
     assert 20_000 / 4 / 2.5 < part.after.pixels.sum() <= 20_000 / 4 < whole.after.pixels.sum()
     assert part.temperature == pytest.approx(whole.temperature, rel=0.1) and part.before.error == whole.before.error
 
@@ -221,6 +237,9 @@ def test_it_is_saved_beside_all_else(tmp_path):
     save_temperature(folder, 1.23456789)
     _, after = load_model(folder)
     assert after.to_dict() == before.to_dict() | {"temperature": 1.2346}
+    after.save_pretrained(tmp_path)  # as transformers writes it
+    files = [place / "preprocessor_config.json" for place in (tmp_path, folder)]
+    assert files[0].read_bytes() == files[1].read_bytes()
     image = Image.new("RGB", (90, 70))
     assert torch.equal(predict(model, before, [image])[0], predict(model, after, [image])[0])
 
