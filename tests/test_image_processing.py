@@ -81,6 +81,7 @@ def test_backends_agree():
         (375, 500, {"shortest_edge": 512, "longest_edge": 2048}, (512, 683)),  # 682.67 rounds up
         (100, 1000, {"shortest_edge": 512, "longest_edge": 2048}, (205, 2048)),  # bounded by 2048: 204.8
         (1, 5000, {"shortest_edge": 512, "longest_edge": 2048}, (1, 2048)),  # never 0
+        (5000, 1, {"shortest_edge": 512, "longest_edge": 2048}, (2048, 1)),
         (300, 500, {"shortest_edge": 512}, (512, 853)),
         (300, 500, {"height": 64, "width": 32}, (64, 32)),
     ],
@@ -518,18 +519,19 @@ def test_loads_the_oldest_checkpoints(backend, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name, mean, size_divisor",
+    "name, mean, size_divisor, minimum_size",
     [
-        ("SegFormer", [0.485, 0.456, 0.406], None),
-        ("SETR", [0.485, 0.456, 0.406], 16),
-        ("Segmenter", [0.5, 0.5, 0.5], 16),
-        ("OCRNet", [0.485, 0.456, 0.406], None),
+        ("SegFormer", [0.485, 0.456, 0.406], None, 29),  # 1 + (29 - 1) // 4 are 8 rows, and attention reduces by 8
+        ("SETR", [0.485, 0.456, 0.406], 16, None),
+        ("Segmenter", [0.5, 0.5, 0.5], 16, None),
+        ("OCRNet", [0.485, 0.456, 0.406], None, None),
     ],
 )
 @pytest.mark.parametrize("suffix", ["", "Pil"])
-def test_defaults_of_each_architecture(name, mean, size_divisor, suffix):
+def test_defaults_of_each_architecture(name, mean, size_divisor, minimum_size, suffix):
     processor = getattr(processing, f"{name}ImageProcessor{suffix}")()
     assert list(processor.image_mean) == mean and processor.size_divisor == size_divisor
+    assert processor.minimum_size == minimum_size
     assert dict(processor.size) == {"shortest_edge": 512, "longest_edge": 2048}
 
 

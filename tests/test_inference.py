@@ -2,6 +2,7 @@
 
 import copy
 import json
+import types
 from pathlib import Path
 
 import numpy as np
@@ -66,7 +67,7 @@ def test_predict_matches_one_image_at_a_time(checkpoint):
 
 
 @pytest.mark.parametrize("batch_size", [1, 3])
-def test_evaluate_matches_counting(checkpoint, batch_size):
+def test_evaluate_matches_counting(checkpoint, batch_size, monkeypatch):
     model, processor = load_model(checkpoint)
     dataset = MixedScenes()
     counts = np.zeros((8, 8))
@@ -78,7 +79,9 @@ def test_evaluate_matches_counting(checkpoint, batch_size):
     expected = np.mean(counts.diagonal()[union > 0] / union[union > 0])
     model.train()
     before = torch.get_rng_state()
+    monkeypatch.setattr(inference, "time", types.SimpleNamespace(perf_counter=iter([10.0, 14.0]).__next__))
     results = evaluate(model, processor, dataset, batch_size=batch_size, progress=False)
+    assert (results["images"], results["seconds"], results["images_per_second"]) == (5, 4, 5 / 4)
     assert results["mean_iou"] == pytest.approx(expected, abs=1e-3)  # see test_predict_matches_one_image_at_a_time
     assert model.training and torch.equal(before, torch.get_rng_state())  # training goes on as if nothing had been
 
@@ -141,8 +144,10 @@ def test_left_and_right_change_places_in_the_mirrored_image(protocols):
     torch.testing.assert_close(both, wanted, rtol=0, atol=1e-5)  # float32
 
 
-def test_segment_at_one_scale_matches_predict(protocols):
+@pytest.mark.parametrize("small_images", ["pad", "resize"])
+def test_segment_at_one_scale_matches_predict(protocols, small_images):
     model, processor = protocols
+    processor.small_images, processor.size = small_images, {"shortest_edge": 32}  # below the window
     images = [item["image"] for item in MixedScenes()]
     maps = predict(model, processor, images)
     for label_map, plain, scored in zip(
@@ -153,6 +158,9 @@ def test_segment_at_one_scale_matches_predict(protocols):
     ):
         assert torch.equal(label_map, plain.label_map) and plain.confidence is None
         assert (label_map == scored.label_map).float().mean() > 0.999  # ties at rounding
+    of_two = [segment(model, processor, images[:1], scales=[2.0], return_scores=way)[0] for way in (False, True)]
+    assert torch.equal(of_two[0].label_map, of_two[1].label_map)
+    assert not torch.equal(of_two[0].label_map, maps[0])
 
 
 @torch.no_grad()
@@ -213,7 +221,33 @@ def test_protocol_tells_windows_scales_and_flips():
         SegFormerImageProcessor(window_size=768, window_stride=[512, 384]), scales=(0.5, 1.75), flip=True
     )
     assert "scales 0.5, 1.75 of that, windows of 768x768 pixels every 512x384" in sentence
-    assert "with flip" in sentence and "softmax probabilities averaged" in sentence
+    assert "with flip" in sentence and "; softmax probabilities averaged over scales and flips and" in sentence
+    for averaging, words in (("logits", "; logits averaged over"), ("exp", "; exponentials of logits averaged over")):
+        processor = SegFormerImageProcessor(averaging=averaging)
+        assert words in protocol(processor, flip=True) and words in protocol(processor, scales=(0.5, 1))
+        assert "averaged over" not in protocol(processor)
+
+
+@pytest.mark.parametrize(
+    "small_images, scales, words",
+    [
+        ("pad", (0.5, 1), ", no flip"),
+        ("cut", (1,), ", no larger than the image, no flip"),
+        ("enlarge", (1,), ", smaller images enlarged, no flip"),
+        ("resize", (1,), ", no flip"),
+        ("resize", (0.5,), ", shortest edge at least the window's and the longest free, no flip"),
+    ],
+)
+def test_protocol_tells_what_becomes_of_small_images(small_images, scales, words):
+    processor = SegFormerImageProcessor(window_size=64, small_images=small_images)
+    where = "windows of 64x64 pixels every 64x64, the last aligned to the border, logits averaged where they overlap"
+    assert where + words in protocol(processor, scales=scales)
+
+
+def test_protocol_tells_of_stretching_channels_and_what_is_left_out():
+    sentence = protocol(SegFormerImageProcessor(stretch_divisor=32, do_flip_channel_order=True), 7)
+    assert "2048), stretched up to multiples of 32, in BGR; logits" in sentence and "pixels of value 7 left" in sentence
+    assert "512 pixels); logits" in protocol(SegFormerImageProcessor(size={"shortest_edge": 512}))
 
 
 def test_load_model_reads_transformers_segformer_as_ours(tmp_path):
@@ -241,6 +275,7 @@ def test_a_size_of_height_and_width_is_scaled_to_what_the_network_takes():
     image = Image.new("RGB", (9, 9))
     assert inference.resized_image(processor, image, 1.0).shape == (3, 64, 96)  # as it is said
     assert inference.resized_image(processor, image, 0.6).shape == (3, 48, 48)  # of 38.4 and 57.6
+    assert inference.resized_image(processor, image, 0.2).shape == (3, 48, 48)  # at least 29
 
 
 def test_load_model_reads_other_models_of_transformers(tmp_path):

@@ -1,5 +1,6 @@
 """The label contract against what its file says, pixel by pixel."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -62,8 +63,8 @@ def test_identity_in_every_integer_type(dtype):
 
 
 def test_16_bit_ids(tmp_path):
-    labels = labels_of(tmp_path, {"classes": [ROAD, {"id": 40000, "name": "car"}]})
-    assert labels.map(np.array([[0, 40000, 255]], np.uint16)).tolist() == [[0, 1, 255]]
+    labels = labels_of(tmp_path, {"classes": [ROAD, {"id": 65535, "name": "car"}]})
+    assert labels.map(np.array([[0, 65535, 255]], np.uint16)).tolist() == [[0, 1, 255]]
 
 
 def test_more_than_255_classes_make_255_a_class():
@@ -74,6 +75,9 @@ def test_more_than_255_classes_make_255_a_class():
 
 def test_single_class_has_a_background(tmp_path):
     assert labels_of(tmp_path, {"classes": [CAR]}).map(np.array([[0, 7, 255]])).tolist() == [[0, 1, 255]]
+    labels = labels_of(tmp_path, {"classes": [ROAD, VOID]})  # 0 is the class here, and there is no background
+    assert labels.map(np.array([[0, 3]])).tolist() == labels.map(np.array([[[10, 20, 30], [0, 0, 0]]])).tolist()
+    assert labels.map(np.array([[0, 3]])).tolist() == [[1, 255]]
     assert Labels(("crack",)).map(np.array([[0, 1]])).tolist() == [[0, 1]]
     assert Labels(("crack",)).with_255_as_class().map(np.array([[0, 255]])).tolist() == [[0, 1]]
 
@@ -131,9 +135,44 @@ def test_grey_ids_for_classes_with_colours_say_so(tmp_path):
         labels_of(tmp_path, {"classes": [ROAD, CAR]}).map(np.array([[[0, 0, 0], [7, 7, 7]]], np.uint8))
 
 
-def test_raw_ids_of_a_contract_are_not_negative():
-    with pytest.raises(ValueError, match="raw id -1 is outside 0 .. 65535"):
-        Labels(("a", "b"), raw_to_train={-1: 255, 0: 0, 1: 1})
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"raw_to_train": {-1: 255, 0: 0, 1: 1}}, "raw id -1 is outside 0 .. 65535"),
+        ({"raw_to_train": {0: 0, 65536: 1}}, "raw id 65536 is outside 0 .. 65535"),
+        ({"raw_to_train": {0: 0, 1: 2}}, r"train id 2 is outside 0 .. 1 \(2 class names\)"),
+        ({"color_to_train": {(0, 0, 0): -1}}, "train id -1 is outside"),
+        ({"ignore_index": 0}, "ignore_index 0 is the class 'a'; use 255 or another value outside 0 .. 1"),
+        ({"ignore_index": 1}, "ignore_index 1 is the class 'b'"),
+        ({"palette": [(0, 0, 0)]}, "the palette has 1 colours for 2 classes"),
+        ({"palette": [(0, 0, 0)] * 3}, "the palette has 3 colours for 2 classes"),
+    ],
+)
+def test_numbers_that_do_not_fit_together_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        Labels(("a", "b"), **settings)
+    labels = Labels(("a", "b"), ignore_index=2, raw_to_train={0: 2, 65535: 0})
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        labels.ignore_index = 1
+
+
+def test_what_is_unknown_is_listed_up_to_a_bound():
+    labels = Labels(("a", "b"))
+    for count, shown in ((8, "2, 3, 4, 5, 6, 7, 8, 9, but"), (9, "2, 3, 4, 5, 6, 7, 8, 9, ..., but")):
+        with pytest.raises(ValueError, match=f": {count} of {count + 1} pixels have values {shown} the 2 classes are"):
+            labels.map(np.array([[0, *range(2, 2 + count)]]))
+    for count, end in ((4, r"\)\), but"), (5, r"\), ...\), but")):
+        with pytest.raises(
+            ValueError, match=rf"mask with {count} colours \(\(0, 0, 1\), \(1, 1, 1\), .*\(3, 3, 1{end}"
+        ):
+            labels.map(np.array([[(i, i, 1) for i in range(count)]]))
+
+
+def test_a_color_that_two_classes_share_says_nothing(tmp_path):
+    labels = labels_of(tmp_path, {"classes": [ROAD, CAR, {**VOID, "color": CAR["color"]}]})
+    assert labels.map(np.array([[ROAD["color"]]])).tolist() == [[0]]
+    with pytest.raises(ValueError, match="1 of 1 pixels have 1 colours that no class .or more than one. has"):
+        labels.map(np.array([[CAR["color"]]]))
 
 
 def test_unknown_id_hints():
@@ -170,12 +209,15 @@ def test_rgb_without_colors():
         ({"classes": [ROAD, {"id": 0, "name": "car"}]}, "id 0 is there more than once"),
         ({"classes": [ROAD, {"id": 1, "name": "road"}]}, "'road' is there more than once"),
         ({"classes": [ROAD, {"id": -1, "name": "car"}]}, "-1 is outside"),
+        ({"classes": [ROAD, {"id": 65536, "name": "car"}]}, "65536 is outside"),
         ({"classes": [ROAD, {"name": "car"}]}, "'id' is missing"),
-        ({"classes": [ROAD, {"id": 1, "name": "car", "color": [1, 2, 300]}]}, "300"),
+        ({"classes": [ROAD, {"id": 1, "name": "car", "color": [1, 2, 256]}]}, "color .1, 2, 256. is not three numbers"),
+        ({"classes": [ROAD, {"id": 1, "name": "car", "color": [-1, 2, 0]}]}, "color .-1, 2, 0. is not"),
+        ({"classes": [ROAD, {"id": 1, "name": "car", "color": [0, 0]}]}, "color .0, 0. is not"),
         ({"num_classes": 3, "classes": [ROAD, CAR]}, "num_classes is 3, but 2"),
         ({"classes": []}, "at least one"),
         ({"0": "road", "2": "car"}, r"\[1\] are missing"),
-        (["road", ""], "non-empty"),
+        (["road", " "], "non-empty"),
         (5, "int"),
     ],
 )
@@ -187,14 +229,13 @@ def test_wrong_contract_is_refused_with_its_file(tmp_path, content, message):
 def test_missing_and_broken_files_are_named(tmp_path):
     with pytest.raises(ValueError, match=r"classes\.json .* id2label\.json"):
         Labels.from_folder(tmp_path)
+    with pytest.raises(ValueError, match="classes.json: it says itself which id is ignored; omit do_reduce_labels"):
+        Labels.from_file(written(tmp_path, {"classes": [ROAD]}) / "classes.json", do_reduce_labels=True)
+    with pytest.raises(ValueError, match="nowhere.json: .*No such file"):
+        Labels.from_file(tmp_path / "nowhere.json")
     (tmp_path / "classes.json").write_text("{")
     with pytest.raises(ValueError, match=r"classes\.json: not JSON \(Expecting.*correct or replace it"):
         Labels.from_folder(tmp_path)
-
-
-def test_ignore_index_must_not_be_a_class():
-    with pytest.raises(ValueError, match="ignore_index 1 is the class 'b'"):
-        Labels(("a", "b"), ignore_index=1)
 
 
 @pytest.mark.parametrize("count", [1, 2, 150, 300])
@@ -206,6 +247,7 @@ def test_written_contract_gives_back_the_train_ids(tmp_path, count):
     back = Labels.from_folder(tmp_path)
     assert back.names == labels.names and back.palette == labels.palette and back.ignore_index == labels.ignore_index
     assert np.array_equal(back.map(labels.as_mask(train)), train)
+    assert labels.as_mask(train)[0, 0] == (255 if count < 255 else 65535)
     names = json.loads((tmp_path / "id2label.json").read_text())
     assert names == {str(number): name for number, name in enumerate(labels.names)}
 

@@ -162,7 +162,7 @@ class Labels:
             )
         ignore_index = default_ignore_index(len(kept))
         train_ids = {int(entry["id"]): train_id for train_id, entry in enumerate(kept)}
-        if len(kept) == 1 and kept[0]["id"] != 0:  # a single class and what is not it
+        if len(kept) == 1:  # a single class and what is not it
             train_ids = {0: 0, int(kept[0]["id"]): 1}
         raw_to_train = {**{raw: ignore_index for raw in void}, **train_ids}
         colors = [(tuple(entry["color"]), raw_to_train[int(entry["id"])]) for entry in classes if "color" in entry]
