@@ -112,9 +112,7 @@ def upsampled_argmax(logits: torch.Tensor, size: tuple[int, int], *, align_corne
         size: (H, W), pixels
         returns: (B, H, W), int64
     """
-    logits = two_classes(logits.detach())
-    with torch.autocast(logits.device.type, enabled=False):
-        return _label_map(logits, size[0], size[1], align_corners)
+    return _label_map(two_classes(logits.detach()), size[0], size[1], align_corners)
 
 
 def is_for_triton(logits: torch.Tensor) -> bool:
@@ -142,8 +140,7 @@ def argmax_at(logits: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor) -
         returns: (B, H, W), int64
     """
     logits = two_classes(logits.detach())
-    with torch.autocast(logits.device.type, enabled=False):
-        return _best_class(logits, Cells(logits, rows, columns))
+    return _best_class(logits, Cells(logits, rows, columns))
 
 
 def logits_at(logits: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
@@ -172,7 +169,7 @@ def _axis(size_in: int, position: torch.Tensor, dtype: torch.dtype):
     Returns the number of slots per cell, the cell and the slot of each output position (size_out,), the first output
     position of each cell and size_out, and the shares (cells, 2, slots) of the two inputs, 0 in slots without output.
     """
-    below = position.floor().clamp(-1, size_in - 1)
+    below = position.floor()  # -1 to size_in - 1
     cell = below.long() + 1
     first = torch.searchsorted(cell, torch.arange(size_in + 2))
     slots, slot = int(first.diff().max()), torch.arange(len(position)) - first[cell]
