@@ -324,6 +324,9 @@ def test_what_is_read_if_nothing_is_said(head, backbone, fields, indices, scalin
     pretrained_folder(backbone, tmp_path)
     model, _ = ARCHITECTURES[head].model.from_backbone(tmp_path, num_labels=3, **fields)
     assert (model.config.backbone_config.out_indices, model.config.feature_scaling) == (indices, scaling)
+    every = list(range({"pyramid": 4, "fuse": 1}.get(scaling, len(indices))))
+    read = {"segformer": "decoder_stages", "setr": "feature_indices"}.get(head)  # the others' heads have no choice
+    assert read is None or list(getattr(model.config, read)) == every
 
 
 @pytest.mark.parametrize(("blocks", "indices"), [(1, [1]), (2, [1, 2]), (3, [1, 2, 3]), (8, [2, 4, 6, 8])])

@@ -1,6 +1,7 @@
 """The encoders as backbones: out of checkpoints, under transformers' models, saved and reloaded."""
 
 import copy
+import itertools
 import json
 import os
 import subprocess
@@ -84,8 +85,9 @@ def test_comes_out_of_a_checkpoint_for_segmentation(name, tmp_path):
     images = torch.randn(2, 3, 61, 72)
     with torch.no_grad():
         found, expected = encoder(images).feature_maps, features_of(model, images)
+        maps, *_ = encoder(images, return_dict=False)
     assert [x.shape[1] for x in found] == encoder.channels and len(found) == len(expected)
-    assert all(torch.equal(x, y) for x, y in zip(found, expected))
+    assert all(torch.equal(x, y) and torch.equal(x, z) for x, y, z in zip(found, expected, maps, strict=True))
     assert not hasattr(encoder.config, "decode_head") and not hasattr(encoder.config, "decoder_hidden_size")
     encoder.save_pretrained(tmp_path / "alone")
     again = backbone.from_pretrained(tmp_path / "alone")
@@ -180,10 +182,19 @@ def test_images_that_are_too_small_are_refused():
         make("mit")(torch.zeros(1, 3, 20, 64))
 
 
-@pytest.mark.parametrize("name", ["mit", "vit of segmenter"])
-def test_input_embeddings_take_the_image(name):
-    """peft and gradient checkpointing hook them."""
-    model, seen, images = make(name), [], torch.randn(1, 3, 64, 64)
+@pytest.mark.parametrize(
+    ("name", "foreign"),
+    [
+        ("mit", False),
+        ("vit of segmenter", False),
+        *itertools.product(("setr", "segformer", "segmenter"), (False, True)),
+    ],
+)
+def test_input_embeddings_take_the_image(name, foreign):
+    """peft and gradient checkpointing hook them; of encoders, of whole models, and of these on another's encoder."""
+    seen, images = [], torch.randn(1, 3, 64, 64)
+    other = {"backbone_config": make("vit of setr").config} if foreign else {}
+    model = make(name) if name in ENCODERS else CASES[name].make_model(**other)
     model.get_input_embeddings().register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
     model(images)
     assert len(seen) == 1 and torch.equal(seen[0], images)

@@ -1,5 +1,6 @@
 """The contract that every architecture keeps, on tiny random networks."""
 
+import importlib.util
 import json
 
 import numpy as np
@@ -180,6 +181,46 @@ def test_one_class_has_one_logit_and_a_background_in_the_label_map(name, given, 
     assert {answer["label"] for answer in answers} == {names[int(value)] for value in mask.unique()}
     for answer in answers:
         assert np.array_equal(np.asarray(answer["mask"]) > 0, mask == (answer["label"] == "road"))
+
+
+@pytest.mark.parametrize(
+    ("field", "least", "most", "beyond"),
+    [
+        ("num_channels", 1, 2**16, 2**16 + 1),
+        ("num_hidden_layers", 1, 1000, 1001),
+        ("patch_size", 1, 256, 257),
+        ("image_size", 1, 2**14, 2**14 + 1),
+        ("initializer_range", 1e-12, 1, 1.001),
+        ("auxiliary_loss_weight", 0, 1000, 1000.1),
+        ("semantic_loss_ignore_index", -(2**31), 2**31 - 1, 2**31),
+        ("num_labels", 1, 2**16, 2**16 + 1),
+    ],
+)
+def test_ends_of_ranges_are_taken_and_nothing_beyond(field, least, most, beyond):
+    one_map = {"feature_indices": [0], "auxiliary_levels": []}
+    for number in (least, most):
+        assert getattr(configuration("SETR", **one_map, **{field: number}), field) == number
+    for number in (least - 1, beyond):
+        with pytest.raises(ValueError, match=rf"{field}: {number} is out of range; give .*{least} to {most}"):
+            configuration("SETR", **one_map, **{field: number})
+
+
+def test_number_of_labels_is_a_whole_one(name):
+    for number in (0, 2.5, True):
+        with pytest.raises(
+            ValueError, match=f"^num_labels: {number} is out of range; give a whole number"
+        ):  # of no file
+            type(configuration(name)).from_dict({"num_labels": number})
+
+
+@pytest.mark.parametrize("name", [name for name, case in TINY.items() if case.attentions])
+def test_attention_of_other_packages_is_taken(name):
+    model = build(name)
+    model.set_attn_implementation("flex_attention")
+    assert model.config._attn_implementation == "flex_attention" and model.is_backend_compatible()
+    if importlib.util.find_spec("flash_attn") is None:
+        with pytest.raises(ImportError, match="(?i)flash"):  # that it is not installed, not that it is not supported
+            model.set_attn_implementation("flash_attention_2")
 
 
 def test_number_of_labels_can_be_changed(name, tmp_path):

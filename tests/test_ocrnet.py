@@ -78,8 +78,10 @@ def test_hrnet_matches_timm(align_corners, tmp_path):
     save_file(theirs.state_dict(), tmp_path / "model.safetensors")
     load_backbone(ours, tmp_path)
     with torch.no_grad():
-        for feature_map, expected in zip(ours(images(64, 96)).feature_maps, theirs(images(64, 96)), strict=True):
+        output = ours(images(64, 96))
+        for feature_map, expected in zip(output.feature_maps, theirs(images(64, 96)), strict=True):
             assert_equal(feature_map, expected)
+    assert output.last_hidden_state is output.feature_maps[-1]
 
 
 def test_hrnet_resizes_branches_of_odd_sizes_as_mmsegmentation():
@@ -440,6 +442,7 @@ def test_loss_matches_plain_pytorch():
             module.eval()
     model.training = True
     output = model(images(75, 101), labels=labels, output_auxiliary_logits=True)
+    assert output.align_corners.tolist() == [True, True]
     losses = [
         F.cross_entropy(F.interpolate(x, (75, 101), mode="bilinear", align_corners=True), labels, ignore_index=255)
         for x in (output.logits, *output.auxiliary_logits)
@@ -450,7 +453,9 @@ def test_loss_matches_plain_pytorch():
 def test_regions_and_relation_are_in_the_output_when_asked_for():
     model = randomize(OCRNetForSemanticSegmentation(OCRNetConfig(**TINY_HEAD, **HRNET)))
     with torch.no_grad():
-        assert model(images(64, 96)).region_maps is None
+        output = model(images(64, 96))
+        assert output.region_maps is output.pixel_region_relation is output.region_representations is None
+        assert output.align_corners is None
         output = model(images(64, 96), output_regions=True)
     ones = torch.ones(())
     torch.testing.assert_close(output.region_maps.sum(dim=(2, 3)), ones.expand(2, K))
@@ -483,7 +488,9 @@ def test_classifiers_begin_with_small_weights():
     """So that the first loss is about log(K), as both authors' codes have it."""
     model = OCRNetForSemanticSegmentation(OCRNetConfig(**{**TINY_HEAD, "num_labels": 300}, **HRNET))
     for head in (model.decode_head, model.auxiliary_heads[0]):
-        assert head.classifier.weight.std().item() == pytest.approx(0.01, rel=0.1) and not head.classifier.bias.any()
+        weight = head.classifier.weight
+        assert weight.std().item() == pytest.approx(0.01, rel=0.1) and not head.classifier.bias.any()
+        assert weight.mean().item() == pytest.approx(0, abs=0.001)
 
 
 @pytest.mark.parametrize("size", SIZES)
