@@ -91,6 +91,9 @@ def test_resized_size_matches_mmcv_rule(height, width, size, wanted):
 
 
 def test_unknown_size_is_refused(backend):
+    for size in ({"height": 64}, {"width": 64}):
+        with pytest.raises(ValueError, match="give height and width, or shortest_edge"):
+            processing.resized_size(20, 30, SizeDict(**size))
     with pytest.raises(ValueError, match="shortest_edge"):
         backend(size={"longest_edge": 64})(picture(20, 30), return_tensors="pt")
 
@@ -120,7 +123,10 @@ def test_batch_is_padded_right_and_bottom(backend):
 
 
 def test_no_padding_on_request(backend):
-    batch = backend(size=KEEP_RATIO, do_pad=False)([picture(60, 90), picture(90, 60)])
+    processor = backend(size=KEEP_RATIO, do_pad=False)
+    batch = processor([picture(60, 90), picture(90, 60)], [label_map(60, 90), label_map(90, 60)])
+    kind = np.ndarray if backend is BACKENDS[1] else torch.Tensor
+    assert all(isinstance(array, kind) for arrays in batch.values() for array in arrays)
     assert [tuple(image.shape) for image in batch["pixel_values"]] == [(3, 48, 72), (3, 72, 48)]
 
 
@@ -177,8 +183,15 @@ def test_float_images_are_not_rounded(backend):
 def test_input_kinds_agree(backend):
     image = picture(50, 70)
     kinds = [Image.fromarray(image), image, image.transpose(2, 0, 1), torch.from_numpy(image).permute(2, 0, 1)]
+    for format in ("PNG", "TIFF"):  # what was read from a file says so
+        kinds.append(kinds[0].copy())
+        kinds[-1].format = format
     first, *others = (backend(size=KEEP_RATIO)(kind, return_tensors="pt")["pixel_values"] for kind in kinds)
     assert all(torch.equal(first, other) for other in others)
+    assert type(first) is torch.Tensor
+    one = backend(size=KEEP_RATIO, image_mean=0.4, image_std=0.2)(image, return_tensors="pt")["pixel_values"]
+    three = backend(size=KEEP_RATIO, image_mean=[0.4] * 3, image_std=[0.2] * 3)(image, return_tensors="pt")
+    assert torch.equal(one, three["pixel_values"])
 
 
 def deep_kinds(values):
@@ -224,6 +237,8 @@ def test_images_of_few_rows_or_columns_are_not_taken_for_channels(backend, size)
     for given in (Image.fromarray(image), image, torch.from_numpy(image.transpose(2, 0, 1))):
         (seen,) = processor(given)["pixel_values"]
         assert np.array_equal(seen, image.transpose(2, 0, 1))
+    (seen,) = processor(image.transpose(2, 0, 1), input_data_format="channels_first")["pixel_values"]
+    assert np.array_equal(seen, image.transpose(2, 0, 1))
 
 
 def test_transparency_is_dropped_as_by_the_training_reader(backend, tmp_path):
@@ -241,6 +256,11 @@ def test_pictures_in_colour_for_a_grey_model(backend):
     processor = backend(image_mean=[0.5], image_std=[0.5], do_resize=False, do_pad=False)
     expected = processor(image.convert("L"), return_tensors="pt")["pixel_values"]
     assert torch.equal(processor(image, return_tensors="pt")["pixel_values"], expected)
+    processor = backend(image_mean=[0.5] * 4, image_std=[0.5] * 4, do_resize=False, do_pad=False)
+    expected = processor(np.asarray(image.convert("RGBA")), return_tensors="pt")["pixel_values"]
+    assert torch.equal(processor(image, return_tensors="pt")["pixel_values"], expected)
+    with pytest.raises(ValueError, match="image of 1 channels"):
+        backend(do_convert_rgb=False)(image.convert("L"))
 
 
 def test_label_maps_of_all_kinds_are_the_ids(backend):
@@ -281,10 +301,11 @@ def test_label_maps_of_all_kinds_are_the_ids(backend):
         (Image.new("LA", (30, 20)), ["mode LA"]),
         (np.zeros((20, 30, 3), np.uint8), ["(20, 30, 3)", "RGB picture"]),
         (np.zeros((3, 20, 30), np.uint8), ["(3, 20, 30)", "RGB picture"]),
-        (np.zeros((20, 30, 7), np.uint8), ["(20, 30, 7)", "(20, 30) (height, width)"]),
+        (np.zeros((20, 30, 4), np.uint8), ["(20, 30, 4)", "RGB picture"]),
+        (np.zeros((20, 30, 7), np.uint8), ["(20, 30, 7)", "(20, 30) (height, width); give one map"]),
         (np.zeros((30, 20), np.uint8), ["(30, 20)", "its image (20, 30)"]),
         (np.full((20, 30), 2 / 255), ["fractions (first 0.00784314)", "ToTensor"]),
-        (torch.full((20, 30), 0.99), ["fractions (first 0.99)"]),
+        (np.linspace(0.25, 1, 600).reshape(20, 30), ["fractions (first 0.25)"]),
         (np.full((20, 30), np.nan), ["fractions (first nan)"]),
         (np.full((20, 30), -1), ["holds -1", "255 (or -100)"]),
         (np.full((20, 30), -101), ["holds -101"]),
@@ -305,14 +326,42 @@ def test_what_is_no_label_map_is_refused_with_the_cure(backend, given, words):
     [
         (picture(20, 30), label_map(20, 31), "one map of label ids"),
         ([picture(20, 30)] * 2, [label_map(20, 30)], "one map of label ids"),
+        ([picture(20, 30)] * 2, label_map(20, 30), "1 segmentation maps for 2 images"),
         (picture(20, 30), Image.fromarray(picture(20, 30)), "a picture of mode RGB, with 3 channels"),
         (picture(20, 30, 6), None, "set image_mean"),
     ],
-    ids=["other size", "other number", "RGB mask", "channels"],
+    ids=["other size", "other number", "one map", "RGB mask", "channels"],
 )
 def test_bad_input_is_refused_with_the_cure(backend, images, maps, cure):
     with pytest.raises(ValueError, match=cure):
         backend()(images, maps, input_data_format="channels_last", return_tensors="pt")
+
+
+SETTINGS = {  # taken, and refused
+    "do_resize do_reduce_labels": ((True, False), (0, 1, "no", [True], [])),
+    "size_divisor minimum_size stretch_divisor": ((1, 65536, None), (0, 65537, True, 2.0, [16])),
+    "window_size window_stride": ((1, 65536, [1, 65536], (2, 3)), (0, 65537, [], [1, 2, 3], {"height": 3, "width": 3})),
+    "size": ((1, 65536, [2, 3], {"shortest_edge": 2, "longest_edge": None}), (0, {}, {"height": 0, "width": 2}, "2")),
+    "image_mean": ((0, -1e9, 1e9, [0.5] * 5), (1.1e9, -1.1e9, "0", [], [0, None])),
+    "image_std": ((1e-9, 1e9, (0.5, 2)), (0, 1.1e9, [0.5, 0], [])),
+    "rescale_factor": ((1e-12, 1 / 255, 1e9), (0, 1.1e9, [1.0])),
+    "resample": ((0, 5), (-1, 6, 2.0, [2])),
+    "ignore_index": ((-(2**31), 2**31 - 1), (-(2**31) - 1, 2**31, 255.0, [255])),
+    "temperature": ((0.1, 10), ([1.0],)),
+    "small_images": (("pad", "cut", "enlarge", "resize"), ("crop", None)),
+    "averaging": (("probabilities", "logits", "exp"), ("mean", None)),
+    "auto_map": (({}, None), ("AutoImageProcessor",)),
+}
+
+
+@pytest.mark.parametrize("names", SETTINGS)
+def test_ends_of_ranges_are_taken_and_nothing_beyond(names):
+    for name in names.split():
+        for value in SETTINGS[names][0]:
+            processing.check_settings({name: value})
+        for value in SETTINGS[names][1]:
+            with pytest.raises(ValueError, match=f"^{name} is "):
+                processing.check_settings({name: value})
 
 
 # Post-processing

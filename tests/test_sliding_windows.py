@@ -13,6 +13,7 @@ from hf_segtx.models.sliding_windows import (
     padded_size,
     padding_rule,
     scaled_side,
+    unpadded_positions,
     window_grid,
     window_starts,
 )
@@ -97,18 +98,39 @@ def test_scaled_sides_fit_the_network():
     "settings, words",
     [
         (dict(window_size=32, window_stride=33), "window_stride .33, 33. for window_size .32, 32."),
+        (dict(window_size=32, window_stride=(0, 4)), "window_stride .0, 4. for window_size .32, 32."),
         (dict(window_size=(32, 40), window_stride=None, size_divisor=16), "not a multiple of size_divisor 16"),
         (dict(window_size=28, window_stride=14, minimum_size=29), "below minimum_size 29"),
     ],
 )
 def test_windows_that_cannot_be_are_refused(settings, words):
     with pytest.raises(ValueError, match=words):
-        window_grid((100, 100), **settings)
+        window_grid((100, 100), **({"size_divisor": None, "minimum_size": None, "is_cut": False} | settings))
 
 
+@pytest.mark.parametrize(
+    "settings, wanted",
+    [  # by hand: size, window_size, window_stride, size_divisor, minimum_size, is_cut
+        (((2, 3), 1, 1, None, None, False), ((1, 1), ([0, 1], [0, 1, 2]))),
+        (((29, 30), 29, None, None, 29, False), ((29, 29), ([0], [0, 1]))),
+        (((1, 3), 4, 4, None, None, False), ((4, 4), ([0], [0]))),
+        (((1, 3), 4, 4, None, None, True), ((1, 3), ([0], [0]))),
+        (((5, 30), 16, 16, 4, 6, True), ((8, 16), ([0], [0, 14]))),
+    ],
+)
+def test_window_grid_matches_counting(settings, wanted):
+    assert window_grid(*settings) == wanted
+
+
+def test_places_in_an_image_of_one_row_and_two_columns():
+    rows, columns = unpadded_positions((3, 2), (1, 2), (1, 2), (1, 2), True)
+    assert rows.tolist() == [0, 0, 0] and columns.tolist() == [0, 1]
+
+
+@pytest.mark.parametrize("window", [8, 10])
 @pytest.mark.parametrize("longest", [10, 16, 23])
-def test_parts_cover_the_axis_once_with_all_their_windows(longest):
-    length, window = 53, 10
+def test_parts_cover_the_axis_once_with_all_their_windows(longest, window):
+    length = 53
     starts = window_starts(length, window, 4)
     parts = axis_parts(length, window, starts, longest)
     assert [pixel for part in parts for pixel in range(part.begin, part.end)] == list(range(length))
@@ -148,10 +170,11 @@ def test_one_class_is_a_sigmoid():
     assert torch.equal(merged.label_map(0, 37), (wanted[0] > 0).long())
 
 
-@pytest.mark.parametrize("row", [0, 1, 11, 12, 26, 36, 37])
+@pytest.mark.parametrize("row", [0, 1, 11, 12, 16, 26, 27, 36, 37])
 def test_resumed_label_map_is_the_rest(row):
     merged, window_logits, wanted = example(*CASES["off the grid"])
     first = merged.resume(row)
+    assert first == sum(end <= min(row, 36) for end in (16, 27, 37))  # windows that end before
     columns = len(merged.starts[1])
     rows = [merged.next_rows() for logits in window_logits[first * columns :] if merged.add(logits)]
     assert torch.equal(torch.cat(rows), wanted.argmax(0)[row:])

@@ -132,8 +132,7 @@ def resized_size(height: int, width: int, size: SizeDict, stretch_divisor: int |
     scale = size.shortest_edge / min(height, width)
     if size.longest_edge:
         scale = min(scale, size.longest_edge / max(height, width))
-    height, width = max(1, int(height * scale + 0.5)), max(1, int(width * scale + 0.5))
-    return padded_size([(height, width)], stretch_divisor or 1)
+    return padded_size([(int(height * scale + 0.5), int(width * scale + 0.5))], stretch_divisor or 1)  # at least 1
 
 
 def enlarged(image, size: tuple[int, int]):

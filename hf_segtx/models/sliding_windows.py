@@ -98,9 +98,9 @@ def window_grid(
     size: tuple[int, int],
     window_size,
     window_stride,
-    size_divisor: int | None = None,
-    minimum_size: int | None = None,
-    is_cut: bool = False,
+    size_divisor: int | None,
+    minimum_size: int | None,
+    is_cut: bool,
 ) -> tuple[tuple[int, int], tuple[list[int], list[int]]]:
     """The windows of an image of `size`: their size, and first row of each row and first column of each column of them.
 
@@ -195,7 +195,7 @@ class MergedWindows:
         target: tuple[int, int],
         window: tuple[int, int],
         starts: tuple[list[int], list[int]],
-        align_corners: bool = False,
+        align_corners: bool,
     ):
         self.own, self.starts = own, starts
         self._geometry = list(zip(own, target, window, starts, strict=True))
@@ -300,7 +300,7 @@ class _Axis:
         # Pieces: runs of pixels that lie in the same windows, between the same logits of each.
         pixels = torch.arange(own, dtype=torch.float64)
         into = pixels[:, None] - torch.tensor(starts)  # (own, windows)
-        cell = ((pixels[:, None] - origin) / stride + 1e-9).floor().clamp(-1, steps - 1)
+        cell = ((pixels[:, None] - origin) / stride + 1e-9).floor()  # -1 to steps - 1 within a window
         cell[(into < 0) | (into >= window)] = -2
         cell, piece, length = torch.unique_consecutive(cell, dim=0, return_inverse=True, return_counts=True)
         covered = cell > -2  # (pieces, windows)
