@@ -18,8 +18,9 @@ from transformers import (
     UperNetForSemanticSegmentation,
     pipeline,
 )
+from transformers.image_utils import SizeDict
 
-from hf_segtx import SegFormerConfig, SegFormerForSemanticSegmentation, SegFormerImageProcessor, inference
+from hf_segtx import SegFormerConfig, SegFormerForSemanticSegmentation, SegFormerImageProcessor, calibration, inference
 from hf_segtx.cli import main
 from hf_segtx.data.scenes import SceneDataset
 from hf_segtx.inference import as_json, evaluate, load_model, predict, protocol, segment
@@ -201,6 +202,15 @@ def test_evaluate_serves_further_metrics(checkpoint):
     assert extra.compute()["mean_iou"] == results["mean_iou"]
 
 
+@pytest.mark.parametrize("module, function", [(inference, evaluate), (calibration, calibration.calibrate)])
+def test_second_process_shows_no_bar(checkpoint, module, function, monkeypatch, capsys):
+    process = types.SimpleNamespace(get_rank=lambda: 1, get_world_size=lambda: 2)
+    for name, value in (("distributed", process), ("is_distributed", lambda: True), ("gathered", lambda x: [x])):
+        monkeypatch.setattr(module, name, value)
+    function(*load_model(checkpoint), MixedScenes())
+    assert "/5" not in capsys.readouterr().err
+
+
 def test_json_shows_absent_classes(checkpoint):
     model, processor = load_model(checkpoint)
     results = evaluate(model, processor, MixedScenes(), progress=False)
@@ -268,6 +278,25 @@ def test_logits_of_one_scale_are_those_of_the_image(checkpoint):
     processor.averaging = "logits"
     seen = segment(model, processor, [image], return_scores=True)[0].probabilities
     torch.testing.assert_close(seen, expected, rtol=0, atol=1e-5)  # float32
+
+
+def test_padded_input_is_scaled_to_whole_pixels_as_by_openseg(checkpoint):
+    model, processor = load_model(checkpoint)
+    processor.averaging, shapes = "logits", []
+    model.register_forward_pre_hook(lambda _, arguments: shapes.append(tuple(arguments[0].shape[2:])))
+    segment(model, processor, [MixedScenes()[0]["image"]], scales=(0.61, 1), flip=True)  # of 64x96
+    assert shapes == [(39, 58)] * 2 + [(64, 96)] * 2
+
+
+def test_edges_become_a_size():
+    for edges, mode, wanted in (
+        ([64, 96], "squash", {"height": 64, "width": 96}),
+        ([64], "squash", {"height": 64, "width": 64}),
+        ([64], "long", {"shortest_edge": 64, "longest_edge": 64}),
+        ([64], "keep", {"shortest_edge": 64}),
+        ([64, 96], "keep", {"shortest_edge": 64, "longest_edge": 96}),
+    ):
+        assert inference.size_of_edges(edges, mode) == SizeDict(**wanted)
 
 
 def test_a_size_of_height_and_width_is_scaled_to_what_the_network_takes():
