@@ -10,7 +10,7 @@ from hf_segtx.data.labels import Labels, flip_permutation
 
 
 ROAD = {"id": 0, "name": "road", "color": [10, 20, 30]}
-CAR = {"id": 7, "name": "car", "color": [200, 0, 0]}
+CAR = {"id": 7, "name": "car", "color": [255, 0, 0]}
 VOID = {"id": 3, "name": "void", "color": [0, 0, 0], "ignore": True}
 
 
@@ -26,7 +26,7 @@ def labels_of(folder, content):
 def test_matches_classes_json(tmp_path):
     labels = labels_of(tmp_path, {"classes": [CAR, VOID, ROAD]})
     assert labels.names == ("road", "car")  # train ids follow the raw ids
-    assert labels.palette == ((10, 20, 30), (200, 0, 0))
+    assert labels.palette == ((10, 20, 30), (255, 0, 0))
     assert labels.id2label == {0: "road", 1: "car"} and labels.label2id == {"road": 0, "car": 1}
     assert labels.map(np.array([[0, 7, 3, 255]], np.uint8)).tolist() == [[0, 1, 255, 255]]
 
@@ -71,6 +71,11 @@ def test_more_than_255_classes_make_255_a_class():
     labels = Labels.from_id2label([f"class {number}" for number in range(300)])
     mapped = labels.map(np.array([[255, 299]], np.uint16))
     assert labels.ignore_index == -100 and mapped.dtype == np.int16 and mapped.tolist() == [[255, 299]]
+    few = [Labels.from_id2label([f"class {number}" for number in range(count)]) for count in (255, 256)]
+    assert [labels.ignore_index for labels in few] == [255, -100]
+    labels = Labels(("a", "b"), ignore_index=-1)
+    mapped = labels.map(np.array([[1, 255]], np.uint8))
+    assert mapped.tolist() == [[1, -1]] and labels.as_mask(mapped).tolist() == [[1, 65535]]
 
 
 def test_single_class_has_a_background(tmp_path):
@@ -120,7 +125,7 @@ def test_colors_of_16_bits_are_refused(tmp_path):
     ("colors", "cure"),
     [
         ([[0, 0, 0], [2, 0, 0]], "red channel"),
-        ([[1, 0, 0], [0, 0, 1]], "one-hot"),
+        ([[1, 0, 0], [0, 0, 1], [0, 1, 0]], "one-hot"),
         ([[9, 1, 0], [0, 0, 1]], "panoptic"),
     ],
 )
@@ -180,6 +185,11 @@ def test_unknown_id_hints():
         Labels(("a", "b")).map(np.array([[0, 1, 2]]))
     with pytest.raises(ValueError, match="PNG"):
         Labels(("a", "b")).map(np.array([[0, 1, 3]]), "a.jpg")
+    for labels, value in ((Labels(("a", "b")), 3), (Labels(("a", "b"), raw_to_train={1: 0, 2: 1}), 0)):
+        with pytest.raises(ValueError, match=f"have value {value}, .*; correct the mask, add the class name, or"):
+            labels.map(np.array([[1, value, value]]))
+    with pytest.raises(ValueError, match=r"not uint8 of shape \(1, 1, 4\)"):
+        Labels(("a", "b"), color_to_train={(1, 2, 3): 0}).map(np.array([[[1, 2, 3, 4]]], np.uint8))
     with pytest.raises(ValueError, match="float32"):
         Labels(("a", "b")).map(np.zeros((2, 2), np.float32))
 
@@ -187,11 +197,11 @@ def test_unknown_id_hints():
 def test_colors_match_lookup_of_each_pixel(tmp_path):
     labels = labels_of(tmp_path, {"classes": [ROAD, CAR, VOID]})
     expected = np.random.default_rng(0).choice([0, 1, 255], (5, 6))
-    colors = {0: (10, 20, 30), 1: (200, 0, 0), 255: (0, 0, 0)}
+    colors = {0: (10, 20, 30), 1: (255, 0, 0), 255: (0, 0, 0)}
     mask = np.array([[colors[value] for value in row] for row in expected.tolist()], np.uint8)
     assert np.array_equal(labels.map(mask), expected)
     mask[2, 3] = 1, 2, 3
-    with pytest.raises(ValueError, match=r"b\.png: 1 of 30 pixels have 1 colours .*\(1, 2, 3\)"):
+    with pytest.raises(ValueError, match=r"b\.png: 1 of 30 pixels have 1 colours .*\(1, 2, 3\); correct the colours"):
         labels.map(mask, "b.png")
 
 
@@ -248,6 +258,7 @@ def test_written_contract_gives_back_the_train_ids(tmp_path, count):
     assert back.names == labels.names and back.palette == labels.palette and back.ignore_index == labels.ignore_index
     assert np.array_equal(back.map(labels.as_mask(train)), train)
     assert labels.as_mask(train)[0, 0] == (255 if count < 255 else 65535)
+    assert json.loads((tmp_path / "classes.json").read_text())["ignore_index"] == (255 if count < 255 else 65535)
     names = json.loads((tmp_path / "id2label.json").read_text())
     assert names == {str(number): name for number, name in enumerate(labels.names)}
 

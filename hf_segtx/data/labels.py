@@ -272,7 +272,7 @@ class Labels:
 
     @property
     def _fits_a_byte(self) -> bool:
-        return 0 <= self.ignore_index <= 255 and self.num_ids <= 256
+        return 0 <= self.ignore_index <= 255  # and it is no class, so there are no more of these
 
     @cached_property
     def mapping(self) -> dict[int, int]:
