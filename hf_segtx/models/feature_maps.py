@@ -72,7 +72,7 @@ def _layout(backbone_config: str) -> Layout:
                 size = own_size(backbone) if at_own_size else PROBE
                 pixels = torch.zeros(1, config.num_channels, *size, dtype=next(backbone.parameters()).dtype)
                 maps = backbone(pixels, return_dict=True).feature_maps
-        except (AssertionError, AttributeError, RuntimeError, TypeError, ValueError) as error:
+        except (AssertionError, AttributeError, IndexError, RuntimeError, TypeError, ValueError) as error:
             errors.append(f"{type(error).__name__} {' '.join(str(error).split())}"[:300])
             continue
         if any(x.ndim != 4 for x in maps):
