@@ -59,7 +59,7 @@ def layout_of(backbone_config: PreTrainedConfig) -> Layout:
 @lru_cache(maxsize=64)
 def _layout(backbone_config: str) -> Layout:
     fields = json.loads(backbone_config)
-    kind = fields["model_type"]
+    kind, name = fields["model_type"], fields.get("backbone") or fields["model_type"]
     attempts = [({}, False), ({}, True)]
     if kind == "timm_backbone":  # some of its models resize their position tables, if they were told when built
         attempts.insert(1, ({"dynamic_img_size": True}, False))
@@ -77,7 +77,7 @@ def _layout(backbone_config: str) -> Layout:
             continue
         if any(x.ndim != 4 for x in maps):
             raise ValueError(
-                f"the backbone {kind} gives tokens, of the shape {tuple(maps[0].shape)}, not maps; set "
+                f"the backbone {name} gives tokens, of the shape {tuple(maps[0].shape)}, not maps; set "
                 "reshape_hidden_states=True in backbone_config"
             )
         ratio = size[1] / size[0]
@@ -86,14 +86,14 @@ def _layout(backbone_config: str) -> Layout:
             last = [x.shape[1] for x in maps] != list(backbone.channels)
         shapes = [x.permute(0, 3, 1, 2).shape if last else x.shape for x in maps]
         if not at_own_size and (uneven := [shape for shape in shapes if size[0] % shape[2] or size[1] % shape[3]]):
-            name, made = fields.get("backbone") or kind, f"{uneven[0][2]}x{uneven[0][3]}"
+            made = f"{uneven[0][2]}x{uneven[0][3]}"
             raise ValueError(
                 f"the backbone {name} makes maps of {made} of images of {size[0]}x{size[1]}: it cuts off borders, so "
                 "that pixels and predictions would not lie on each other; choose another, or one of its finer maps"
             )
         strides = tuple(round(size[0] / shape[2]) for shape in shapes)
         return Layout(tuple(shape[1] for shape in shapes), strides, last, options, size if at_own_size else None)
-    raise ValueError(f"backbone_config, of the model_type {kind!r}, gives no backbone that works: {errors[0]}")
+    raise ValueError(f"backbone_config, of {name!r}, gives no backbone that works: {errors[0]}")
 
 
 def own_size(backbone: PreTrainedModel) -> tuple[int, int]:
