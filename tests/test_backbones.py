@@ -810,7 +810,7 @@ def test_what_does_not_fit_is_said():
     with pytest.raises(ValueError, match="gives tokens, .* set reshape_hidden_states=True"):
         kind = BACKBONES["dinov2"]
         make_model("setr", "dinov2", backbone_config=kind.kind(**kind.fields, reshape_hidden_states=False))
-    with pytest.raises(ValueError, match="'timm_backbone', gives no backbone that works: .*Unknown model"):
+    with pytest.raises(ValueError, match="of 'nonsense', gives no backbone that works: .*Unknown model"):
         make_model("setr", "dinov2", backbone_config={"model_type": "timm_backbone", "backbone": "nonsense"})
     assert make_model("setr", "dinov2", decode_head="mla")(batch("dinov2", (56, 56))).logits.shape == (2, 4, 16, 16)
 
