@@ -14,7 +14,6 @@ from PIL import Image, ImageOps
 from transformers import ImageSegmentationPipeline
 
 from .data.decoding import grey_numbers, read_image
-from .inference import image_size
 from .models.configuration_base import SegmentationConfig
 
 
@@ -31,6 +30,8 @@ class SegmentationPipeline(ImageSegmentationPipeline):
         Args:
             image: a PIL image; or the path, the address or the base64 text of an image, of what `read_image` reads.
         """
+        from .inference import image_size  # needs evaluate, which imports transformers.pipelines, which imports this
+
         config = self.model.config
         if not isinstance(config, SegmentationConfig) or not isinstance(image, (str, Image.Image)):
             return super().preprocess(image, subtask=subtask, timeout=timeout)

@@ -70,7 +70,7 @@ def label_maps(num_labels, sizes=((5, 7), (16, 9), (40, 30)), cell=1, void=255, 
 
 
 @pytest.mark.parametrize("cell", [1, 6])  # noise is counted pixel by pixel, squares by runs
-@pytest.mark.parametrize("num_labels", [1, 2, 11, 150, 300])
+@pytest.mark.parametrize("num_labels", [1, 2, 11, 150, 301])
 def test_matches_definition(num_labels, cell, monkeypatch):
     monkeypatch.setattr(metrics, "_BLOCK", 500)  # the last map is counted in several
     monkeypatch.setattr(metrics, "_NOISE_BLOCK", 200)
@@ -266,6 +266,8 @@ def test_counting_without_waiting_gives_the_same(settings, monkeypatch):
         maps |= {"predictions": wrong} if values is predictions else {"references": wrong}
         with pytest.raises(ValueError, match=what):
             metric.compute(**maps)
+    with pytest.raises(ValueError, match="prediction id 4000"):  # 255 is a class here
+        MeanIoU(num_labels=4, label_map={255: 1}).compute(predictions=[np.array([4000])], references=[np.array([255])])
 
 
 def test_on_an_accelerator_no_value_is_waited_for():

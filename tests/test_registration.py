@@ -49,6 +49,7 @@ WAYS = {
 from transformers import AutoImageProcessor as A
 show(A.from_pretrained(model, backend="pil"))""",
     "pipeline": """
+import evaluate  # imports transformers.pipelines before it has its own names
 from transformers import pipeline
 segmenter = pipeline("image-segmentation", model, device="cpu")
 show(segmenter.model, segmenter.image_processor)""",

@@ -149,8 +149,6 @@ class Labels:
         ids = [int(entry["id"]) for entry in classes]
         if repeated := [raw for raw, count in Counter(ids).items() if count > 1]:
             raise ValueError(f"the id {repeated[0]} is there more than once; ids must differ")
-        if negative := [raw for raw in ids if not 0 <= raw < 2**16]:
-            raise ValueError(f"the id {negative[0]} is outside 0 .. 65535")
         void = {int(entry["id"]) for entry in classes if entry.get("ignore")}
         void |= {int(content["ignore_index"])} if content.get("ignore_index") is not None else set()
         void |= {int(content["void_label"]["id"])} if content.get("void_label") else set()
@@ -343,10 +341,9 @@ class Labels:
         found = np.take(self._color_table, codes)
         if found.min(initial=1) == 0:
             unknown = np.unique(codes[found == 0])
-            is_grey = (unknown % 0x010101 == 0).all() and (mask == mask[..., :1]).all()
             cure = (
                 "if these are class ids, save them in one channel"
-                if is_grey
+                if (mask == mask[..., :1]).all()
                 else "correct the colours in classes.json, or the mask (smoothed edges or JPEG make new colours)"
             )
             raise ValueError(
