@@ -804,6 +804,7 @@ def test_what_does_not_fit_is_said():
         make_model("segformer", "hiera")(torch.zeros(1, 3, 200, 224))
     with torch.device("meta"), pytest.raises(ValueError, match="75x101 pixels; this backbone takes 224x224 only"):
         config = TimmBackboneConfig(backbone="hiera_tiny_224", out_indices=[2, 3])
+        assert layout_of(config)[:2] == ((384, 768), (16, 32))
         make_model("segformer", "resnet", backbone_config=config)(torch.zeros(1, 3, 75, 101))
     with pytest.raises(ValueError, match=r"maps of one size, .* strides \[4, 8, 16, 32\]"):
         make_model("setr", "resnet", decode_head="mla", feature_scaling="none")

@@ -161,7 +161,7 @@ def _of_timm(
             raise OSError(f"weights_file {weights_file} is no file")
         source, options = name.removeprefix("timm/"), {"pretrained_cfg_overlay": {"file": str(weights_file)}}
     else:
-        source = f"local-dir:{name}" if Path(name).is_dir() else f"hf-hub:{name}@{hub.get('revision', 'main')}"
+        source = f"local-dir:{name}" if Path(name).is_dir() else f"hf-hub:{name}@{hub.get('revision') or 'main'}"
         options = {"cache_dir": hub["cache_dir"]} if hub.get("cache_dir") else {}
     try:
         whole = timm.create_model(source, pretrained=True, in_chans=num_channels, **options)
