@@ -186,12 +186,14 @@ def test_input_kinds_agree(backend):
     for format in ("PNG", "TIFF"):  # what was read from a file says so
         kinds.append(kinds[0].copy())
         kinds[-1].format = format
-    first, *others = (backend(size=KEEP_RATIO)(kind, return_tensors="pt")["pixel_values"] for kind in kinds)
+    processors = backend(size=KEEP_RATIO), backend(size=KEEP_RATIO, do_convert_rgb=False)
+    first, *others = (each(kind, return_tensors="pt")["pixel_values"] for each in processors for kind in kinds)
     assert all(torch.equal(first, other) for other in others)
     assert type(first) is torch.Tensor
-    one = backend(size=KEEP_RATIO, image_mean=0.4, image_std=0.2)(image, return_tensors="pt")["pixel_values"]
-    three = backend(size=KEEP_RATIO, image_mean=[0.4] * 3, image_std=[0.2] * 3)(image, return_tensors="pt")
-    assert torch.equal(one, three["pixel_values"])
+    settings = [{"size": KEEP_RATIO, "image_mean": mean, "image_std": mean} for mean in (0.4, [0.4] * 3)]
+    for given in (image, image[..., :1]):
+        one, three = (backend(**each)(given, return_tensors="pt")["pixel_values"] for each in settings)
+        assert torch.equal(one, three)
 
 
 def deep_kinds(values):

@@ -154,11 +154,12 @@ def test_matches_the_formula_on_full_size_logits(name, size_in, size_out, align_
 
 @pytest.mark.parametrize("name", SLOW)
 def test_matches_the_formula_with_every_pixel_valid_and_with_one(name):
-    logits, labels = example(classes=2)
-    single = torch.full_like(labels, 255)
-    single[1, 10, 10] = 1
-    for seen in (labels.masked_fill(labels == 255, 1), single):
-        assert_same(parse_loss(name)(logits, seen, config()), SLOW[name](logits, seen, False), logits)
+    for classes in (2, 3):
+        logits, labels = example(classes=classes)
+        single = torch.full_like(labels, 255)
+        single[1, 10, 10] = 1
+        for seen in (labels.masked_fill(labels == 255, classes - 1), single):
+            assert_same(parse_loss(name)(logits, seen, config()), SLOW[name](logits, seen, False), logits)
 
 
 @pytest.mark.parametrize("name", losses.LOSSES)
