@@ -172,6 +172,7 @@ def test_every_pixel_has_the_same_chance_to_be_in_the_sample():
 
 
 def test_sample_is_bounded_and_says_the_same(capsys):
+    assert 4 * calibration.SAMPLED_LOGITS == 16 * 2**20  # bytes: what is held of any data set, unless it is said
     model = spread_out(CASES["segformer"].make_model())
     processor = SegFormerImageProcessor(do_resize=False)
     data = Drawn(model, processor)
