@@ -237,9 +237,8 @@ def test_it_is_saved_beside_all_else(tmp_path):
     model, before = load_model(folder)
     assert before.temperature is None
     file = folder / "preprocessor_config.json"
-    file.write_text(
-        json.dumps({name: value for name, value in json.loads(file.read_text()).items() if value is not None})
-    )
+    settings = json.loads(file.read_text())
+    file.write_text(json.dumps({name: value for name, value in settings.items() if name != "temperature"}))
     save_temperature(folder, 1.23456789)
     _, after = load_model(folder)
     assert after.to_dict() == before.to_dict() | {"temperature": 1.2346}

@@ -26,7 +26,7 @@ def labels_of(folder, content):
 def test_matches_classes_json(tmp_path):
     labels = labels_of(tmp_path, {"classes": [CAR, VOID, ROAD]})
     assert labels.names == ("road", "car")  # train ids follow the raw ids
-    assert labels.palette == ((10, 20, 30), (255, 0, 0))
+    assert labels.palette == ((10, 20, 30), (255, 0, 0)) and labels.colors == list(labels.palette)
     assert labels.id2label == {0: "road", 1: "car"} and labels.label2id == {"road": 0, "car": 1}
     assert labels.map(np.array([[0, 7, 3, 255]], np.uint8)).tolist() == [[0, 1, 255, 255]]
 
@@ -84,6 +84,8 @@ def test_single_class_has_a_background(tmp_path):
     assert labels.map(np.array([[0, 3]])).tolist() == labels.map(np.array([[[10, 20, 30], [0, 0, 0]]])).tolist()
     assert labels.map(np.array([[0, 3]])).tolist() == [[1, 255]]
     assert Labels(("crack",)).map(np.array([[0, 1]])).tolist() == [[0, 1]]
+    colors = Labels(("crack",), palette=[(1, 2, 3)]).colors
+    assert len(colors) == 2 and colors[1] == (1, 2, 3)
     assert Labels(("crack",)).with_255_as_class().map(np.array([[0, 255]])).tolist() == [[0, 1]]
 
 
@@ -157,6 +159,7 @@ def test_numbers_that_do_not_fit_together_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
         Labels(("a", "b"), **settings)
     labels = Labels(("a", "b"), ignore_index=2, raw_to_train={0: 2, 65535: 0})
+    assert labels.map(np.array([[0, 65535]])).dtype == np.uint8
     with pytest.raises(dataclasses.FrozenInstanceError):
         labels.ignore_index = 1
 

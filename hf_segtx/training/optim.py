@@ -227,7 +227,6 @@ class EMA:
             for tensor in self.tensors.values()
         ]
 
-    @torch.no_grad()
     def update(self) -> None:
         """To be called after each optimizer step."""
         self.updates += 1
@@ -254,7 +253,6 @@ class EMA:
     def state_dict(self) -> dict:
         return {"updates": self.updates, "averages": dict(zip(self.tensors, self.averages, strict=True))}
 
-    @torch.no_grad()
     def load_state_dict(self, state: dict) -> None:
         """Raises ValueError if the state is that of another model."""
         if state["averages"].keys() != self.tensors.keys():
