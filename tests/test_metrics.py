@@ -289,6 +289,7 @@ def test_wrong_input_is_named():
         (good.astype(int) - 1, good, "prediction id -1 is outside"),
         (good, good + 7, r"reference id 7 is outside the classes \[0, 3\); only ignore_index 255 .* or a label_map"),
         (good, good + 3, "reference id 3 is outside"),
+        (good, good + np.array([[4], [6]]), "reference id 6 is outside"),
         (good, good.astype(int) - 1, "reference id -1 is outside"),
         (good, good.astype(np.int64) + 1000, "reference id 1000 is outside"),
         (good, good.astype(int) - 100, "reference id -100 is outside"),
