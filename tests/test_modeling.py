@@ -155,11 +155,13 @@ def test_saved_and_loaded_gives_the_same_logits(name, tmp_path):
 
 
 def test_configuration_survives_json(name, tmp_path):
-    config = configuration(name, id2label={0: "road", 1: "sky"}, num_labels=2)
+    config = configuration(name, id2label={0: "road", 1: "sky"}, num_labels=2, dtype="bfloat16")
     config.save_pretrained(tmp_path)
     again = type(config).from_pretrained(tmp_path)
     assert json.loads(again.to_json_string()) == json.loads(config.to_json_string())
-    assert again.id2label == {0: "road", 1: "sky"} and again.num_labels == 2
+    assert again.id2label == {0: "road", 1: "sky"} and again.num_labels == 2 and again.dtype == torch.bfloat16
+    with pytest.raises(ValueError, match="dtype is 16; give a type of torch by its name"):
+        configuration(name, dtype=16)
 
 
 @pytest.mark.parametrize("given", [{"id2label": {0: "road"}}, {"id2label": {0: "background", 1: "road"}}])
