@@ -327,6 +327,10 @@ def test_load_model_refuses_missing_weights(tmp_path, checkpoint):
         load_model(tmp_path / "backbone")
     with pytest.raises(ValueError, match="no config.json"):
         load_model(tmp_path)
+    for more, cure in (({}, "install its package"), ({"auto_map": {}}, "pass trust_remote_code if you trust its code")):
+        (tmp_path / "config.json").write_text(json.dumps({"model_type": "other", **more}))
+        with pytest.raises(ValueError, match=f"config.json: model_type 'other' is unknown to transformers; {cure}"):
+            load_model(tmp_path)
 
 
 def test_evaluate_command_refuses_other_class_names(tmp_path, checkpoint, capsys):

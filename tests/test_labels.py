@@ -84,6 +84,7 @@ def test_single_class_has_a_background(tmp_path):
     assert labels.map(np.array([[0, 3]])).tolist() == labels.map(np.array([[[10, 20, 30], [0, 0, 0]]])).tolist()
     assert labels.map(np.array([[0, 3]])).tolist() == [[1, 255]]
     assert Labels(("crack",)).map(np.array([[0, 1]])).tolist() == [[0, 1]]
+    assert Labels(("crack",)).id2label == {0: "background", 1: "crack"}
     colors = Labels(("crack",), palette=[(1, 2, 3)]).colors
     assert len(colors) == 2 and colors[1] == (1, 2, 3)
     assert Labels(("crack",)).with_255_as_class().map(np.array([[0, 255]])).tolist() == [[0, 1]]

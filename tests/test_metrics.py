@@ -268,6 +268,10 @@ def test_counting_without_waiting_gives_the_same(settings, monkeypatch):
             metric.compute(**maps)
     with pytest.raises(ValueError, match="prediction id 4000"):  # 255 is a class here
         MeanIoU(num_labels=4, label_map={255: 1}).compute(predictions=[np.array([4000])], references=[np.array([255])])
+    many = MeanIoU(num_labels=300, ignore_index=-1).compute(
+        predictions=[np.array([1, 299])], references=[np.array([299, 298])]
+    )
+    assert many["confusion_matrix"][[299, 298], [1, 299]].tolist() == [1, 1]
 
 
 def test_on_an_accelerator_no_value_is_waited_for():
