@@ -23,7 +23,7 @@ K, WIDTH, KEY_WIDTH = 5, 16, 8
 TINY_HEAD = dict(num_labels=K, decoder_hidden_size=WIDTH, decoder_key_size=KEY_WIDTH)
 # timm's smallest HRNet
 HRNET = dict(hidden_sizes=[16, 32, 64, 128], depths=[1, 2, 2, 2], num_modules=[1, 1, 1, 1], layer1_hidden_size=32)
-RESNET = dict(backbone_type="resnet", hidden_sizes=[32, 48, 64, 96], depths=[1, 2, 3, 3], auxiliary_hidden_size=24)
+RESNET = dict(backbone_type="resnet", hidden_sizes=[32, 32, 64, 96], depths=[1, 2, 3, 3], auxiliary_hidden_size=24)
 
 
 def randomize(model, seed=0):
