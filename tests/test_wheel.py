@@ -5,7 +5,6 @@ import re
 import shutil
 import subprocess
 import sys
-import tarfile
 import zipfile
 from pathlib import Path
 
@@ -49,8 +48,7 @@ def sdist(project_files, tmp_path_factory) -> Path:
     code = "import setuptools.build_meta as build; print(build.build_sdist('dist'))"
     run(sys.executable, "-c", code, folder=folder)
     (archive,) = (folder / "dist").iterdir()
-    with tarfile.open(archive) as content:
-        content.extractall(folder / "unpacked", filter="data")
+    shutil.unpack_archive(archive, folder / "unpacked")
     (unpacked,) = (folder / "unpacked").iterdir()
     return unpacked
 

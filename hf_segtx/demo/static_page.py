@@ -201,9 +201,11 @@ def copy_runtime(folder: Path, runtime: str | Path | None) -> None:
             runtime = fetched_runtime(Path(place))
         runtime = Path(runtime)
         if runtime.suffix in (".tgz", ".gz"):
-            with tarfile.open(runtime) as archive:
-                archive.extractall(place, filter="data")
-            runtime = Path(place) / "package"
+            with tarfile.open(runtime) as archive:  # nothing else of it is unpacked, so that no path can lead elsewhere
+                for member in sorted(archive.getmembers(), key=lambda member: member.name, reverse=True):
+                    if member.isfile() and (name := Path(member.name).name) in RUNTIME_FILES:
+                        (Path(place) / name).write_bytes(archive.extractfile(member).read())
+            runtime = Path(place)
         found = {file: next(iter(sorted(runtime.rglob(file))), None) for file in RUNTIME_FILES}
         if missing := [file for file, there in found.items() if there is None]:
             raise ValueError(f"runtime is {runtime}, which lacks {missing[0]}; give the npm package {RUNTIME}")

@@ -91,7 +91,8 @@ def download(version: str) -> Path:
                 (archive,) = Path(folder).glob("*.tar.gz")
                 with tarfile.open(archive) as tar:
                     members = [member for member in tar.getmembers() if member.name.split("/")[1:2] == ["tests"]]
-                    tar.extractall(folder, members=members, filter="data")
+                    tar.extraction_filter = getattr(tarfile, "data_filter", None)  # as far as this Python has it
+                    tar.extractall(folder, members=members)
                 tests.parent.mkdir(exist_ok=True)
                 (Path(folder) / f"transformers-{version}/tests").rename(tests)  # whole or not at all
     return tests
