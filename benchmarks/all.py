@@ -40,7 +40,7 @@ SUMMARY = (  # of the README: what, its table, the titles that count
     ("SETR, Segmenter, OCRNet beside mmsegmentation 1.2.2", "mmsegmentation", ""),
     ("loss with its gradient beside `F.interpolate` and `F.cross_entropy`, 150 classes", "upsampling", "150.*: loss"),
     ("label map beside `F.interpolate` and `argmax`, 150 classes", "upsampling", "150.*: label map"),
-    ("focal, Dice, Lovasz-softmax loss beside their formulas, 150 classes", "losses", "150"),
+    ("focal, Dice, Lovasz-softmax and RMI losses beside their formulas, 150 classes", "losses", "150"),
     ("picture to label map beside transformers (whole) and mmsegmentation (windows)", "protocol", ""),
     (
         "SegFormer-B0 and B2, eager, beside transformers' in ONNX Runtime and OpenVINO",
