@@ -2,7 +2,7 @@
 
     OMP_NUM_THREADS=2 python benchmarks/losses.py
 
-Medians of calls that take turns. Full size: F.interpolate, softmax or log_softmax, and the textbook formula.
+Medians of calls that take turns. Full size: F.interpolate and the textbook formula.
 """
 
 import math

@@ -58,8 +58,7 @@ def shares_of_operators(model: torch.nn.Module, x: torch.Tensor, rounds: int) ->
             for _ in range(rounds):
                 model(x)
     shares = dict.fromkeys([*KINDS.values(), "all others, and calling them"], 0.0)
-    events = profiler.key_averages()
-    for event in events:
+    for event in profiler.key_averages():
         shares[KINDS.get(event.key, "all others, and calling them")] += event.self_cpu_time_total
     total = sum(shares.values())
     return {kind: microseconds / total for kind, microseconds in shares.items()}

@@ -63,7 +63,7 @@ class Automatic:
 
     decisions: list[Decision] = field(default_factory=list)
     given: frozenset[str] = frozenset()
-    started: float = field(default_factory=lambda: time.perf_counter())
+    started: float = field(default_factory=lambda: time.perf_counter())  # so that a test can have its clock
     seconds: float | None = None
     num_processes: int = 1
     facts: DataFacts | None = None

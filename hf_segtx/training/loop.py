@@ -110,7 +110,7 @@ class Interval:
 
     steps: int = 0
     waited: float = 0.0  # seconds, for data
-    start: float = field(default_factory=lambda: time.perf_counter())
+    start: float = field(default_factory=lambda: time.perf_counter())  # so that a test can have its clock
 
     def speed(self, images: int) -> float:
         """Images a second, of steps of so many."""
