@@ -52,6 +52,9 @@ def test_masks_of_0_and_255_are_explained(tmp_path, caplog):
     write_folder(tmp_path / "many", ids=(0, 255))
     with pytest.raises(ValueError, match="hold 0 and 255 only, but there are 3 classes"):
         load_data(train_dir=str(tmp_path / "many"))
+    folder = write_folder(tmp_path / "one", ids=(0, 255), classes=[{"id": 0, "name": "crack"}])
+    with pytest.raises(ValueError, match="only 'crack' could be learned"):
+        load_data(train_dir=str(folder))
     for names in (["ground", "crack"], ["crack"]):
         folder = write_folder(tmp_path / str(len(names)), ids=(0, 255), classes=None)
         (folder / "id2label.json").write_text(json.dumps(names))

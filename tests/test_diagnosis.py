@@ -69,7 +69,7 @@ RGB = np.tile(np.array([[(255, 0, 0), (0, 255, 0)]], np.uint8), (48, 32, 1))
 @pytest.mark.parametrize(
     ("mask", "classes", "message"),
     [
-        (lambda _: 255 * (np.indices(SIZE).sum(0) % 2), CLASSES, "0 and 255 only"),
+        (lambda _: 255 * (np.indices(SIZE).sum(0) % 2), CLASSES, "0 and 255 only, .*only 'road'"),
         (lambda _: RGB, CLASSES, "RGB pictures with 2 colours"),
         (lambda _: 1 + np.indices(SIZE).sum(0) % 3, CLASSES, "shifted by one: 0 .. 2 are expected and 3 occurs"),
         (smoothed, TWO, "smoothed edges or JPEG"),
@@ -89,6 +89,18 @@ def test_errors_are_named_with_their_cause(tmp_path, healthy, mask, classes, mes
             (place / "id2label.json").write_text('{"0": "road", "1": "car", "2": "tree"}')
     _, findings = check(folder, healthy)
     assert findings[0].level == "error" and re.search(message, findings[0].text), findings
+
+
+@pytest.mark.parametrize(
+    ("void", "message"), [({}, "only 'road' could be learned"), ({"ignore_index": 0}, "every pixel of .* is ignored")]
+)
+def test_what_0_is_beside_ignored_255(tmp_path, void, message):
+    classes = {**CLASSES, **void} if void else {"classes": CLASSES["classes"][:1]}
+    folder = write(tmp_path / "data", mask=lambda _: 255 * (np.indices(SIZE).sum(0) % 2), classes=classes)
+    (folder / "classes.json").write_text(json.dumps({**classes, "void_label": {"id": 255}}))
+    _, findings = check(folder, folder)
+    errors = [finding.text for finding in findings if finding.level == "error"]
+    assert len(errors) == 2 and all(re.search(message, error) for error in errors)  # of both parts
 
 
 def test_broken_files_are_errors_and_the_rest_is_read(tmp_path, healthy):

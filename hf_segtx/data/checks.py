@@ -135,9 +135,10 @@ def _check_whole(dataset: SegmentationDataset, samples: list[Checked], checked: 
         raise ValueError(f"every pixel of {checked} is ignored; check ignore_index and ids in the class names file")
     ignores_255 = labels.mapping[255] == labels.ignore_index
     if ignores_255 and set().union(*(sample.values for sample in samples)) == {0, 255}:
+        name = labels.id2label[labels.mapping[0]]
         raise ValueError(
             f"{checked} hold 0 and 255 only, but there are {labels.num_labels} classes and 255 means ignored, so that "
-            f"only {labels.names[0]!r} could be learned; for two classes name two in classes.json (255 is then "
+            f"only {name!r} could be learned; for two classes name two in classes.json (255 is then "
             'the second), else list it as a class ({"id": 255, "name": ...}) or save class ids'
         )
     if count := masks_of_255(labels, [sample.values for sample in samples]):

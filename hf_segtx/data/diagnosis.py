@@ -272,14 +272,14 @@ def _diagnose_masks(report: Report) -> list[Finding]:
         else:
             what += "correct the masks, or list the values in classes.json, with ignore: true where they do not count"
         findings.append(Finding("error", what))
-    elif (
-        not report.has_colors and set(report.raw_pixels) == {0, 255} and labels.mapping.get(255) == labels.ignore_index
-    ):
-        text = (
-            f"all {split} masks hold 0 and 255 only, and 255 means ignored, so only {labels.id2label[0]!r} could "
-            'be learned: name two classes (255 is then the second), or list {"id": 255, "name": ...} in classes.json'
-        )
-        findings.append(Finding("error", text))
+    elif not report.has_colors and set(report.raw_pixels) == {0, 255} and labels.mapping[255] == labels.ignore_index:
+        if labels.mapping[0] != labels.ignore_index:  # else every pixel is ignored, which is said as such
+            text = (
+                f"all {split} masks hold 0 and 255 only, and 255 means ignored, so only "
+                f"{labels.id2label[labels.mapping[0]]!r} could be learned: name two classes (255 is then the second), "
+                'or list {"id": 255, "name": ...} in classes.json'
+            )
+            findings.append(Finding("error", text))
     elif count := masks_of_255(labels, [set(s.values.tolist()) for s in report.samples if not s.colored]):
         text = (
             f"{count} of {report.masks} {split} masks hold 0 and 255 only, the others no 255, which is ignored: if it "
