@@ -344,6 +344,7 @@ def test_folders_that_are_drawn_by_name_need_not_show_the_same_classes(tmp_path)
     (tmp_path / "train/id2label.json").write_text('["background", "tree"]')
     with pytest.raises(ValueError, match="val: 'road' is none of the classes background, tree"):
         load_data(**folders)
+    (tmp_path / "train/id2label.json").write_text('["background", "tree", "car"]')
     with pytest.raises(ValueError, match="the ids of labelme's annotations in .*val are known; omit do_reduce_labels"):
         load_data(**folders, do_reduce_labels=True)
 

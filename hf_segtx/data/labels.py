@@ -73,6 +73,11 @@ class Labels:
         train_ids = {*(self.raw_to_train or {}).values(), *(self.color_to_train or {}).values()} - {self.ignore_index}
         if wrong := sorted(train_id for train_id in train_ids if not 0 <= train_id < self.num_ids):
             raise ValueError(f"train id {wrong[0]} is outside 0 .. {self.num_ids - 1} ({len(names)} class names)")
+        if len(names) == 1 and self.mapping.get(0) == self.ignore_index:
+            raise ValueError(
+                f"0 is ignored, but is the background that the single class {names[0]!r} is told from; "
+                "do not ignore it (omit do_reduce_labels), or name further classes"
+            )
 
     @property
     def num_labels(self) -> int:
@@ -159,10 +164,9 @@ class Labels:
                 f"(ignored ids: {sorted(void)}); make them agree"
             )
         ignore_index = default_ignore_index(len(kept))
-        train_ids = {int(entry["id"]): train_id for train_id, entry in enumerate(kept)}
-        if len(kept) == 1:  # a single class and what is not it
-            train_ids = {0: 0, int(kept[0]["id"]): 1}
-        raw_to_train = {**{raw: ignore_index for raw in void}, **train_ids}
+        first = 1 if len(kept) == 1 else 0  # 0 is the background of a single class
+        train_ids = {int(entry["id"]): train_id for train_id, entry in enumerate(kept, first)}
+        raw_to_train = {**({0: 0} if first else {}), **{raw: ignore_index for raw in void}, **train_ids}
         colors = [(tuple(entry["color"]), raw_to_train[int(entry["id"])]) for entry in classes if "color" in entry]
         if wrong := [color for color, _ in colors if len(color) != 3 or not all(0 <= value <= 255 for value in color)]:
             raise ValueError(f"the color {list(wrong[0])} is not three numbers of 0 .. 255")
