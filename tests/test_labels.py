@@ -83,7 +83,7 @@ def test_single_class_has_a_background(tmp_path):
     labels = labels_of(tmp_path, {"classes": [ROAD, VOID]})  # 0 is the class here, and there is no background
     assert labels.map(np.array([[0, 3]])).tolist() == labels.map(np.array([[[10, 20, 30], [0, 0, 0]]])).tolist()
     assert labels.map(np.array([[0, 3]])).tolist() == [[1, 255]]
-    with pytest.raises(ValueError, match="0 is ignored, but is the background that the single class 'car' is told from"):
+    with pytest.raises(ValueError, match="0 is ignored, but is the background that the single class 'car'"):
         labels_of(tmp_path, {"classes": [CAR, {"id": 0, "name": "void", "ignore": True}]})
     with pytest.raises(ValueError, match="omit do_reduce_labels"):
         Labels.from_id2label(["void", "car"], do_reduce_labels=True)
