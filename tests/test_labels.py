@@ -76,6 +76,10 @@ def test_more_than_255_classes_make_255_a_class():
     labels = Labels(("a", "b"), ignore_index=-1)
     mapped = labels.map(np.array([[1, 255]], np.uint8))
     assert mapped.tolist() == [[1, -1]] and labels.as_mask(mapped).tolist() == [[1, 65535]]
+    for value in (256, 2**15 - 1, -(2**14), 1 - 2**15):  # what no byte holds, down to the smallest
+        labels = Labels(("a", "b"), ignore_index=value, color_to_train={(1, 2, 3): value, (0, 0, 0): 1})
+        assert labels.map(np.array([[1, 255]], np.uint8)).tolist() == [[1, value]]
+        assert labels.map(np.array([[[0, 0, 0], [1, 2, 3]]], np.uint8)).tolist() == [[1, value]]
 
 
 def test_single_class_has_a_background(tmp_path):
@@ -87,10 +91,12 @@ def test_single_class_has_a_background(tmp_path):
         labels_of(tmp_path, {"classes": [CAR, {"id": 0, "name": "void", "ignore": True}]})
     with pytest.raises(ValueError, match="omit do_reduce_labels"):
         Labels.from_id2label(["void", "car"], do_reduce_labels=True)
+    with pytest.raises(ValueError, match="have value 0, but the 2 classes are 1 .. 7"):  # these have none
+        labels_of(tmp_path, {"classes": [{**ROAD, "id": 1}, CAR]}).map(np.array([[0]]))
     assert Labels(("crack",)).map(np.array([[0, 1]])).tolist() == [[0, 1]]
     assert Labels(("crack",)).id2label == {0: "background", 1: "crack"}
     colors = Labels(("crack",), palette=[(1, 2, 3)]).colors
-    assert len(colors) == 2 and colors[1] == (1, 2, 3)
+    assert colors == [(70, 70, 70), (1, 2, 3)]  # a dark grey for the background
     assert Labels(("crack",)).with_255_as_class().map(np.array([[0, 255]])).tolist() == [[0, 1]]
 
 
@@ -258,6 +264,8 @@ def test_missing_and_broken_files_are_named(tmp_path):
 
 @pytest.mark.parametrize("count", [1, 2, 150, 300])
 def test_written_contract_gives_back_the_train_ids(tmp_path, count):
+    Labels(("a", "b"), ignore_index=-1).write(tmp_path)
+    assert json.loads((tmp_path / "classes.json").read_text())["ignore_index"] == 65535  # as `as_mask` has it
     labels = Labels(tuple(f"class {number}" for number in range(count)), ignore_index=255 if count < 255 else -100)
     train = labels.map(np.array([[*range(labels.num_ids)]]))
     train[0, 0] = labels.ignore_index

@@ -200,6 +200,9 @@ def test_ohem_matches_the_mean_over_the_hardest_pixels():
         slow = -logs[picked][probabilities[picked] < bound].mean()
         loss = parse_loss(f"ohem(threshold={threshold}, min_kept={min_kept})")
         assert_same(loss(logits, labels, config()), slow, logits)
+    single = torch.full_like(labels, 255)
+    single[1, 10, 10] = 1  # none comes after it, so it is its own bound
+    assert parse_loss("ohem(threshold=1e-6)")(logits, single, config()) == 0
 
 
 def test_sum_with_auxiliary_heads_matches_its_terms():
@@ -218,6 +221,10 @@ def test_sum_with_auxiliary_heads_matches_its_terms():
     assert_same(ours, main + 0.4 * cross_entropy(heads[0]) + 0.4 * cross_entropy(heads[1]), logits)
     ours = parse_loss(text, **settings, auxiliary_weights=[1.0, 0.1])(logits, labels, config(), heads)
     assert_same(ours, main + cross_entropy(heads[0]) + 0.1 * cross_entropy(heads[1]), logits)
+    without = types.SimpleNamespace(semantic_loss_ignore_index=255)  # says no weight: the papers' 0.4
+    assert_same(
+        parse_loss()(logits, labels, without, heads[:1]), parse_loss()(logits, labels, config(), heads[:1]), logits
+    )
     with pytest.raises(ValueError, match="1 auxiliary weights for 2 heads"):
         parse_loss(text, auxiliary_weights=[1.0])(logits, labels, config(), heads)
 
@@ -307,7 +314,7 @@ def test_settings_without_effect_are_refused():
     for share in (-0.1, 2):
         with pytest.raises(ValueError, match=f"label_smoothing is {share}"):
             parse_loss(label_smoothing=share)
-    parse_loss(label_smoothing=1)
+    parse_loss(text="ce", label_smoothing=1)
     with pytest.raises(ValueError, match="'dice' takes no label_smoothing, only ce"):
         parse_loss("dice", label_smoothing=0.1)
 
@@ -354,6 +361,17 @@ def test_half_precision_logits_are_computed_in_float32(name):
     torch.testing.assert_close(loss, slow, **CLOSE[torch.float32])
     gradients = torch.autograd.grad(loss, half)[0], torch.autograd.grad(slow, exact)[0].bfloat16()
     torch.testing.assert_close(*gradients, rtol=1e-2, atol=1e-6)  # one rounding
+
+
+@pytest.mark.parametrize(("name", "operator"), [("dice", "_region_loss"), ("rmi", "_rmi_loss")])
+def test_the_gradient_is_made_only_where_it_is_asked_for(name, operator, monkeypatch):
+    logits, labels = example()
+    asked, inner = [], getattr(losses, operator)
+    monkeypatch.setattr(losses, operator, lambda *settings: asked.append(settings[-1]) or inner(*settings))
+    for values, enabled in ((logits, True), (logits, False), (logits.detach(), True)):
+        with torch.set_grad_enabled(enabled):
+            parse_loss(name)(values, labels, config())
+    assert asked == [True, False, False]
 
 
 @pytest.mark.parametrize("strides", ["channels_last", "transposed"])
@@ -436,6 +454,11 @@ def test_operators_satisfy_torch_library():
     torch.library.opcheck(losses._pass_over_pixels, (logits, labels, None, 255, False, True))
     torch.library.opcheck(losses._region_loss, (logits, labels, "lovasz", 255, False, True))
     torch.library.opcheck(losses._rmi_loss, (logits, labels, 0.5, 3, 3, 255, False, True))
+    # no gradient is asked for, so the second result is empty, in a compiled model, too
+    for operator, settings in ((losses._region_loss, ("dice",)), (losses._rmi_loss, (0.5, 3, 3))):
+        arguments = logits.detach(), labels, *settings, 255, False, False
+        torch.library.opcheck(operator, arguments, test_utils="test_faketensor")
+        assert operator(*arguments)[1].shape == (0,)
 
 
 def test_weights_from_counts_match_enet():
@@ -444,6 +467,8 @@ def test_weights_from_counts_match_enet():
     assert class_weights_from_counts([0, 1])[1].item() == pytest.approx(1 / math.log(2.02))  # a single pixel is enough
     with pytest.raises(ValueError, match="no labelled pixels"):
         class_weights_from_counts(torch.zeros(3))
+    with pytest.raises(ValueError, match="no labelled pixels"):
+        class_weights_from_counts([math.nan, 1])
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

@@ -169,6 +169,7 @@ def test_ids_beyond_8_bits_before_num_labels_is_known():
     for prediction, reference in zip(predictions, references, strict=True):
         metric.add(prediction=prediction, reference=reference)
     expected = slow_mean_iou(predictions, references, 700, -100)
+    assert len(metric._counts) == 1024**2  # memory: the next power of two, not more
     assert_same_scores(metric.compute(num_labels=700, ignore_index=-100), expected)
     for large in (4096, 5000):
         with pytest.raises(ValueError, match=rf"id {large} is outside \[0, 4096\).*give num_labels"):
@@ -373,6 +374,8 @@ def test_compute_metrics_for_trainer():
     assert results == {name: expected[name] for name in results} and len(results) == 4
     assert all(type(value) is float for value in results.values())
     assert metric.compute_metrics(EvalPrediction(np.stack(predictions), padded)) == results
+    with pytest.raises(ValueError, match="reference id -101 is outside"):  # -100 alone is filling
+        metric.compute_metrics(EvalPrediction(np.stack(predictions), np.where(padded == -100, -101, padded)))
 
 
 def _evaluate_share(rank, store, path):
@@ -429,3 +432,5 @@ def test_class_table():
         assert class_table(results, ["sky", "traffic sign", "bus"]).splitlines()[2].endswith(f"| {share:>8} |")
     with pytest.raises(ValueError, match="2 names for 3 classes"):
         class_table(results, ["sky", "bus"])
+    with pytest.raises(ValueError, match="shorter"):
+        metrics.markdown_table([("class", "IoU %"), ("sky",)])
