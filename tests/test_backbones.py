@@ -758,6 +758,8 @@ def test_pyramid_of_a_plain_backbone():
     maps = model.neck(model.backbone(batch("swin", (64, 96))).feature_maps)
     assert [tuple(x.shape[1:]) for x in maps] == [(16, 8, 16), (32, 4, 8), (64, 2, 4), (64, 1, 2)]  # of 64x128
     assert (model.neck.channels, model.neck.strides) == ((16, 32, 64, 64), (8, 16, 32, 64))
+    half = Dinov2Config(**{**VIT, "patch_size": 7, "image_size": 56})
+    assert make_model("segformer", "dinov2", feature_scaling="pyramid", backbone_config=half).neck.strides[1] == 3.5
 
 
 def test_fused_stages():

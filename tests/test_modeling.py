@@ -72,12 +72,13 @@ def test_any_number_of_channels(name, channels):
 
 def test_loss_matches_plain_pytorch(name):
     model = build(name)
-    x, y = images(SIDE, SIDE), labels(SIDE, SIDE)
+    x, y, windows = images(SIDE, SIDE), labels(SIDE, SIDE), torch.zeros(2, 7, dtype=torch.long)
     with torch.no_grad():
-        output = model(x, labels=y)
+        output = model(x, labels=y, windows=windows)
         full = torch.nn.functional.interpolate(output.logits, size=y.shape[1:], mode="bilinear", align_corners=False)
         expected = torch.nn.functional.cross_entropy(full, y, ignore_index=255)
     torch.testing.assert_close(output.loss, expected)
+    assert output.windows is windows
 
 
 def test_all_ignored_batch_gives_zero_loss_and_gradient(name):
@@ -403,6 +404,11 @@ def test_linear_matches_torch(as_convolution, monkeypatch):
         torch.testing.assert_close(ours.weight.grad, theirs.weight.grad)
         torch.testing.assert_close(ours.bias.grad, theirs.bias.grad)
     assert bool(convolutions) == as_convolution
+    convolutions.clear()  # other types, and exported graphs, get the product that it is
+    Linear(5, 6).bfloat16()(torch.randn(2, 5, dtype=torch.bfloat16))
+    monkeypatch.setattr(torch.compiler, "is_exporting", lambda: True)
+    Linear(5, 6)(torch.randn(2, 5))
+    assert not convolutions
 
 
 @pytest.mark.parametrize(

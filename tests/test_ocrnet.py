@@ -23,7 +23,7 @@ K, WIDTH, KEY_WIDTH = 5, 16, 8
 TINY_HEAD = dict(num_labels=K, decoder_hidden_size=WIDTH, decoder_key_size=KEY_WIDTH)
 # timm's smallest HRNet
 HRNET = dict(hidden_sizes=[16, 32, 64, 128], depths=[1, 2, 2, 2], num_modules=[1, 1, 1, 1], layer1_hidden_size=32)
-RESNET = dict(backbone_type="resnet", hidden_sizes=[32, 32, 64, 96], depths=[1, 2, 3, 3], auxiliary_hidden_size=24)
+RESNET = dict(backbone_type="resnet", hidden_sizes=[32, 32, 64, 96], depths=[2, 2, 3, 3], auxiliary_hidden_size=24)
 
 
 def randomize(model, seed=0):
@@ -200,9 +200,11 @@ def renamed(state, names):
     return state
 
 
-def compare(model, expected, size):
+def compare(model, expected, size, folder):
+    model.save_pretrained(folder)
+    loaded = OCRNetForSemanticSegmentation.from_pretrained(folder).eval()
     with torch.no_grad():
-        for network in (model, model.fuse_batch_norm()):
+        for network in (model, model.fuse_batch_norm(), loaded):
             output = network(images(*size), output_auxiliary_logits=True)
             assert_equal(output.logits, expected[0])
             assert_equal(output.auxiliary_logits[0], expected[1])
@@ -244,7 +246,7 @@ MMSEGMENTATION_NAMES = {
 
 
 @pytest.mark.parametrize("source", ["HRNet-OCR", "mmsegmentation", "openseg"])
-def test_checkpoints_on_hrnet_match_the_paper_written_out(source):
+def test_checkpoints_on_hrnet_match_the_paper_written_out(source, tmp_path):
     align_corners = source != "mmsegmentation"
     backbone = timm_hrnet(align_corners)
     openseg = source == "openseg"
@@ -259,11 +261,11 @@ def test_checkpoints_on_hrnet_match_the_paper_written_out(source):
         expected = head(features, features)
     model = load_original(state)
     assert model.config.auxiliary_kernel_size == (3 if openseg else 1)
-    compare(model, expected, (64, 96))
+    compare(model, expected, (64, 96), tmp_path)
 
 
 @pytest.mark.parametrize("source", ["openseg", "mmsegmentation"])
-def test_checkpoints_on_resnet_match_the_paper_written_out(source):
+def test_checkpoints_on_resnet_match_the_paper_written_out(source, tmp_path):
     backbone = timm_resnet([8, 8, 16], 8)
     openseg = source == "openseg"
     if openseg:
@@ -279,10 +281,10 @@ def test_checkpoints_on_resnet_match_the_paper_written_out(source):
     with torch.no_grad():
         maps = backbone.forward_intermediates(images(75, 101), intermediates_only=True)
         expected = head(maps[-1], maps[-2])
-    compare(load_original(renamed(state, {r"^": "module."})), expected, (75, 101))
+    compare(load_original(renamed(state, {r"^": "module."})), expected, (75, 101), tmp_path)
 
 
-def test_in_place_batch_norm_of_openseg():
+def test_in_place_batch_norm_of_openseg(tmp_path):
     """Its layers are BatchNorm with |weight| + eps and, in the head, leaky ReLU; the names lack a level."""
     backbone = timm_hrnet(True)
     head = randomize(Authors(bias=True, kernel_size=3, region_width=24, nested=True), seed=1)
@@ -301,7 +303,7 @@ def test_in_place_batch_norm_of_openseg():
             state[key] = -(state[key] - 1e-5)
     model = load_original(state)
     assert model.config.decoder_hidden_act == "leaky_relu"
-    compare(model, expected, (64, 96))
+    compare(model, expected, (64, 96), tmp_path)
 
 
 # -------------------------------------------------------------------------------------- what is computed in another way
@@ -370,14 +372,16 @@ def test_norm_relu_conv_is_its_modules_where_they_are_not_plain(case):
         norm.momentum = None
     if case == "adapter":
         conv = nn.utils.parametrizations.weight_norm(conv)
-    results = []
-    for part in (norm, copy.deepcopy(norm)):
+    results, other, normalised = [], copy.deepcopy(norm), []
+    norm.register_forward_hook(lambda module, arguments, result: normalised.append(result))
+    for part in (norm, other):
         conv.zero_grad()
         with torch.autocast("cpu", torch.bfloat16, enabled=case == "autocast"):
             y = norm_relu_conv(part, conv, images_) if part is norm else conv(F.relu(part(images_)))
         y.float().square().sum().backward()
         results.append([y, *part.buffers(), *(p.grad.clone() for p in conv.parameters())])
     assert all(torch.equal(own, expected) for own, expected in zip(*results, strict=True))
+    assert normalised[0].min() == 0  # the ReLU writes over what the norm gave: no memory of its own
 
 
 def test_fused_copy_with_large_convolutions_is_the_same_function():
