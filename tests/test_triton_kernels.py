@@ -146,6 +146,9 @@ def test_without_triton_whoever_asks_for_it_is_told(monkeypatch):
         upsampled_argmax(logits, (24, 28))
     with pytest.raises(ImportError, match="pip install triton"):
         upsampled_cross_entropy(logits, labels)
+    assert upsampled_argmax(logits.double(), (24, 28)).shape == labels.shape  # which no kernel computes
+    monkeypatch.setattr(upsampling, "USES_TRITON", False)
+    assert upsampled_argmax(logits, (24, 28)).shape == labels.shape
 
 
 if __name__ == "__main__":

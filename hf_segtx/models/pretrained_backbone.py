@@ -45,9 +45,9 @@ class Weights(NamedTuple):
 def read_backbone(
     name_or_path: str | Path,
     reads: str,
-    out_indices: list[int] | None = None,
-    weights_file: str | Path | None = None,
-    num_channels: int = 3,
+    out_indices: list[int] | None,
+    weights_file: str | Path | None,
+    num_channels: int,
     hub: dict | None = None,
 ) -> Weights:
     """A backbone and its weights.
