@@ -214,6 +214,15 @@ def test_prediction_by_rows_is_the_whole_map_at_once(settings, monkeypatch):
     assert (rows - whole).abs().max() < 1e-5 * whole.abs().max()  # float32, sums in another order
 
 
+def test_blocks_of_rows_hold_the_same_number_of_values_of_any_batch(monkeypatch):
+    monkeypatch.setattr(cpu, "BLOCK_NUMEL_CPU", 20 * 3 * 6 * 5)  # 20 rows of 3 images, 6 pixels wide, of 5 channels
+    heights = []
+    cpu.by_rows(lambda x, _: heights.append(x.shape[1]) or x, torch.rand(3, 45, 6, 2), 5, halo=0)
+    noted = [lambda x: heights.append(x.shape[2]) or x]
+    cpu.add_upsampled_by_rows([torch.rand(3, 5, 45, 6)], noted, 5, (45, 6), lambda x: x)
+    assert heights == 2 * [20, 20, 5]
+
+
 class Adapted(torch.nn.Module):
     """A layer in the manner of adapters (LoRA): it shows the weight of the layer below, but computes something else."""
 
@@ -266,12 +275,13 @@ def test_images_below_the_least_size_are_refused(settings, least):
                 torch.nn.Sequential(*model.backbone.stages)(torch.zeros(1, 3, height, width))
 
 
-def test_learned_positions_replace_the_convolution():
-    config = SegFormerConfig(**TINY, num_labels=7, position_encoding="learned", image_size=64)
+@pytest.mark.parametrize("image_size", [64, [75, 101]])
+def test_learned_positions_replace_the_convolution(image_size):
+    config = SegFormerConfig(**TINY, num_labels=7, position_encoding="learned", image_size=image_size)
     model = SegFormerForSemanticSegmentation(config).eval()
     assert not any("dwconv" in name for name, _ in model.named_parameters())
-    assert [tuple(stage.patch_embed.pos_embed.shape[1:]) for stage in model.backbone.stages] == [
-        (8, 16, 16), (16, 8, 8), (24, 4, 4), (32, 2, 2)]  # fmt: skip
+    maps = model.backbone(torch.zeros(1, 3, *([64, 64] if image_size == 64 else image_size))).feature_maps
+    assert [stage.patch_embed.pos_embed.shape for stage in model.backbone.stages] == [x.shape for x in maps]
     x = torch.randn(1, 3, 64, 64)
     shifted = torch.roll(x, 32, dims=3)
     with torch.no_grad():

@@ -406,6 +406,21 @@ def test_no_auxiliary_heads():
     assert not len(model.auxiliary_heads) and output.loss.isfinite()
 
 
+def test_heads_read_the_chosen_blocks():
+    model, images = build("naive", feature_indices=[1, 2], auxiliary_levels=[0]), torch.randn(1, 3, 32, 32)
+
+    def logits():
+        output = model(images, output_auxiliary_logits=True)
+        return output.logits, *output.auxiliary_logits
+
+    with torch.no_grad():
+        before, changed = logits(), []
+        for block in model.backbone.vit.blocks[:0:-1]:  # the last three, deepest first
+            block.mlp.fc2.bias.add_(torch.randn_like(block.mlp.fc2.bias))
+            changed.append([not torch.equal(x, y) for x, y in zip(logits(), before, strict=True)])
+    assert changed == [[False, False], [True, False], [True, True]]
+
+
 def test_mla_does_not_see_the_class_token():
     images = torch.randn(1, 3, 32, 32)
     for decode_head in HEAD_KINDS:

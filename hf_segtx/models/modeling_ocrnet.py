@@ -530,7 +530,7 @@ class OCRNetForSemanticSegmentation(OCRNetPreTrainedModel):
             region_maps=region_maps if output_regions else None,
             pixel_region_relation=relation if output_regions else None,
             region_representations=regions if output_regions else None,
-            align_corners=torch.ones_like(logits[:, 0, 0, 0], dtype=torch.bool) if is_aligned else None,
+            align_corners=logits.new_ones(logits.shape[0], dtype=torch.bool) if is_aligned else None,
         )
 
 
