@@ -162,6 +162,8 @@ def test_grey_ids_for_classes_with_colours_say_so(tmp_path):
         ({"color_to_train": {(0, 0, 0): -1}}, "train id -1 is outside"),
         ({"ignore_index": 0}, "ignore_index 0 is the class 'a'; use 255 or another value outside 0 .. 1"),
         ({"ignore_index": 1}, "ignore_index 1 is the class 'b'"),
+        ({"ignore_index": 2**15}, r"ignore_index 32768 is outside -32767 \.\. 32767"),
+        ({"ignore_index": -(2**15)}, "ignore_index -32768 is outside"),
         ({"palette": [(0, 0, 0)]}, "the palette has 1 colours for 2 classes"),
         ({"palette": [(0, 0, 0)] * 3}, "the palette has 3 colours for 2 classes"),
     ],

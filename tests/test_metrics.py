@@ -132,6 +132,8 @@ def test_every_integer_type_and_container_counts_the_same(numpy_type):
         metric.add_batch(predictions=predictions, references=references)
         assert len(metric) == 3
         assert_same_scores(metric.compute(), expected)
+    metric.add_batch(predictions=predictions[0], references=references[0])  # two arrays (H, W) are one map
+    assert len(metric) == 1
 
 
 @pytest.mark.parametrize(

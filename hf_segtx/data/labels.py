@@ -33,7 +33,7 @@ class Labels:
     Args:
         names: class names in the order of the train ids.
         palette: one (red, green, blue) of 0-255 for each name; empty takes `hf_segtx.visualization.palette`.
-        ignore_index: train id of pixels that count nowhere; outside 0 .. num_labels - 1.
+        ignore_index: train id of pixels that count nowhere; outside 0 .. num_labels - 1, within -32767 .. 32767.
         raw_to_train: raw id -> train id or `ignore_index`; None: raw ids are train ids already.
         color_to_train: (red, green, blue) -> train id or `ignore_index`, for RGB masks.
 
@@ -68,6 +68,8 @@ class Labels:
                 f"ignore_index {self.ignore_index} is the class {self.id2label.get(self.ignore_index)!r}; "
                 f"use 255 or another value outside 0 .. {self.num_ids - 1}"
             )
+        if not UNKNOWN < self.ignore_index < 2**15:
+            raise ValueError(f"ignore_index {self.ignore_index} is outside -32767 .. 32767, 16 bits; use 255 or -100")
         if wrong := [raw for raw in self.raw_to_train or () if not 0 <= raw < 2**16]:
             raise ValueError(f"the raw id {wrong[0]} is outside 0 .. 65535")
         train_ids = {*(self.raw_to_train or {}).values(), *(self.color_to_train or {}).values()} - {self.ignore_index}
