@@ -88,9 +88,9 @@ def test_a_model_without_aligned_corners_says_so_to_its_processor():
 def test_processor_pads_labels_with_what_the_loss_ignores(image):
     """With more than 255 classes, 255 is one of them."""
     config = CASES["ocrnet"].make_config(num_labels=300, semantic_loss_ignore_index=65535)
-    processor = OCRNetImageProcessor(do_resize=False, size_divisor=50).follow(config)
+    processor = OCRNetImageProcessor(do_resize=False, size_divisor=51).follow(config)
     labels = processor(image, np.full((64, 96), 255, np.uint16), return_tensors="pt")["labels"]
-    assert labels.shape == (1, 100, 100) and labels[0, :64, :96].unique().tolist() == [255]
+    assert labels.shape == (1, 102, 102) and labels[0, :64, :96].unique().tolist() == [255]
     assert labels[0, 64:].unique().tolist() == labels[0, :, 96:].unique().tolist() == [65535]
     reduced = processor(image, np.arange(96)[None].repeat(64, 0), do_reduce_labels=True, return_tensors="pt")["labels"]
     assert reduced[0, 0, :96].tolist() == [65535, *range(95)]

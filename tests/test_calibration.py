@@ -1,7 +1,9 @@
 """Reliability against loops over pixels, the temperature against a grid and against one that is known."""
 
+import copy
 import json
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -171,7 +173,7 @@ def test_every_pixel_has_the_same_chance_to_be_in_the_sample():
     assert (counts - 1000 / 16).abs().max() < 4 * 8  # standard deviations of a binomial
 
 
-def test_sample_is_bounded_and_says_the_same(capsys):
+def test_sample_is_bounded_and_says_the_same(capsys, monkeypatch):
     assert 4 * calibration.SAMPLED_LOGITS == 16 * 2**20  # bytes: what is held of any data set, unless it is said
     model = spread_out(CASES["segformer"].make_model())
     processor = SegFormerImageProcessor(do_resize=False)
@@ -183,6 +185,21 @@ def test_sample_is_bounded_and_says_the_same(capsys):
     assert not capsys.readouterr().err
     assert 20_000 / 4 / 2.5 < part.after.pixels.sum() <= 20_000 / 4 < whole.after.pixels.sum()
     assert part.temperature == pytest.approx(whole.temperature, rel=0.1) and part.before.error == whole.before.error
+
+    def of_two(share):  # the other one has kept every second pixel of what this one has
+        if isinstance(share, Reliability):
+            return [share]
+        other = copy.deepcopy(share)
+        other.thin(share.share / 2)
+        counts.append(sum(len(labels) for _, labels, _ in share.parts))
+        return [share, other]
+
+    counts, process = [], SimpleNamespace(get_rank=lambda: 0, get_world_size=lambda: 2)
+    for name, value in (("distributed", process), ("is_distributed", lambda: True), ("gathered", of_two)):
+        monkeypatch.setattr(calibration, name, value)
+    shared = calibrate(model, processor, data, progress=False, sampled_logits=20_000)
+    assert counts[0] <= 20_000 / 2 / 4  # each process holds its part of them
+    assert shared.after.pixels.sum() == pytest.approx(counts[0], rel=0.15)  # two halves; 4 standard deviations
 
 
 @pytest.mark.parametrize("averaging", ["probabilities", "logits", "exp"])
@@ -216,6 +233,25 @@ def test_label_maps_do_not_depend_on_it_where_classes_are_almost_equal(classes):
         processor = SegFormerImageProcessor(do_resize=False, temperature=temperature)
         result = segment(model, processor, [Image.new("RGB", (40, 40))], return_uncertainty=True)[0]
         assert (result.label_map == 1).all()
+
+
+@pytest.mark.parametrize(
+    "biases, views, averaging, odds",
+    [
+        ((0, 200), {}, "probabilities", -200),  # of one view the logits are at hand, where probabilities are 0
+        ((0, 200), {"flip": True}, "probabilities", -104),  # what is less than the smallest float32, exp(-103.3)
+        ((80, 200), {}, "exp", 0),  # more than exp(80) is taken for that
+    ],
+)
+def test_very_sure_models_have_a_temperature_too(biases, views, averaging, odds):
+    model = CASES["segformer"].make_model(num_labels=2)
+    with torch.no_grad():
+        model.decode_head.classifier.weight.zero_()
+        model.decode_head.classifier.bias.copy_(torch.tensor(biases))
+    processor = SegFormerImageProcessor(do_resize=False, temperature=10.0, averaging=averaging)
+    result = segment(model, processor, [Image.new("RGB", (40, 40))], return_scores=True, **views)[0]
+    wanted = torch.full((40, 40), 1 / (1 + math.exp(-odds / 10)))
+    torch.testing.assert_close(result.probabilities[0], wanted, rtol=1e-4, atol=0)  # float32
 
 
 @pytest.mark.parametrize("classes", [1, 4])

@@ -249,7 +249,8 @@ def test_transparency_is_dropped_as_by_the_training_reader(backend, tmp_path):
     Image.fromarray(image).save(tmp_path / "a.png")
     processor = backend(do_resize=False, do_pad=False)
     expected = processor(Image.fromarray(image[..., :3]), return_tensors="pt")["pixel_values"]
-    kinds = (Image.fromarray(image), image, torch.from_numpy(image.transpose(2, 0, 1)), read_image(tmp_path / "a.png"))
+    kinds = [image, image.transpose(2, 0, 1), Image.fromarray(image), read_image(tmp_path / "a.png")]
+    kinds += map(torch.from_numpy, kinds[:2])
     assert all(torch.equal(processor(kind, return_tensors="pt")["pixel_values"], expected) for kind in kinds)
 
 
@@ -279,6 +280,7 @@ def test_label_maps_of_all_kinds_are_the_ids(backend):
     kinds += [
         ids[..., None],
         ids[None],
+        ids[None, None],
         torch.from_numpy(ids),
         torch.from_numpy(ids.astype(np.uint16))[None],
         ids[:, ::-1][:, ::-1],
@@ -289,6 +291,7 @@ def test_label_maps_of_all_kinds_are_the_ids(backend):
         assert labels.dtype == torch.int64 and np.array_equal(labels[0], ids)
     for given in (Image.fromarray(two > 0), two > 0, torch.from_numpy(two > 0)):
         assert np.array_equal(processor(picture(16, 24), given, return_tensors="pt")["labels"][0], two)
+    assert processing.pil_numbers(Image.fromarray(two > 0)).dtype == np.uint8
     batch = np.stack([ids, two])
     for given in (batch, list(batch), torch.from_numpy(batch), [batch[0], Image.fromarray(two)], batch[:, None]):
         labels = processor([picture(16, 24)] * 2, given, return_tensors="pt")["labels"]
@@ -304,6 +307,7 @@ def test_label_maps_of_all_kinds_are_the_ids(backend):
         (np.zeros((20, 30, 3), np.uint8), ["(20, 30, 3)", "RGB picture"]),
         (np.zeros((3, 20, 30), np.uint8), ["(3, 20, 30)", "RGB picture"]),
         (np.zeros((20, 30, 4), np.uint8), ["(20, 30, 4)", "RGB picture"]),
+        (np.zeros((1, 1, 1, 20, 30), np.uint8), ["(1, 1, 1, 20, 30)"]),
         (np.zeros((20, 30, 7), np.uint8), ["(20, 30, 7)", "(20, 30) (height, width); give one map"]),
         (np.zeros((30, 20), np.uint8), ["(30, 20)", "its image (20, 30)"]),
         (np.full((20, 30), 2 / 255), ["fractions (first 0.00784314)", "ToTensor"]),
@@ -321,6 +325,14 @@ def test_what_is_no_label_map_is_refused_with_the_cure(backend, given, words):
         backend()(picture(20, 30), given, return_tensors="pt")
     assert all(word in str(raised.value) for word in words), str(raised.value)
     assert len(str(raised.value)) < 400
+
+
+def test_two_maps_of_an_image_one_pixel_wide_are_refused():
+    column = np.arange(20)[:, None]
+    for given in (column, column[None], column[..., None]):
+        assert np.array_equal(processing.label_map(given, (20, 1)), column)
+    with pytest.raises(ValueError, match=r"\(2, 20, 1\), its image \(20, 1\)"):
+        processing.label_map(np.stack([column, column]), (20, 1))
 
 
 @pytest.mark.parametrize(
@@ -344,8 +356,8 @@ SETTINGS = {  # taken, and refused
     "size_divisor minimum_size stretch_divisor": ((1, 65536, None), (0, 65537, True, 2.0, [16])),
     "window_size window_stride": ((1, 65536, [1, 65536], (2, 3)), (0, 65537, [], [1, 2, 3], {"height": 3, "width": 3})),
     "size": ((1, 65536, [2, 3], {"shortest_edge": 2, "longest_edge": None}), (0, {}, {"height": 0, "width": 2}, "2")),
-    "image_mean": ((0, -1e9, 1e9, [0.5] * 5), (1.1e9, -1.1e9, "0", [], [0, None])),
-    "image_std": ((1e-9, 1e9, (0.5, 2)), (0, 1.1e9, [0.5, 0], [])),
+    "image_mean": ((0, -1e9, 1e9, [0.5] * 2**16), (1.1e9, -1.1e9, "0", [], [0, None], [0.5] * (2**16 + 1))),
+    "image_std": ((1e-9, 1e9, (0.5,) * 2**16), (0, 1.1e9, [0.5, 0], [], [0.5] * (2**16 + 1))),
     "rescale_factor": ((1e-12, 1 / 255, 1e9), (0, 1.1e9, [1.0])),
     "resample": ((0, 5), (-1, 6, 2.0, [2])),
     "ignore_index": ((-(2**31), 2**31 - 1), (-(2**31) - 1, 2**31, 255.0, [255])),

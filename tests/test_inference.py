@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tiny import CASES
 from transformers import (
     ConvNextConfig,
     SegformerConfig,
@@ -25,6 +26,7 @@ from hf_segtx.cli import main
 from hf_segtx.data.scenes import SceneDataset
 from hf_segtx.inference import as_json, evaluate, load_model, predict, protocol, segment
 from hf_segtx.metrics import MeanIoU
+from hf_segtx.models.image_processing_segtx import SegFormerImageProcessorPil
 from hf_segtx.prediction import find_sources
 
 
@@ -91,7 +93,8 @@ def test_evaluate_matches_counting(checkpoint, batch_size, monkeypatch):
 def protocols(request, checkpoint):
     """Model and processor, of whole images (padded) or windows."""
     model, processor = load_model(checkpoint)
-    processor.window_size, processor.window_stride, processor.size_divisor = request.param, 40, 16
+    processor.window_size, processor.window_stride = request.param, 40
+    processor.size_divisor = 16 if request.param else 21  # of no side here
     return model, processor
 
 
@@ -146,7 +149,7 @@ def test_left_and_right_change_places_in_the_mirrored_image(protocols):
 
 
 @pytest.mark.parametrize("small_images", ["pad", "resize"])
-def test_segment_at_one_scale_matches_predict(protocols, small_images):
+def test_segment_at_one_scale_matches_predict(protocols, small_images, monkeypatch):
     model, processor = protocols
     processor.small_images, processor.size = small_images, {"shortest_edge": 32}  # below the window
     images = [item["image"] for item in MixedScenes()]
@@ -157,11 +160,16 @@ def test_segment_at_one_scale_matches_predict(protocols, small_images):
         segment(model, processor, images, return_uncertainty=True),
         strict=True,
     ):
-        assert torch.equal(label_map, plain.label_map) and plain.confidence is None
+        assert torch.equal(label_map, plain.label_map)
+        made = [{name for name, value in vars(each).items() if value is not None} for each in (plain, scored)]
+        assert made == [{"label_map"}, {"label_map", "confidence", "entropy", "segments"}]
         assert (label_map == scored.label_map).float().mean() > 0.999  # ties at rounding
     of_two = [segment(model, processor, images[:1], scales=[2.0], return_scores=way)[0] for way in (False, True)]
     assert torch.equal(of_two[0].label_map, of_two[1].label_map)
     assert not torch.equal(of_two[0].label_map, maps[0])
+    monkeypatch.setattr(inference, "BLOCK_NUMEL", 1)  # less than a row has
+    by_row = segment(model, processor, images[:1], scales=[2.0])[0].label_map
+    assert (by_row == of_two[0].label_map).float().mean() > 0.999  # ties at rounding
 
 
 @torch.no_grad()
@@ -195,11 +203,41 @@ def test_evaluate_at_scales_matches_segment(protocols):
     assert results["mean_iou"] == metric.compute()["mean_iou"]
 
 
-def test_evaluate_serves_further_metrics(checkpoint):
+def test_four_windows_go_through_the_model_together(checkpoint):
+    """Unless it is said, whoever shows them; and nothing is kept for a backward pass."""
     model, processor = load_model(checkpoint)
+    processor.window_size, processor.window_stride = 48, 40
+    data = torch.utils.data.Subset(MixedScenes(), [0])  # 64x96 pixels: six windows
+    seen, images = [], [data[0]["image"]]
+    model.register_forward_pre_hook(lambda _, given: seen.append((len(given[0]), torch.is_grad_enabled())))
+    predict(model, processor, images)
+    segment(model, processor, images)
+    segment(model, processor, images, return_scores=True)
+    evaluate(model, processor, data, progress=False)
+    evaluate(model, processor, data, progress=False, scales=(1.5,))  # 96x144 pixels: twelve windows
+    calibration.calibrate(model, processor, data, progress=False)
+    assert seen == [(number, False) for number in [4, 2] * 4 + [4, 4, 4] + [4, 2]]
+
+
+def test_evaluate_serves_further_metrics_and_shows_how_far_it_is(checkpoint, monkeypatch, capsys):
+    """One image at a time, unless it is said."""
+    model, processor = load_model(checkpoint)
+    sizes, steps = [], []
+
+    class Bar(inference.tqdm):
+        def update(self, n):
+            steps.append(n)
+            return super().update(n)
+
+    monkeypatch.setattr(inference, "tqdm", Bar)
+    counter = types.SimpleNamespace(add_batch=lambda predictions, references: sizes.append(len(predictions)))
     extra = MeanIoU(num_labels=8)
-    results = evaluate(model, processor, MixedScenes(), progress=False, batch_size=2, extra_metrics=[extra])
+    results = evaluate(model, processor, MixedScenes(), extra_metrics=[extra, counter])
     assert extra.compute()["mean_iou"] == results["mean_iou"]
+    shown = capsys.readouterr().err
+    assert "evaluation" in shown and "0/5 [" in shown and shown.endswith("\r")  # it is gone
+    evaluate(model, processor, MixedScenes(), progress=False, batch_size=2, extra_metrics=[counter])
+    assert sizes == steps == [1] * 5 + [2, 2, 1] and not capsys.readouterr().err
 
 
 @pytest.mark.parametrize("module, function", [(inference, evaluate), (calibration, calibration.calibrate)])
@@ -224,6 +262,7 @@ def test_protocol_tells_how_images_are_resized():
     assert "squashed to 64x32" in protocol(SegFormerImageProcessor(size={"height": 64, "width": 32}))
     assert "512 pixels, longest at most 2048" in protocol(SegFormerImageProcessor())
     assert "single scale, whole images, no flip" in protocol(SegFormerImageProcessor())
+    assert "pixels of value 255 left out" in protocol(SegFormerImageProcessor())
 
 
 def test_protocol_tells_windows_scales_and_flips():
@@ -246,6 +285,7 @@ def test_protocol_tells_windows_scales_and_flips():
         ("enlarge", (1,), ", smaller images enlarged, no flip"),
         ("resize", (1,), ", no flip"),
         ("resize", (0.5,), ", shortest edge at least the window's and the longest free, no flip"),
+        ("resize", (2,), ", shortest edge at least the window's and the longest free, no flip"),
     ],
 )
 def test_protocol_tells_what_becomes_of_small_images(small_images, scales, words):
@@ -273,19 +313,27 @@ def test_load_model_reads_transformers_segformer_as_ours(tmp_path):
 
 def test_logits_of_one_scale_are_those_of_the_image(checkpoint):
     model, processor = load_model(checkpoint)
+    processor.size_divisor = 21  # of no side
     image = MixedScenes()[0]["image"]
     expected = segment(model, processor, [image], return_scores=True)[0].probabilities
-    processor.averaging = "logits"
-    seen = segment(model, processor, [image], return_scores=True)[0].probabilities
-    torch.testing.assert_close(seen, expected, rtol=0, atol=1e-5)  # float32
+    for averaging in ("logits", "exp"):
+        processor.averaging = averaging
+        seen = segment(model, processor, [image], return_scores=True)[0].probabilities
+        torch.testing.assert_close(seen, expected, rtol=0, atol=1e-5)  # float32
 
 
-def test_padded_input_is_scaled_to_whole_pixels_as_by_openseg(checkpoint):
+def test_padded_input_is_scaled_to_whole_pixels_and_patches_as_by_openseg(checkpoint):
     model, processor = load_model(checkpoint)
-    processor.averaging, shapes = "logits", []
-    model.register_forward_pre_hook(lambda _, arguments: shapes.append(tuple(arguments[0].shape[2:])))
-    segment(model, processor, [MixedScenes()[0]["image"]], scales=(0.61, 1), flip=True)  # of 64x96
-    assert shapes == [(39, 58)] * 2 + [(64, 96)] * 2
+    vision_transformer = CASES["segmenter"].make_model()  # patches of 8x8 pixels
+    processor.averaging, shapes = "".join(["log", "its"]), []  # as of a file: equal, not the same
+    for each in (model, vision_transformer):
+        each.register_forward_pre_hook(lambda _, arguments: shapes.append(tuple(arguments[0].shape[2:])))
+    image = MixedScenes()[0]["image"]  # of 64x96
+    segment(model, processor, [image], scales=(0.61, 1, 2), flip=True)
+    assert shapes == [(39, 58)] * 2 + [(64, 96)] * 2 + [(128, 192)] * 2
+    shapes.clear()
+    segment(vision_transformer, processor, [image], scales=(0.61, 0.1))
+    assert shapes == [(32, 56), (8, 8)]
 
 
 def test_edges_become_a_size():
@@ -296,7 +344,8 @@ def test_edges_become_a_size():
         ([64], "keep", {"shortest_edge": 64}),
         ([64, 96], "keep", {"shortest_edge": 64, "longest_edge": 96}),
     ):
-        assert inference.size_of_edges(edges, mode) == SizeDict(**wanted)
+        said = "".join([mode[:1], mode[1:]])  # as of a command line: equal, not the same
+        assert inference.size_of_edges(edges, said) == SizeDict(**wanted)
 
 
 def test_a_size_of_height_and_width_is_scaled_to_what_the_network_takes():
@@ -305,6 +354,12 @@ def test_a_size_of_height_and_width_is_scaled_to_what_the_network_takes():
     assert inference.resized_image(processor, image, 1.0).shape == (3, 64, 96)  # as it is said
     assert inference.resized_image(processor, image, 0.6).shape == (3, 48, 48)  # of 38.4 and 57.6
     assert inference.resized_image(processor, image, 0.2).shape == (3, 48, 48)  # at least 29
+    any_size = SegFormerImageProcessor(size={"height": 1, "width": 35}, size_divisor=None, minimum_size=None)
+    assert inference.resized_image(any_size, image, 1.0).shape == (3, 1, 35)
+    assert inference.resized_image(any_size, image, 0.2).shape == (3, 1, 7)
+    edge = SegFormerImageProcessorPil(size={"shortest_edge": 3}, minimum_size=None)  # torch cannot make 1x1 pixels
+    for scale, side in ((0.2, 1), (0.5, 1), (0.7, 2)):  # rounded down, but never to 0
+        assert inference.resized_image(edge, image, scale).shape == (3, side, side)
 
 
 def test_load_model_reads_other_models_of_transformers(tmp_path):
@@ -312,11 +367,16 @@ def test_load_model_reads_other_models_of_transformers(tmp_path):
     config = UperNetConfig(backbone_config=stages, hidden_size=16, auxiliary_in_channels=24, num_labels=3)
     theirs = UperNetForSemanticSegmentation(config).eval()
     theirs.save_pretrained(tmp_path)
-    SegformerImageProcessor().save_pretrained(tmp_path)
+    SegformerImageProcessor(size={"height": 64, "width": 64}).save_pretrained(tmp_path)
     loaded, processor = load_model(tmp_path)
     assert type(loaded) is UperNetForSemanticSegmentation and "Segformer" in type(processor).__name__
     pixel_values = torch.randn(1, 3, 64, 64)
     assert torch.equal(loaded(pixel_values).logits, theirs(pixel_values).logits)
+    assert "whole images, no flip; images squashed to 64x64 pixels; logits" in protocol(processor)
+    label = np.full((64, 64), 255, np.uint8)
+    label[0, :5] = 2
+    results = evaluate(loaded, processor, [{"image": Image.new("RGB", (64, 64)), "label": label, "name": "0"}])
+    assert results["confusion_matrix"].sum(1).tolist() == [0, 0, 5]
 
 
 def test_load_model_refuses_missing_weights(tmp_path, checkpoint):

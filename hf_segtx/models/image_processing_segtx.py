@@ -226,8 +226,8 @@ def label_map(given, size: tuple[int, int]) -> torch.Tensor:
         given = given.view(np.uint8) != 0 if given.dtype == bool else given  # a true byte may be any but 0
         given = torch.from_numpy(np.array(given, given.dtype.newbyteorder("="), order="C"))
     ids = given
-    if ids.ndim == 3 and 1 in (ids.shape[0], ids.shape[2]):  # an axis of one channel
-        ids = ids[..., 0] if tuple(ids.shape) == (*size, 1) else ids[0]
+    if tuple(ids.shape) in ((*size, 1), (1, *size)):  # an axis of one channel
+        ids = ids.reshape(size)
     if tuple(ids.shape) != tuple(size):
         what = f"a segmentation map has the shape {tuple(given.shape)}, its image {tuple(size)} (height, width); "
         if given.ndim == 3 and {3, 4} & {given.shape[0], given.shape[2]}:
