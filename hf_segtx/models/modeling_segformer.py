@@ -348,7 +348,7 @@ class SegFormerPreTrainedModel(SegmentationPreTrainedModel):
     def _init_weights(self, module: nn.Module):
         """The authors': truncated normal in linear layers, fan-out normal in convolutions, norms 1 and biases 0."""
         if isinstance(module, nn.Conv2d):
-            fan_out = module.kernel_size[0] * module.kernel_size[1] * module.out_channels // module.groups
+            fan_out = math.prod(module.kernel_size) * module.out_channels // module.groups
             is_classifier = module.kernel_size == (1, 1) and module.bias is not None  # the only such convolution
             # With fan-out in the classifier, too, the first loss would be 8 instead of log(K).
             std = self.config.initializer_range if is_classifier else math.sqrt(2.0 / fan_out)

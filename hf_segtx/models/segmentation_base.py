@@ -226,7 +226,7 @@ class SegmentationPreTrainedModel(PreTrainedModel):
         """What lies between the backbone and the head: nothing, unless there is a `backbone_config`."""
         return nn.Identity() if self.config.backbone_config is None else FeatureNeck(self.config)
 
-    def _set_gradient_checkpointing(self, enable: bool = True, **settings):
+    def _set_gradient_checkpointing(self, enable: bool, **settings):
         """As in transformers; backbones of timm have a switch of their own."""
         encoder = getattr(self.base_model, "encoder", None)
         if not (isinstance(encoder, FeatureMaps) and encoder.checkpoint_gradients(enable)):
