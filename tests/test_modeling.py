@@ -206,6 +206,7 @@ def test_ends_of_ranges_are_taken_and_nothing_beyond(field, least, most, beyond)
     for number in (least - 1, beyond):
         with pytest.raises(ValueError, match=rf"{field}: {number} is out of range; give .*{least} to {most}"):
             configuration("SETR", **one_map, **{field: number})
+    assert configuration("SETR", mlp_ratio=1 / configuration("SETR").hidden_size)  # a hidden width of one
 
 
 def test_number_of_labels_is_a_whole_one(name):

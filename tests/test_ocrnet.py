@@ -14,7 +14,7 @@ from transformers import ConvNextConfig, TimmBackboneConfig
 
 from hf_segtx import OCRNetConfig, OCRNetForSemanticSegmentation, OCRNetModel
 from hf_segtx.models.configuration_ocrnet import SIZES
-from hf_segtx.models.cpu import WinogradConv2d, norm_relu_conv
+from hf_segtx.models.cpu import WinogradConv2d, is_faster_by_winograd, norm_relu_conv
 from hf_segtx.models.modeling_ocrnet import HighResolutionModule, OCRNetDecodeHead, convolve_concatenated
 from hf_segtx.weights import load_backbone, load_original
 
@@ -391,6 +391,9 @@ def test_fused_copy_with_large_convolutions_is_the_same_function():
     assert sum(isinstance(module, WinogradConv2d) for module in fused.modules()) == 3  # of the last stage, 256 wide
     with torch.no_grad():
         assert_equal(fused(images(75, 101)).logits, model(images(75, 101)).logits)
+    with torch.device("meta"):
+        geometries = ((256, 256, 3), (255, 256, 3), (256, 255, 3), (256, 256, 1), (256, 256, 3, 2), (256, 256, (3, 1)))
+        assert [is_faster_by_winograd(nn.Conv2d(*geometry)) for geometry in geometries] == [True, *[False] * 5]
 
 
 def test_complexity_of_table_1():

@@ -215,12 +215,13 @@ def test_prediction_by_rows_is_the_whole_map_at_once(settings, monkeypatch):
 
 
 def test_blocks_of_rows_hold_the_same_number_of_values_of_any_batch(monkeypatch):
-    monkeypatch.setattr(cpu, "BLOCK_NUMEL_CPU", 20 * 3 * 6 * 5)  # 20 rows of 3 images, 6 pixels wide, of 5 channels
     heights = []
-    cpu.by_rows(lambda x, _: heights.append(x.shape[1]) or x, torch.rand(3, 45, 6, 2), 5, halo=0)
-    noted = [lambda x: heights.append(x.shape[2]) or x]
-    cpu.add_upsampled_by_rows([torch.rand(3, 5, 45, 6)], noted, 5, (45, 6), lambda x: x)
-    assert heights == 2 * [20, 20, 5]
+    for rows in (20, 0):
+        monkeypatch.setattr(cpu, "BLOCK_NUMEL_CPU", rows * 3 * 6 * 5)  # of 3 images, 6 pixels wide, of 5 channels
+        cpu.by_rows(lambda x, _: heights.append(x.shape[1]) or x, torch.rand(3, 45, 6, 2), 5, halo=0)
+        noted = [lambda x: heights.append(x.shape[2]) or x]
+        cpu.add_upsampled_by_rows([torch.rand(3, 5, 45, 6)], noted, 5, (45, 6), lambda x: x)
+    assert heights == [20, 20, 5, 20, 20, 5, 16, 16, 13, 8, 8, 8, 8, 8, 5]  # 16 and 8 at least
 
 
 class Adapted(torch.nn.Module):

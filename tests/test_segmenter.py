@@ -386,6 +386,8 @@ def test_backbone_of_another_patch_size_sees_the_same_picture(patch_size, tmp_pa
         (dict(decoder_num_hidden_layers=0), "decoder_num_hidden_layers: 0 is out of range; give 1 to 1000"),
         (dict(patch_size=0), "patch_size: 0 is out of range"),
         (dict(drop_path_rate=1.0), "drop_path_rate: 1.0 is out of range; give 0 to below 1"),
+        (dict(drop_path_rate=-0.001), "drop_path_rate: -0.001 is out of range; give 0 to below 1"),
+        (dict(mlp_ratio=0.03), "mlp_ratio is 0.03: nothing is left of hidden_size 32"),  # 0.04 leaves one
         (dict(image_size=[64]), r"image_size is \[64\]; give"),
         (dict(position_resize_mode="nearest"), "position_resize_mode is 'nearest'; choose"),
     ],

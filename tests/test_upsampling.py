@@ -232,12 +232,16 @@ def test_gradient_checkpointing(use_reentrant):
     torch.testing.assert_close(logits.grad, expected, **CLOSE[torch.float32])
 
 
-def test_no_gradient_is_computed_without_need():
+def test_no_gradient_is_computed_without_need(monkeypatch):
     logits, labels = example()
-    with torch.no_grad():
-        assert not upsampled_cross_entropy(logits, labels).requires_grad
     arguments = (logits.detach(), labels, torch.ones(5), 255, 0.0, False)
     assert [upsampling._summed_loss(*arguments, needed)[2].numel() for needed in (False, True)] == [0, logits.numel()]
+    needed, summed_loss = [], upsampling._summed_loss
+    monkeypatch.setattr(upsampling, "_summed_loss", lambda *given: needed.append(given[-1]) or summed_loss(*given))
+    with torch.no_grad():
+        assert not upsampled_cross_entropy(logits, labels).requires_grad
+    assert upsampled_cross_entropy(logits.detach(), labels) == upsampled_cross_entropy(logits, labels)
+    assert needed == [False, False, True]
 
 
 @pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])

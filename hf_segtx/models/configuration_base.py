@@ -187,9 +187,9 @@ class SegmentationConfig(PreTrainedConfig):
                 raise ValueError(f"{name} is {value!r}; choose one of {', '.join(known)}")
             if value != "none" and self.backbone_config is None:
                 raise ValueError(f"{name} is {value!r}, but there is no backbone_config, which it is for; omit it")
-        own, channels = getattr(self, "num_channels", 3), getattr(self.backbone_config, "num_channels", None)
-        if channels not in (None, own):
-            raise ValueError(f"num_channels is {own}, in backbone_config {channels}; set both alike")
+        channels = getattr(self.backbone_config, "num_channels", None)
+        if channels not in (None, getattr(self, "num_channels", channels)):
+            raise ValueError(f"num_channels is {self.num_channels}, in backbone_config {channels}; set both alike")
 
     def validate_flags(self):
         """What concerns every call of the model; transformers checks it when it is too late."""
