@@ -154,10 +154,21 @@ def test_pil_modes_become_rgb(backend, mode):
     assert torch.equal(seen, wanted)
 
 
+def test_pixels_for_a_pipelines_batch_have_one_size(backend):
+    processor = backend(do_resize=False, do_pad=False)
+    assert processor.padding_value is None  # pipelines ask for it before they make a batch
+    high, wide = (processor(picture(*size), return_tensors="pt")["pixel_values"] for size in ((50, 40), (40, 50)))
+    assert type(torch.cat([high, high], 0)) is torch.Tensor
+    for given, others in (([high, wide], (0,)), ((wide, high), ())):
+        with pytest.raises(ValueError, match="images of 40x50 and 50x40 pixels in one batch"):
+            torch.cat(given, *others)
+
+
 @pytest.mark.parametrize("channels", [1, 2, 4, 6])
 @pytest.mark.parametrize("layout", ["numpy first", "numpy last", "torch first"])
 def test_any_number_of_channels(backend, channels, layout):
-    processor = backend(size=KEEP_RATIO, image_mean=[0.4] * channels, image_std=[0.2] * channels)
+    size = {"size": KEEP_RATIO, "size_divisor": None}
+    processor = backend(**size, image_mean=[0.4] * channels, image_std=[0.2] * channels)
     image = picture(96, 144, channels)
     given = image if layout == "numpy last" else image.transpose(2, 0, 1)
     seen = processor(torch.from_numpy(given) if "torch" in layout else given, return_tensors="pt")["pixel_values"]
