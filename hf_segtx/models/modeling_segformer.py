@@ -398,7 +398,7 @@ class SegFormerModel(SegFormerPreTrainedModel):
             return self.read_maps(SegFormerModelOutput, pixel_values, **kwargs)
         return self.encode(pixel_values, **kwargs)
 
-    @capture_outputs(tie_last_hidden_states=False)
+    @capture_outputs
     def encode(self, pixel_values: torch.Tensor, **kwargs) -> SegFormerModelOutput:
         """`forward` of the architecture's own encoder."""
         refuse_tracing()

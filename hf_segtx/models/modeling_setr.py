@@ -200,7 +200,7 @@ class SETRModel(SETRPreTrainedModel):
             return self.read_maps(SETRModelOutput, pixel_values, **kwargs)
         return self.encode(pixel_values, **kwargs)
 
-    @capture_outputs(tie_last_hidden_states=False)
+    @capture_outputs
     def encode(self, pixel_values: torch.Tensor, **kwargs) -> SETRModelOutput:
         """`forward` of the architecture's own encoder."""
         tokens, feature_maps = self.vit(pixel_values, tuple(self.config.feature_indices), **kwargs)
