@@ -208,6 +208,8 @@ def test_unknown_id_hints():
         Labels(("a", "b"), color_to_train={(1, 2, 3): 0}).map(np.array([[[1, 2, 3, 4]]], np.uint8))
     with pytest.raises(ValueError, match="float32"):
         Labels(("a", "b")).map(np.zeros((2, 2), np.float32))
+    with pytest.raises(ValueError, match=r"not uint8 of shape \(3,\)"):
+        Labels(("a", "b")).map(np.zeros(3, np.uint8))
 
 
 def test_colors_match_lookup_of_each_pixel(tmp_path):
