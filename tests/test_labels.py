@@ -271,7 +271,7 @@ def test_written_contract_gives_back_the_train_ids(tmp_path, count):
     Labels(("a", "b"), ignore_index=-1).write(tmp_path)
     assert json.loads((tmp_path / "classes.json").read_text())["ignore_index"] == 65535  # as `as_mask` has it
     labels = Labels(tuple(f"class {number}" for number in range(count)), ignore_index=255 if count < 255 else -100)
-    train = labels.map(np.array([[*range(labels.num_ids)]]))
+    train = labels.map(np.array([[0, *range(labels.num_ids)]]))
     train[0, 0] = labels.ignore_index
     labels.write(tmp_path)
     back = Labels.from_folder(tmp_path)
