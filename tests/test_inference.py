@@ -387,6 +387,8 @@ def test_load_model_refuses_missing_weights(tmp_path, checkpoint):
         load_model(tmp_path / "backbone")
     with pytest.raises(ValueError, match="no config.json"):
         load_model(tmp_path)
+    with pytest.raises(OSError, match="nothing: no such folder, and the Hub gives none"):
+        load_model(tmp_path / "nothing")
     for more, cure in (({}, "install its package"), ({"auto_map": {}}, "pass trust_remote_code if you trust its code")):
         (tmp_path / "config.json").write_text(json.dumps({"model_type": "other", **more}))
         with pytest.raises(ValueError, match=f"config.json: model_type 'other' is unknown to transformers; {cure}"):
