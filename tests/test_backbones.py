@@ -523,6 +523,11 @@ def test_stride_of_64_is_measured(name, channels):
     assert (layout.channels, layout.strides, layout.channels_last) == ((channels,), (64,), False)
 
 
+def test_one_map_of_more_rows_than_channels_has_its_channels_first():
+    layout = layout_of(ResNetConfig(**{**BACKBONES["resnet"].fields, "out_indices": [1]}))
+    assert (layout.channels, layout.strides, layout.channels_last) == ((32,), (4,), False)
+
+
 def test_backbone_that_cuts_off_borders_is_refused():
     config = TimmBackboneConfig(backbone="inception_v3", out_indices=(-1,), use_pretrained_backbone=False)
     with pytest.raises(ValueError, match="inception_v3 makes maps of 12x40 of images of 448x1344: it cuts"):
@@ -533,9 +538,11 @@ def test_backbone_that_cuts_off_borders_is_refused():
 def test_images_are_padded_to_whole_patches(size):
     """At the right and bottom; what was added is cropped from the logits."""
     model, images = make_model("segmenter", "dinov2").eval(), batch("dinov2", size)
-    padded = F.pad(images, (0, -size[1] % 14, 0, -size[0] % 14))
+    padded, taken = F.pad(images, (0, -size[1] % 14, 0, -size[0] % 14)), []
+    model.backbone.encoder.backbone.register_forward_pre_hook(lambda module, args: taken.append(args[0]))
     with torch.no_grad():
         maps, expected = (model.backbone(x).feature_maps for x in (images, padded))
+        assert taken[1] is padded  # whole patches are not copied
         assert all(x.equal(y) for x, y in zip(maps, expected, strict=True))
         logits = F.interpolate(model(padded).logits, padded.shape[2:], mode="bilinear")
         assert model(images).logits.equal(logits[..., : size[0], : size[1]])

@@ -14,6 +14,7 @@ import hf_segtx
 from hf_segtx.inference import predict, segment
 from hf_segtx.losses import parse_loss
 from hf_segtx.models import cpu
+from hf_segtx.models.configuration_base import SegmentationConfig
 from hf_segtx.models.cpu import Linear
 from hf_segtx.models.segmentation_base import segmentation_loss
 
@@ -206,6 +207,8 @@ def test_ends_of_ranges_are_taken_and_nothing_beyond(field, least, most, beyond)
     for number in (least - 1, beyond):
         with pytest.raises(ValueError, match=rf"{field}: {number} is out of range; give .*{least} to {most}"):
             configuration("SETR", **one_map, **{field: number})
+    with pytest.raises(ValueError, match="SegmentationConfig: is_binary: .* expected bool"):
+        SegmentationConfig(is_binary=2)
     assert configuration("SETR", mlp_ratio=1 / configuration("SETR").hidden_size)  # a hidden width of one
 
 
