@@ -607,6 +607,9 @@ def protocol(processor, ignore_index: int = 255, *, scales: Sequence[float] = (1
     tested = "single scale" if list(scales) == [1] else f"scales {', '.join(f'{scale:g}' for scale in scales)} of that"
     if getattr(processor, "window_size", None) is None:
         cut = "whole images"
+        divisor = getattr(processor, "size_divisor", None)
+        if divisor and "height" not in size and processor.do_pad:
+            cut += f", padded to multiples of {divisor}"
     else:
         window = window_pair(processor.window_size)
         stride = window_pair(processor.window_stride or window)

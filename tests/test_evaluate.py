@@ -79,13 +79,14 @@ def test_scores_match_the_library(script, checkpoint, tmp_path, capsys):
     assert Image.open(output / "worst_images.png").height > 3 * 300  # three rows of square images and the legend
     for text in ("boundary IoU %", "95 % interval", " taken for ", worst[0]["name"], fingerprint, results["protocol"]):
         assert text in shown
-    assert results["protocol"].startswith("single scale, whole images, no flip") and results["precision"] == "fp32"
+    assert results["protocol"].startswith("single scale, whole images, padded to multiples of 32, no flip")
+    assert results["precision"] == "fp32"
 
 
 @pytest.mark.parametrize(
     "words, settings, views, said",
     [
-        ("--scales 0.5 1 --flip", {}, {"scales": (0.5, 1), "flip": True}, "scales 0.5, 1 of that, whole images, with"),
+        ("--scales 0.5 1 --flip", {}, {"scales": (0.5, 1), "flip": True}, "0.5, 1 of that, whole images, padded to"),
         ("--mode slide --window_size 64 96 --window_stride 32", {"window_size": [64, 96], "window_stride": 32}, {},
          "windows of 64x96 pixels every 32x32"),
         ("--image_size 64 96", {"do_resize": True, "size": SizeDict(shortest_edge=64, longest_edge=96)}, {}, "most 96"),

@@ -113,7 +113,7 @@ def test_batch_is_padded_right_and_bottom(backend):
     batch = processor(images, maps, return_tensors="pt")
     assert batch["pixel_values"].shape == (2, 3, 96, 96) and batch["labels"].shape == (2, 96, 96)
     for index, (height, width) in enumerate([(48, 72), (72, 48)]):
-        alone = backend(size=KEEP_RATIO)(images[index], maps[index], return_tensors="pt")
+        alone = backend(size=KEEP_RATIO, size_divisor=None)(images[index], maps[index], return_tensors="pt")
         assert alone["pixel_values"].shape[-2:] == (height, width)
         assert torch.equal(batch["pixel_values"][index, :, :height, :width], alone["pixel_values"][0])
         assert torch.equal(batch["labels"][index, :height, :width], alone["labels"][0])
@@ -133,7 +133,7 @@ def test_no_padding_on_request(backend):
 @pytest.mark.parametrize("dtype", [np.uint8, np.int32, np.uint16, np.int64])
 def test_reduced_labels(backend, dtype):
     labels = np.array([[0, 1, 2], [150, 254, 255]], dtype)
-    processor = backend(do_resize=False, do_reduce_labels=True, minimum_size=None)
+    processor = backend(do_resize=False, do_reduce_labels=True, size_divisor=None, minimum_size=None)
     reduced = processor(picture(2, 3), labels, return_tensors="pt")["labels"]
     assert reduced.dtype == torch.int64 and reduced.tolist() == [[[255, 0, 1], [149, 253, 255]]]
 
@@ -142,7 +142,7 @@ def test_palette_masks_keep_their_index(backend):
     labels = label_map(16, 24)
     mask = Image.fromarray(labels, mode="L").convert("P")
     mask.putpalette([(17 * index) % 256 for index in range(768)])
-    encoded = backend(do_resize=False, minimum_size=None)(picture(16, 24), mask, return_tensors="pt")
+    encoded = backend(do_resize=False, size_divisor=None, minimum_size=None)(picture(16, 24), mask, return_tensors="pt")
     assert np.array_equal(encoded["labels"][0], labels)
 
 
@@ -174,7 +174,7 @@ def test_any_number_of_channels(backend, channels, layout):
     seen = processor(torch.from_numpy(given) if "torch" in layout else given, return_tensors="pt")["pixel_values"]
     # Each channel alone through the same processor with three channels.
     wanted = [
-        backend(size=KEEP_RATIO, image_mean=[0.4] * 3, image_std=[0.2] * 3)(
+        backend(**size, image_mean=[0.4] * 3, image_std=[0.2] * 3)(
             image[..., channel : channel + 1].repeat(3, -1), return_tensors="pt"
         )["pixel_values"][0, 0]
         for channel in range(channels)
@@ -416,7 +416,7 @@ def agreement(first, second):
 @pytest.mark.parametrize("labels", [1, 7])
 def test_post_processing_matches_interpolate(backend, labels):
     outputs, sizes = output(3, labels, 12, 16), [(48, 64), (48, 64), (45, 60)]
-    maps = backend().post_process_semantic_segmentation(outputs, sizes)
+    maps = backend(size_divisor=None).post_process_semantic_segmentation(outputs, sizes)
     for logits, size, seen in zip(outputs.logits, sizes, maps, strict=True):
         assert seen.dtype == torch.int64 and seen.shape == size
         wanted = F.interpolate(logits[None], size, mode="bilinear", align_corners=False)
@@ -428,11 +428,12 @@ def test_post_processing_matches_interpolate(backend, labels):
     "settings, sizes, own, padded",
     [
         ({"do_resize": False}, [(40, 64), (64, 33)], [(40, 64), (64, 33)], (64, 64)),
+        ({"do_resize": False}, [(50, 61)], [(50, 61)], (64, 64)),
         ({"do_resize": False, "size_divisor": 16}, [(50, 61)], [(50, 61)], (64, 64)),
-        ({"size": KEEP_RATIO}, [(60, 90), (90, 60)], [(48, 72), (72, 48)], (72, 72)),
+        ({"size": KEEP_RATIO, "size_divisor": None}, [(60, 90), (90, 60)], [(48, 72), (72, 48)], (72, 72)),
         ({"size": KEEP_RATIO, "size_divisor": 32}, [(61, 97), (200, 123)], [(48, 76), (78, 48)], (96, 96)),
         ({"size": {"height": 30, "width": 50}, "size_divisor": 16}, [(17, 23)], [(30, 50)], (30, 50)),
-        ({"size": KEEP_RATIO}, [(61, 97), (61, 97)], [(48, 76), (48, 76)], (48, 76)),
+        ({"size": KEEP_RATIO, "size_divisor": None}, [(61, 97), (61, 97)], [(48, 76), (48, 76)], (48, 76)),
     ],
 )
 @pytest.mark.parametrize("labels, align_corners", [(1, False), (5, False), (5, True)])
@@ -456,7 +457,7 @@ def test_padding_is_removed_exactly(backend, settings, sizes, own, padded, label
 
 def test_post_processing_does_not_depend_on_the_batch(backend):
     """The same logits over the image's own pixels, alone and with a taller and wider image in the batch."""
-    processor = backend(do_resize=False)
+    processor = backend(do_resize=False, size_divisor=None)
     logits = torch.randn(1, 4, 10, 16)
     (alone,) = processor.post_process_semantic_segmentation(SimpleNamespace(logits=logits), [(40, 64)])
     in_batch = F.pad(logits, (0, 4, 0, 10), mode="replicate").repeat(2, 1, 1, 1)
@@ -560,8 +561,6 @@ def test_windows_are_saved(backend, tmp_path):
 def test_wrong_windows_are_refused_with_the_cure(backend):
     with pytest.raises(ValueError, match="at most the size"):
         backend(window_size=32, window_stride=33)(picture(60, 90))
-    with pytest.raises(ValueError, match="not a multiple of size_divisor 32"):
-        backend(window_size=48, size_divisor=32)(picture(60, 90))
     with pytest.raises(ValueError, match=r"model\(\*\*inputs\)"):
         backend(window_size=32).post_process_semantic_segmentation(output(1, 3, 8, 8), [(60, 90)])
 
@@ -595,10 +594,10 @@ def test_loads_the_oldest_checkpoints(backend, tmp_path):
 @pytest.mark.parametrize(
     "name, mean, size_divisor, minimum_size",
     [
-        ("SegFormer", [0.485, 0.456, 0.406], None, 29),  # 1 + (29 - 1) // 4 are 8 rows, and attention reduces by 8
+        ("SegFormer", [0.485, 0.456, 0.406], 32, 29),  # 1 + (29 - 1) // 4 are 8 rows, and attention reduces by 8
         ("SETR", [0.485, 0.456, 0.406], 16, None),
         ("Segmenter", [0.5, 0.5, 0.5], 16, None),
-        ("OCRNet", [0.485, 0.456, 0.406], None, None),
+        ("OCRNet", [0.485, 0.456, 0.406], 32, None),
     ],
 )
 @pytest.mark.parametrize("suffix", ["", "Pil"])

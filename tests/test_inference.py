@@ -261,7 +261,8 @@ def test_protocol_tells_how_images_are_resized():
     assert "at their own size" in protocol(SegFormerImageProcessor(do_resize=False))
     assert "squashed to 64x32" in protocol(SegFormerImageProcessor(size={"height": 64, "width": 32}))
     assert "512 pixels, longest at most 2048" in protocol(SegFormerImageProcessor())
-    assert "single scale, whole images, no flip" in protocol(SegFormerImageProcessor())
+    assert "single scale, whole images, padded to multiples of 32, no flip" in protocol(SegFormerImageProcessor())
+    assert "single scale, whole images, no flip" in protocol(SegFormerImageProcessor(do_pad=False))
     assert "pixels of value 255 left out" in protocol(SegFormerImageProcessor())
 
 
@@ -364,7 +365,7 @@ def test_a_size_of_height_and_width_is_scaled_to_what_the_network_takes():
 
 def test_load_model_reads_other_models_of_transformers(tmp_path):
     stages = ConvNextConfig(hidden_sizes=[8, 16, 24, 32], depths=[1, 1, 1, 1], out_indices=[1, 2, 3, 4])
-    config = UperNetConfig(backbone_config=stages, hidden_size=16, auxiliary_in_channels=24, num_labels=3)
+    config = UperNetConfig(backbone_config=stages, hidden_size=16, auxiliary_in_channels=24, num_labels=2)
     theirs = UperNetForSemanticSegmentation(config).eval()
     theirs.save_pretrained(tmp_path)
     SegformerImageProcessor(size={"height": 64, "width": 64}).save_pretrained(tmp_path)
@@ -374,9 +375,9 @@ def test_load_model_reads_other_models_of_transformers(tmp_path):
     assert torch.equal(loaded(pixel_values).logits, theirs(pixel_values).logits)
     assert "whole images, no flip; images squashed to 64x64 pixels; logits" in protocol(processor)
     label = np.full((64, 64), 255, np.uint8)
-    label[0, :5] = 2
+    label[0, :5] = 1
     results = evaluate(loaded, processor, [{"image": Image.new("RGB", (64, 64)), "label": label, "name": "0"}])
-    assert results["confusion_matrix"].sum(1).tolist() == [0, 0, 5]
+    assert results["confusion_matrix"].sum(1).tolist() == [0, 5]
 
 
 def test_load_model_refuses_missing_weights(tmp_path, checkpoint):
@@ -389,6 +390,9 @@ def test_load_model_refuses_missing_weights(tmp_path, checkpoint):
         load_model(tmp_path)
     with pytest.raises(OSError, match="nothing: no such folder, and the Hub gives none"):
         load_model(tmp_path / "nothing")
+    for option in ({"provider": "CPU"}, {"threads": 2}):
+        with pytest.raises(ValueError, match="is no exported folder or file; provider and threads"):
+            load_model(checkpoint, **option)
     for more, cure in (({}, "install its package"), ({"auto_map": {}}, "pass trust_remote_code if you trust its code")):
         (tmp_path / "config.json").write_text(json.dumps({"model_type": "other", **more}))
         with pytest.raises(ValueError, match=f"config.json: model_type 'other' is unknown to transformers; {cure}"):

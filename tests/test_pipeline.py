@@ -24,7 +24,7 @@ def segmenter():
     return pipeline(
         "image-segmentation",
         model=CASES["segformer"].make_model(),
-        image_processor=hf_segtx.SegFormerImageProcessor(do_resize=False),
+        image_processor=hf_segtx.SegFormerImageProcessor(do_resize=False, size_divisor=None),
         device="cpu",
     )
 
@@ -108,7 +108,7 @@ def test_masks_have_the_size_of_the_image(segmenter, tmp_path):
 def test_five_channels(tmp_path):
     model = CASES["segformer"].make_model(num_channels=5)
     mean = [0.5] * 5
-    processor = hf_segtx.SegFormerImageProcessor(do_resize=False, image_mean=mean, image_std=mean)
+    processor = hf_segtx.SegFormerImageProcessor(do_resize=False, do_pad=False, image_mean=mean, image_std=mean)
     bands = np.random.default_rng(0).integers(0, 256, (5, 40, 56)).astype(np.uint8)
     np.save(tmp_path / "bands.npy", bands)
     segmenter = pipeline("image-segmentation", model=model, image_processor=processor, device="cpu")

@@ -21,6 +21,7 @@ from hf_segtx.training.setup import base_size
 from hf_segtx.training.setup import set_protocol as set_arguments
 
 
+UNPADDED = {"size_divisor": None, "minimum_size": None}  # as the code that these are compared with
 SCALES = (0.5, 0.75, 1.0, 1.25)
 
 
@@ -31,7 +32,7 @@ def checkpoint(tmp_path):
     model = CASES["segformer"].make_model()
     model.decode_head.classifier.weight.data.mul_(50)
     model.save_pretrained(tmp_path / "model")
-    SegFormerImageProcessor(size={"shortest_edge": 64}, minimum_size=None).save_pretrained(tmp_path / "model")
+    SegFormerImageProcessor(size={"shortest_edge": 64}, **UNPADDED).save_pretrained(tmp_path / "model")
     return tmp_path / "model"
 
 
@@ -72,7 +73,7 @@ def slow_segment(shown, model, target, window, stride):
 @pytest.mark.parametrize("backend", [SegFormerImageProcessor, SegFormerImageProcessorPil])
 def test_sides_are_stretched_to_multiples(backend):
     """SegFormer on ADE20K. Oracle: the next multiple by counting, then one resize to that size."""
-    processor = backend(size={"shortest_edge": 64, "longest_edge": 150}, stretch_divisor=32, minimum_size=None)
+    processor = backend(size={"shortest_edge": 64, "longest_edge": 150}, stretch_divisor=32, **UNPADDED)
     for height, width in [(75, 100), (100, 75), (64, 64), (50, 300), (97, 131)]:
         kept = resized_size(height, width, processor.size)
         wanted = [next(side for side in range(edge, edge + 32) if side % 32 == 0) for edge in kept]
@@ -107,7 +108,7 @@ def test_stretched_images_give_label_maps_of_the_whole_image(checkpoint, tmp_pat
 @pytest.mark.parametrize("height, width", [(512, 683), (1024, 2048), (333, 500), (500, 375), (90, 700)])
 def test_bounds_of_scales_are_rounded_down(height, width):
     """mmcv: each bound times the factor as an integer, then the ratio is kept within them."""
-    processor = SegFormerImageProcessor(size={"shortest_edge": 145, "longest_edge": 289}, minimum_size=None)
+    processor = SegFormerImageProcessor(size={"shortest_edge": 145, "longest_edge": 289}, **UNPADDED)
     image = Image.new("RGB", (width, height))
     for tenths in range(3, 21):
         short, long = 145 * tenths // 10, 289 * tenths // 10
@@ -141,7 +142,7 @@ def test_enlarged_images_match_segmenters_inference(checkpoint, size):
     """Segmenter: resized within both bounds; a short side below the window is then enlarged to it. Up to 1e-5."""
     model, processor = load_model(checkpoint)
     set_protocol(processor, "slide", [64], [48], image_size=[70, 140], small_images="enlarge")
-    plain = SegFormerImageProcessor(minimum_size=None)
+    plain = SegFormerImageProcessor(**UNPADDED)
     image = scene(*size)
 
     def shown(scale):
@@ -171,7 +172,7 @@ def test_scales_with_a_free_longest_edge_match_setrs_inference(checkpoint, size)
     """SETR: at several scales the short side is the scaled bound, at least the window; the long side is free."""
     model, processor = load_model(checkpoint)
     set_protocol(processor, "slide", [64], [48], image_size=[75, 140], small_images="resize")
-    plain = SegFormerImageProcessor(minimum_size=None)
+    plain = SegFormerImageProcessor(**UNPADDED)
     image = scene(*size)
 
     def shown(scale):
@@ -197,7 +198,7 @@ def test_windows_end_where_small_images_end_as_in_mmsegmentation(checkpoint, min
     model, processor = load_model(checkpoint)
     set_protocol(processor, "slide", [64], [48], image_size=[75, 140], small_images="cut")
     processor.minimum_size = minimum_size
-    plain = SegFormerImageProcessor(minimum_size=None)
+    plain = SegFormerImageProcessor(**UNPADDED)
     images = [scene(60, 100), scene(100, 60), scene(40, 120)]
 
     def logits(pixels, target):
@@ -272,7 +273,7 @@ def test_logits_of_scales_and_flips_are_added_up_as_in_openseg(checkpoint, align
     processor.do_resize, processor.size_divisor, processor.averaging = False, 8, "logits"
     assert "logits averaged over scales" in protocol(processor, flip=True)
     image, total = scene(70, 90), 0
-    pixels = SegFormerImageProcessor(do_resize=False, minimum_size=None)(image, return_tensors="pt")["pixel_values"]
+    pixels = SegFormerImageProcessor(do_resize=False, **UNPADDED)(image, return_tensors="pt")["pixel_values"]
     pixels = F.pad(pixels, (0, 6, 0, 2))
     options = {"mode": "bilinear", "align_corners": align_corners}
     for scale in (0.5, 1, 1.3):
@@ -293,7 +294,7 @@ def test_logits_of_windows_are_averaged_over_scales(checkpoint):
     image, total = scene(60, 100), 0
     for scale in SCALES:
         bounds = {"shortest_edge": int(70 * scale), "longest_edge": int(140 * scale)}
-        pixels = SegFormerImageProcessor(minimum_size=None)(image, size=bounds, return_tensors="pt")["pixel_values"][0]
+        pixels = SegFormerImageProcessor(**UNPADDED)(image, size=bounds, return_tensors="pt")["pixel_values"][0]
         total = total + slow_windows(model, pixels, 64, 48, (60, 100)) / len(SCALES)
     found = segment(model, processor, [image], scales=SCALES, return_scores=True)[0].probabilities
     torch.testing.assert_close(found, total.softmax(0), rtol=0, atol=1e-5)
@@ -311,7 +312,7 @@ def test_exponentials_of_logits_are_averaged_as_in_hrnet_ocr(checkpoint, window,
     image, size, total = scene(60, 100), (60, 100), 0
     for scale in SCALES:
         bounds = {"shortest_edge": int(70 * scale), "longest_edge": int(140 * scale)}
-        pixels = SegFormerImageProcessor(minimum_size=None)(image, size=bounds, return_tensors="pt")["pixel_values"]
+        pixels = SegFormerImageProcessor(**UNPADDED)(image, size=bounds, return_tensors="pt")["pixel_values"]
         height, width = pixels.shape[2:]
         edges = [min(height, window[0]), min(width, window[1])] if window else [height, width]
         added, count = torch.zeros(4, height, width), torch.zeros(height, width)

@@ -99,7 +99,6 @@ def test_scaled_sides_fit_the_network():
     [
         (dict(window_size=32, window_stride=33), "window_stride .33, 33. for window_size .32, 32."),
         (dict(window_size=32, window_stride=(0, 4)), "window_stride .0, 4. for window_size .32, 32."),
-        (dict(window_size=(32, 40), window_stride=None, size_divisor=16), "not a multiple of size_divisor 16"),
         (dict(window_size=28, window_stride=14, minimum_size=29), "below minimum_size 29"),
     ],
 )

@@ -115,8 +115,6 @@ def window_grid(
     for edge, step in zip(window, stride, strict=True):
         if not 0 < step <= edge:
             raise ValueError(f"window_stride {stride} for window_size {window}; set it to at least 1, at most the size")
-        if edge % (size_divisor or 1):
-            raise ValueError(f"window_size {window} is not a multiple of size_divisor {size_divisor}; change either")
         if edge < (minimum_size or 1):
             raise ValueError(f"window_size {window} is below minimum_size {minimum_size}; the network takes no less")
     if is_cut:

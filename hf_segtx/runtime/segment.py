@@ -85,10 +85,12 @@ def prepare(image: Image.Image, facts: dict) -> tuple[np.ndarray, tuple[int, int
     mean = np.array(rules["image_mean"] if normalize else [0.0] * 3, np.float32)
     std = np.array(rules["image_std"] if normalize else [1.0] * 3, np.float32)
     least, divisor = (height, width), 1
-    if rules["window_size"] is not None and rules.get("small_images") == "cut":
-        least, divisor = pair(rules["minimum_size"] or 1), rules["size_divisor"] or 1
-    elif rules["window_size"] is not None:
+    if rules["window_size"] is not None:
         least = pair(rules["window_size"])
+        if rules.get("small_images") == "cut":
+            low, divisor = rules["minimum_size"] or 1, rules["size_divisor"] or 1
+            least = [min(edge, -(-max(side, low) // divisor) * divisor) for side, edge in zip((height, width), least)]
+            divisor = 1
     elif rules["do_pad"] and not (rules["do_resize"] and rules["size"].get("height")):  # a size as said is not padded
         least, divisor = pair(rules["minimum_size"] or 1), rules["size_divisor"] or 1
     padded = [-(-max(side, low) // divisor) * divisor for side, low in zip((height, width), least)]
