@@ -781,6 +781,7 @@ def test_fused_stages():
     torch.testing.assert_close(fused, total)
     assert (model.neck.channels, model.neck.strides) == ((32,), (4,))
     assert all(project.bias is None for project in model.neck.projections)  # their sum has one number too many
+    assert all(project.kernel_size == (1, 1) for project in model.neck.projections)
 
 
 @pytest.mark.parametrize(("head", "fields"), [("segmenter", {"decode_head": "linear"}), ("setr", {})])
