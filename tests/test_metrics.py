@@ -141,6 +141,7 @@ def test_every_integer_type_and_container_counts_the_same(numpy_type):
     [
         {"num_labels": 5, "ignore_index": 255, "reduce_labels": True},
         {"num_labels": 6, "ignore_index": -100, "label_map": {255: -100}},
+        {"num_labels": 6, "ignore_index": -100, "label_map": {255: 3}},
         {"num_labels": 6, "ignore_index": 255, "label_map": {1: 2, 2: 1, 5: 0}},
         {"num_labels": 6, "ignore_index": 255, "label_map": {300: 3, 4: 255, 5: 255}},
         {"num_labels": 9, "ignore_index": 255},
@@ -310,6 +311,8 @@ def test_wrong_input_is_named():
             metric.add(prediction=prediction, reference=reference)
     with pytest.raises(ValueError, match="1 predictions but 2 references"):
         metric.add_batch(predictions=[good], references=[good, good])
+    with pytest.raises(ValueError, match="2 predictions but 1 references"):
+        metric.add_batch(predictions=np.stack([good, good]), references=[good])
     for one in ({"predictions": [good]}, {"references": [good]}):
         for function in (metric.add_batch, metric.compute):
             with pytest.raises(ValueError, match="both be given"):
