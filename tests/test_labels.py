@@ -242,6 +242,7 @@ def test_rgb_without_colors():
         ({"classes": [ROAD, {"id": 1, "name": "car", "color": [1, 2, 256]}]}, "color .1, 2, 256. is not three numbers"),
         ({"classes": [ROAD, {"id": 1, "name": "car", "color": [-1, 2, 0]}]}, "color .-1, 2, 0. is not"),
         ({"classes": [ROAD, {"id": 1, "name": "car", "color": [0, 0]}]}, "color .0, 0. is not"),
+        ({"classes": [ROAD, {"id": 1, "name": "car", "color": [0, 0, 9, 255]}]}, "color .0, 0, 9, 255. is not"),
         ({"num_classes": 3, "classes": [ROAD, CAR]}, "num_classes is 3, but 2"),
         ({"classes": []}, "at least one"),
         ({"0": "road", "2": "car"}, r"\[1\] are missing"),
