@@ -372,7 +372,8 @@ def test_load_model_reads_other_models_of_transformers(tmp_path):
     loaded, processor = load_model(tmp_path)
     assert type(loaded) is UperNetForSemanticSegmentation and "Segformer" in type(processor).__name__
     pixel_values = torch.randn(1, 3, 64, 64)
-    assert torch.equal(loaded(pixel_values).logits, theirs(pixel_values).logits)
+    # where tensors lie in memory changes rounding
+    torch.testing.assert_close(loaded(pixel_values).logits, theirs(pixel_values).logits, rtol=0, atol=1e-6)
     assert "whole images, no flip; images squashed to 64x64 pixels; logits" in protocol(processor)
     label = np.full((64, 64), 255, np.uint8)
     label[0, :5] = 1
