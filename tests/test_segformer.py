@@ -218,10 +218,10 @@ def test_blocks_of_rows_hold_the_same_number_of_values_of_any_batch(monkeypatch)
     heights = []
     for rows in (20, 0):
         monkeypatch.setattr(cpu, "BLOCK_NUMEL_CPU", rows * 3 * 6 * 5)  # of 3 images, 6 pixels wide, of 5 channels
-        cpu.by_rows(lambda x, _: heights.append(x.shape[1]) or x, torch.rand(3, 45, 6, 2), 5, halo=0)
+        cpu.by_rows(lambda x, rows: heights.append(x.shape[1]) or x[:, rows], torch.rand(3, 45, 6, 2), 5, halo=1)
         noted = [lambda x: heights.append(x.shape[2]) or x]
         cpu.add_upsampled_by_rows([torch.rand(3, 5, 45, 6)], noted, 5, (45, 6), lambda x: x)
-    assert heights == [20, 20, 5, 20, 20, 5, 16, 16, 13, 8, 8, 8, 8, 8, 5]  # 16 and 8 at least
+    assert heights == [21, 22, 6, 20, 20, 5, 17, 18, 14, 8, 8, 8, 8, 8, 5]  # the halo counted; 16 and 8 at least
 
 
 class Adapted(torch.nn.Module):
@@ -301,6 +301,16 @@ def test_drop_path_grows_linearly():
     model = SegFormerModel(SegFormerConfig(**TINY, drop_path_rate=0.2))
     rates = [block.drop_path.rate for stage in model.stages for block in stage.blocks]
     assert rates == pytest.approx([0.0, 0.05, 0.1, 0.15, 0.2])
+
+
+@pytest.mark.parametrize("place", ["hidden_dropout_prob", "attention_probs_dropout_prob"])
+def test_dropout_acts_in_training_only(place):
+    model = SegFormerModel(SegFormerConfig(**TINY, drop_path_rate=0.0, **{place: 0.5})).eval()
+    images = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        assert torch.equal(model(images).last_hidden_state, model(images).last_hidden_state)
+        model.train()
+        assert not torch.equal(model(images).last_hidden_state, model(images).last_hidden_state)
 
 
 @pytest.mark.parametrize(
