@@ -172,14 +172,16 @@ def test_segment_at_one_scale_matches_predict(protocols, small_images, monkeypat
     assert (by_row == of_two[0].label_map).float().mean() > 0.999  # ties at rounding
 
 
+@pytest.mark.parametrize("window", [48, [80, 48]])
 @torch.no_grad()
-def test_predict_windows_matches_processor_and_pipeline(checkpoint, tmp_path):
+def test_predict_windows_matches_processor_and_pipeline(checkpoint, tmp_path, window):
     """Users' three lines for images of different sizes, the pipeline, and any number of windows at a time."""
     model, processor = load_model(checkpoint)
-    processor.window_size, processor.window_stride = 48, 40
+    processor.window_size, processor.window_stride, processor.do_resize = window, 40, False
     model.save_pretrained(tmp_path)
     processor.save_pretrained(tmp_path)
     images = [item["image"] for item in MixedScenes()]
+    images.append(images[0].crop((0, 0, 20, 64)))  # less than half of a window
     sizes = [(image.height, image.width) for image in images]
     outputs = model(**processor(images, return_tensors="pt"))
     wanted = processor.post_process_semantic_segmentation(outputs, target_sizes=sizes)
