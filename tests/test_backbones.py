@@ -11,6 +11,7 @@ import os
 import re
 import subprocess
 import sys
+import types
 import weakref
 from pathlib import Path
 
@@ -523,9 +524,27 @@ def test_stride_of_64_is_measured(name, channels):
     assert (layout.channels, layout.strides, layout.channels_last) == ((channels,), (64,), False)
 
 
-def test_one_map_of_more_rows_than_channels_has_its_channels_first():
-    layout = layout_of(ResNetConfig(**{**BACKBONES["resnet"].fields, "out_indices": [1]}))
-    assert (layout.channels, layout.strides, layout.channels_last) == ((32,), (4,), False)
+def layout_of_map(shape: tuple[int, int, int], monkeypatch):
+    """What is measured of a backbone that makes such a map of the image of 448x1344 pixels."""
+    backbone = torch.nn.Linear(1, 1)
+    output = types.SimpleNamespace(feature_maps=[torch.empty(1, *shape, device="meta")])
+    monkeypatch.setattr(backbone, "forward", lambda pixels, return_dict: output)
+    monkeypatch.setattr(AutoBackbone, "from_config", lambda config: backbone)
+    return layout_of(ResNetConfig(embedding_size=sum(shape)))  # each measured for itself
+
+
+@pytest.mark.parametrize("shape", [(32, 112, 336), (14, 42, 150), (14, 42, 12)])
+def test_channels_are_found_whatever_their_number(shape, monkeypatch):
+    """More rows than channels, and a few channels more or less than columns."""
+    layout = layout_of_map(shape, monkeypatch)
+    is_last = shape[0] == 14
+    assert layout[:3] == ((shape[2] if is_last else 32,), (32 if is_last else 4,), is_last)
+
+
+@pytest.mark.parametrize("rows, columns", [(12, 42), (14, 40), (13, 41)])
+def test_maps_that_lack_rows_or_columns_are_refused(rows, columns, monkeypatch):
+    with pytest.raises(ValueError, match=f"makes maps of {rows}x{columns} of images of 448x1344: it cuts off borders"):
+        layout_of_map((8, rows, columns), monkeypatch)
 
 
 def test_backbone_that_cuts_off_borders_is_refused():

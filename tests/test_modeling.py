@@ -238,6 +238,7 @@ def test_number_of_labels_can_be_changed(name, tmp_path):
     assert (again.num_labels, again.is_binary, again.id2label) == (1, True, names)
     assert type(config).from_pretrained(tmp_path, num_labels=4).num_labels == 4
     assert type(config)(**TINY[name].config, is_binary=True).num_labels == 1
+    assert type(config)(**TINY[name].config, id2label=names).num_labels == 2
     config.num_labels = 3
     assert (config.num_labels, config.is_binary, len(config.id2label), len(config.label2id)) == (3, False, 3, 3)
     config.num_labels = 1

@@ -459,13 +459,16 @@ def test_convert_script(tmp_path):
 def test_initialisation_is_the_authors():
     """Linear layers 0.02, convolutions sqrt(2 / fan-out) with groups counted, the classifier as a linear layer."""
     model = SegFormerForSemanticSegmentation(SegFormerConfig(**TINY, num_labels=50, initializer_range=0.02))
-    measured = {"linear": [], "convolution": [], "classifier": []}  # in units of the deviation that each should have
+    # In units of the deviation that each should have.
+    measured = {"linear": [], "convolution": [], "depthwise": [], "classifier": []}
     for name, module in model.named_modules():
         if isinstance(module, torch.nn.Linear):
             measured["linear"].append(module.weight.flatten() / 0.02)
         elif isinstance(module, torch.nn.Conv2d):
             outputs = module.weight[:, 0].numel() // module.groups  # that one input value adds to
-            kind, std = ("classifier", 0.02) if name.endswith("classifier") else ("convolution", (2 / outputs) ** 0.5)
+            kind, std = "depthwise" if module.groups > 1 else "convolution", (2 / outputs) ** 0.5
+            if name.endswith("classifier"):
+                kind, std = "classifier", 0.02
             measured[kind].append(module.weight.flatten() / std)
         assert getattr(module, "bias", None) is None or not module.bias.any(), name
     for kind, weights in measured.items():

@@ -82,8 +82,6 @@ def _layout(backbone_config: str) -> Layout:
             )
         ratio = size[1] / size[0]
         last = all(abs(x.shape[2] / x.shape[1] - ratio) < abs(x.shape[3] / x.shape[2] - ratio) for x in maps)
-        if at_own_size and kind == "timm_backbone":  # such images are square: the axis that fits the claim
-            last = [x.shape[1] for x in maps] != list(backbone.channels)
         shapes = [x.permute(0, 3, 1, 2).shape if last else x.shape for x in maps]
         if not at_own_size and (uneven := [shape for shape in shapes if size[0] % shape[2] or size[1] % shape[3]]):
             made = f"{uneven[0][2]}x{uneven[0][3]}"
