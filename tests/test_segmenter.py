@@ -390,6 +390,7 @@ def test_backbone_of_another_patch_size_sees_the_same_picture(patch_size, tmp_pa
         (dict(mlp_ratio=0.03), "mlp_ratio is 0.03: nothing is left of hidden_size 32"),  # 0.04 leaves one
         (dict(image_size=[64]), r"image_size is \[64\]; give"),
         (dict(position_resize_mode="nearest"), "position_resize_mode is 'nearest'; choose"),
+        (dict(output_hidden_states="all"), "output_hidden_states is 'all'; give true or false"),
     ],
 )
 def test_wrong_combinations_are_refused(wrong, message):
