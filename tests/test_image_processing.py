@@ -136,6 +136,8 @@ def test_reduced_labels(backend, dtype):
     processor = backend(do_resize=False, do_reduce_labels=True, size_divisor=None, minimum_size=None)
     reduced = processor(picture(2, 3), labels, return_tensors="pt")["labels"]
     assert reduced.dtype == torch.int64 and reduced.tolist() == [[[255, 0, 1], [149, 253, 255]]]
+    torchs_own = np.full((2, 3), -100)  # what it ignores
+    assert (processor(picture(2, 3), torchs_own, return_tensors="pt")["labels"] == 255).all()
 
 
 def test_palette_masks_keep_their_index(backend):

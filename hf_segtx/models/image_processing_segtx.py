@@ -501,7 +501,7 @@ class SegmentationProcessing:
                 resized, (height, width) = sizes[number], padded[number]
                 label = nearest_resize(label_map(given, original_sizes[number]), resized)
                 if do_reduce_labels:
-                    label = torch.where((label == 0) | (label == ignore_index), ignore_index, label - 1)
+                    label = torch.where((label <= 0) | (label == ignore_index), ignore_index, label - 1)  # 0, -100
                 label = F.pad(label, (0, width - resized[1], 0, height - resized[0]), value=ignore_index)
                 data["labels"].append(label.numpy() if self.backend == "pil" else label)
         for name in ("pixel_values", "labels") if "windows" in data else ():
