@@ -71,8 +71,8 @@ class SegtxImageProcessorKwargs(ImagesKwargs, total=False):
     """What a processor takes beyond transformers' `ImagesKwargs`, when built and in each call.
 
     Args:
-        do_reduce_labels: label 0 becomes 255 and label k becomes k - 1; 255 stays. For label maps whose 0 means
-            "none of the classes" (ADE20K as distributed).
+        do_reduce_labels: label 0 becomes 255, as does -100, and label k becomes k - 1; 255 stays. For label maps whose
+            0 means "none of the classes" (ADE20K as distributed).
         size_divisor: pad height and width to multiples of this many pixels; None for no such padding. A `size` of
             "height" and "width" is meant as it is said and not padded.
         minimum_size: pad height and width to at least this many pixels, what the network needs; None for no such
