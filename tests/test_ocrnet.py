@@ -322,7 +322,7 @@ def test_convolution_of_coarse_maps_matches_that_of_their_upsampling(size, kerne
 
 
 @pytest.mark.parametrize("dilation", [1, 2, 4])
-@pytest.mark.parametrize("size", [(16, 16), (13, 9), (3, 5), (61, 45)])  # the last in several blocks of rows
+@pytest.mark.parametrize("size", [(16, 16), (13, 9), (3, 5), (61, 45), (5, 520)])  # last: several blocks of rows
 def test_winograd_convolution_matches_the_plain_one_in_float64(size, dilation):
     torch.manual_seed(0)
     conv = nn.Conv2d(40, 24, 3, padding=dilation, dilation=dilation)
@@ -389,6 +389,7 @@ def test_fused_copy_with_large_convolutions_is_the_same_function():
     model = randomize(OCRNetForSemanticSegmentation(config))
     fused = model.fuse_batch_norm()
     assert sum(isinstance(module, WinogradConv2d) for module in fused.modules()) == 3  # of the last stage, 256 wide
+    assert not any("kernels" in key for key in fused.state_dict())  # which are made of the weights
     with torch.no_grad():
         assert_equal(fused(images(75, 101)).logits, model(images(75, 101)).logits)
     with torch.device("meta"):
