@@ -316,8 +316,8 @@ def test_load_model_reads_transformers_segformer_as_ours(tmp_path):
 
 def test_logits_of_one_scale_are_those_of_the_image(checkpoint):
     model, processor = load_model(checkpoint)
-    processor.size_divisor = 21  # of no side
-    image = MixedScenes()[0]["image"].transpose(Image.Transpose.ROTATE_90)  # 96x64: higher than wide
+    processor.do_resize, processor.size_divisor = False, 66  # of no side
+    image = MixedScenes()[0]["image"].transpose(Image.Transpose.ROTATE_90).crop((0, 0, 60, 96))  # higher than wide
     expected = segment(model, processor, [image], return_scores=True)[0].probabilities
     for averaging in ("logits", "exp"):
         processor.averaging = averaging
