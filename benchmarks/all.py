@@ -1,6 +1,6 @@
 """Runs the benchmarks behind the tables of README and docs/measured.md and writes the tables: no number is typed.
 
-    OMP_NUM_THREADS=2 python benchmarks/all.py                             # all; half an hour, on a machine that rests
+    OMP_NUM_THREADS=2 python benchmarks/all.py                             # all; an hour, on a machine that rests
     OMP_NUM_THREADS=2 python benchmarks/all.py --tables segformer
     ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2 OMP_NUM_THREADS=2 \
         python benchmarks/all.py                                           # as on a processor without AVX-512
@@ -31,6 +31,12 @@ TABLES = {  # their commands
         "segmenter.py --steps logits --rounds 3",
         "ocrnet.py --steps logits --rounds 3",
     ],
+    "mmsegmentation_large": ["setr.py --sizes large --steps logits --rounds 3"],
+    "mmsegmentation_training": [
+        "setr.py --sizes base --heads pup --steps training",
+        "segmenter.py --sizes small --steps training --rounds 5",
+        "ocrnet.py --sizes hrnet_w18 --steps training",
+    ],
     "protocol": ["protocol.py"],
     "losses": ["losses.py"],
     "export": ["export.py --parts models --models segformer --sizes b0 b2 --no_compile"],
@@ -38,6 +44,8 @@ TABLES = {  # their commands
 PAGES = {"segformer": "README.md", "export": "docs/deployment.md"}  # where their tables are, if not in docs/measured.md
 SUMMARY = (  # of the README: what, its table, the titles that count
     ("SETR, Segmenter, OCRNet beside mmsegmentation 1.2.2", "mmsegmentation", ""),
+    ("SETR with ViT-L beside mmsegmentation", "mmsegmentation_large", ""),
+    ("a training step of SETR, Segmenter, OCRNet beside mmsegmentation", "mmsegmentation_training", ""),
     ("loss with its gradient beside `F.interpolate` and `F.cross_entropy`, 150 classes", "upsampling", "150.*: loss"),
     ("label map beside `F.interpolate` and `argmax`, 150 classes", "upsampling", "150.*: label map"),
     ("focal, Dice, Lovasz-softmax and RMI losses beside their formulas, 150 classes", "losses", "150"),

@@ -12,6 +12,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
 
@@ -170,7 +171,8 @@ def compare(title: str, peer: Callable[[], object], ours: Callable[[], object], 
     """
     seconds = interleave({"peer": peer, "ours": ours}, rounds)
     theirs, own = (statistics.median(values) for values in seconds.values())
-    peer_memory, memory = (peak_additional_memory(function) for function in (peer, ours))
+    with ThreadPoolExecutor(2) as both:
+        peer_memory, memory = both.map(peak_additional_memory, (peer, ours))
     record(title, theirs, own, peer_memory, memory)
     peer_memory, memory = peer_memory / 2**20, memory / 2**20
     print(
