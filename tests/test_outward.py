@@ -49,6 +49,8 @@ def test_what_a_processor_loses_is_said(tmp_path):
     processor = CASES["segformer"].row.processor(window_size=64)
     lost = save_for_transformers(trained("segformer"), processor, tmp_path)
     assert len(lost) == 2 and "squashed to 512" in lost[0] and "windows" in lost[1]
+    processor = CASES["segformer"].row.processor(do_resize=False)
+    assert "padded to multiples of 32" in save_for_transformers(trained("segformer"), processor, tmp_path)[0]
 
 
 @pytest.mark.slow

@@ -85,6 +85,8 @@ def transformers_processor(processor) -> tuple[SegformerImageProcessor, list[str
         size = {"height": size["shortest_edge"], "width": size["shortest_edge"]}
     if processor.window_size is not None:
         lost.append("windows do not exist there; whole images are shown to the model")
+    elif not processor.do_resize and processor.do_pad and processor.size_divisor:
+        lost.append(f"images are padded to multiples of {processor.size_divisor} here; there they are not")
     if processor.do_flip_channel_order:
         lost.append("images are BGR here; there they are RGB")
     names = "do_rescale rescale_factor do_normalize image_mean image_std do_reduce_labels resample".split()
