@@ -16,6 +16,7 @@ from hf_segtx.losses import parse_loss
 from hf_segtx.models import cpu
 from hf_segtx.models.configuration_base import SegmentationConfig
 from hf_segtx.models.cpu import Linear
+from hf_segtx.models.layers import ConvNormAct
 from hf_segtx.models.segmentation_base import segmentation_loss
 
 
@@ -440,3 +441,19 @@ def test_linear_is_computed_the_faster_way(
         assert cpu.is_faster_as_convolution(x, layer.weight) == expected
     monkeypatch.setattr(cpu, "HAS_ONEDNN", False)
     assert not cpu.is_faster_as_convolution(x, layer.weight)
+
+
+@pytest.mark.parametrize(("instruction_set", "wanted"), [("AVX2", True), ("AVX512", False)])
+def test_kernels_train_on_maps_with_the_channels_first(monkeypatch, instruction_set, wanted):
+    """Where their gradient takes less time so; the function stays the same."""
+    monkeypatch.setattr(cpu, "INSTRUCTION_SET", instruction_set)
+    tokens, seen, results = torch.randn(1, 6, 5, 8).permute(0, 3, 1, 2), [], []
+    for kernel_size in (3, 1):
+        layer = ConvNormAct(8, 8, kernel_size)
+        results.append((layer(tokens), layer.act(layer.norm(layer.conv(tokens)))))
+        layer.conv.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].is_contiguous()))
+        layer(tokens)
+        layer.eval()(tokens)
+    assert seen == [wanted, False, False, False]
+    for result, expected in results:
+        torch.testing.assert_close(result, expected, rtol=0, atol=1e-5)  # sums in another order

@@ -268,6 +268,16 @@ def fuse_batch_norm(model: nn.Module) -> nn.Module:
     return fused.to(memory_format=torch.channels_last)
 
 
+def map_to_train_on(conv: nn.Conv2d, feature_map: torch.Tensor) -> torch.Tensor:
+    """The map in the layout that its convolution trains on in less time.
+
+    With AVX2 oneDNN takes up to five times as long for the gradient of a 3x3 kernel if the map's channels are last, as
+    those of a map of tokens are: 2.6 instead of 0.55 s for 256 -> 256 channels and a side of 256 (EPYC, two threads).
+    """
+    is_slow = INSTRUCTION_SET == "AVX2" and conv.training and conv.kernel_size != (1, 1)
+    return feature_map.contiguous() if is_slow and feature_map.device.type == "cpu" else feature_map
+
+
 def is_faster_by_winograd(conv: nn.Conv2d) -> bool:
     """Whether the products that Winograd's algorithm saves outweigh its sums: from about 256 channels on."""
     return conv.kernel_size == (3, 3) and conv.stride == (1, 1) and min(conv.weight.shape[:2]) >= 256

@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from .cpu import map_to_train_on
+
 
 def tokens_to_map(tokens: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     """Tokens (B, N, C) as a feature map (B, C, h, w). A view: a token sequence is a channels-last map."""
@@ -117,3 +119,6 @@ class ConvNormAct(nn.Sequential):
         self.conv = nn.Conv2d(in_channels, out_channels, kernel_size, padding=padding, bias=bias, **conv_arguments)
         self.norm = nn.BatchNorm2d(out_channels)
         self.act = nn.ReLU(inplace=True)
+
+    def forward(self, feature_map: torch.Tensor) -> torch.Tensor:
+        return super().forward(map_to_train_on(self.conv, feature_map))
