@@ -443,3 +443,16 @@ def test_predict_finds_files_folders_and_patterns(tmp_path):
     assert find_sources([str(tmp_path / "a/**/*.jpg")]).names == {two: Path("b/2")}
     with pytest.raises(ValueError, match="no pictures"):
         find_sources([str(tmp_path / "*.webp")])
+
+
+@pytest.mark.parametrize("name", ["setr", "segmenter"])
+def test_windows_need_not_be_whole_patches(name):
+    """Oracle: the image as one whole, padded to patches by the processor instead of the model."""
+    model = CASES[name].make_model().eval()
+    patch = model.config.patch_size
+    image = SceneDataset(1, seed=2, size=(4 * patch + 1, 5 * patch - 1))[0]["image"]
+    scores = []
+    for window in (None, [4 * patch + 1, 5 * patch - 1]):
+        processor = CASES[name].row.processor(do_resize=False, size_divisor=patch, window_size=window)
+        scores.append(segment(model, processor, [image], return_scores=True)[0].probabilities)
+    torch.testing.assert_close(*scores, rtol=0, atol=1e-6)  # upsampled in one step or in two

@@ -166,9 +166,9 @@ class Labels:
                 f"(ignored ids: {sorted(void)}); make them agree"
             )
         ignore_index = default_ignore_index(len(kept))
-        first = 1 if len(kept) == 1 else 0  # 0 is the background of a single class
-        train_ids = {int(entry["id"]): train_id for train_id, entry in enumerate(kept, first)}
-        raw_to_train = {**({0: 0} if first else {}), **{raw: ignore_index for raw in void}, **train_ids}
+        background = {0: 0} if len(kept) == 1 else {}  # of a single class
+        train_ids = {int(entry["id"]): train_id for train_id, entry in enumerate(kept, len(background))}
+        raw_to_train = {**background, **{raw: ignore_index for raw in void}, **train_ids}
         colors = [(tuple(entry["color"]), raw_to_train[int(entry["id"])]) for entry in classes if "color" in entry]
         if wrong := [color for color, _ in colors if len(color) != 3 or not all(0 <= value <= 255 for value in color)]:
             raise ValueError(f"the color {list(wrong[0])} is not three numbers of 0 .. 255")

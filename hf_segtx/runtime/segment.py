@@ -84,16 +84,16 @@ def prepare(image: Image.Image, facts: dict) -> tuple[np.ndarray, tuple[int, int
     normalize = rules["do_normalize"]
     mean = np.array(rules["image_mean"] if normalize else [0.0] * 3, np.float32)
     std = np.array(rules["image_std"] if normalize else [1.0] * 3, np.float32)
-    least, divisor = (height, width), 1
+    low, divisor = rules["minimum_size"] or 1, rules["size_divisor"] or 1
+    whole = [-(-max(side, low) // divisor) * divisor for side in (height, width)]  # what the network can take
+    padded = [height, width]
     if rules["window_size"] is not None:
-        least = pair(rules["window_size"])
+        window = pair(rules["window_size"])
         if rules.get("small_images") == "cut":
-            low, divisor = rules["minimum_size"] or 1, rules["size_divisor"] or 1
-            least = [min(edge, -(-max(side, low) // divisor) * divisor) for side, edge in zip((height, width), least)]
-            divisor = 1
+            window = map(min, window, whole)
+        padded = list(map(max, padded, window))
     elif rules["do_pad"] and not (rules["do_resize"] and rules["size"].get("height")):  # a size as said is not padded
-        least, divisor = pair(rules["minimum_size"] or 1), rules["size_divisor"] or 1
-    padded = [-(-max(side, low) // divisor) * divisor for side, low in zip((height, width), least)]
+        padded = whole
     if facts["input"].startswith("uint8"):
         result = np.broadcast_to((mean / factor).round().clip(0, 255).astype(np.uint8), (*padded, 3)).copy()
         result[:height, :width] = pixels.round().astype(np.uint8)
