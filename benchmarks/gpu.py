@@ -222,7 +222,7 @@ def networks(bench: Bench) -> dict[str, tuple[Callable[[], torch.nn.Module], Cal
         "EoMT-L, transformers": (lambda: EomtForUniversalSegmentation(eomt), queries, [False, True]),
         "Segmenter-L, ours": (lambda: SegmenterForSemanticSegmentation(segmenter), ours, [False]),
         "SETR-L, ours": (lambda: SETRForSemanticSegmentation(setr), ours, [False]),
-        "OCRNet-W48, ours": (lambda: OCRNetForSemanticSegmentation(ocrnet).fuse_batch_norm(), ours, [False]),
+        "OCRNet-W48, ours": (lambda: OCRNetForSemanticSegmentation(ocrnet).optimize_for_inference(), ours, [False]),
     }
 
 

@@ -7,7 +7,7 @@
 Needs mmsegmentation (see mmsegmentation.py). Prints medians, the ratio of medians, peak additional memory (each in a
 process of its own), the largest difference of the logits, and how far we are from the floor: the multiply-adds that the
 network needs, at the speed that one large matrix product reaches here. In inference ours is the copy that
-`fuse_batch_norm` returns; training is the model itself.
+`optimize_for_inference` returns; training is the model itself.
 """
 
 import argparse
@@ -162,7 +162,7 @@ def main():
     for name in arguments.sizes:
         peer = theirs(name, arguments.num_labels).eval()
         model = load_original(peer.state_dict())
-        fused = model.fuse_batch_norm()
+        fused = model.optimize_for_inference()
 
         def logits(network, peer=peer):
             with torch.inference_mode():

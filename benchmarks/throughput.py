@@ -65,7 +65,7 @@ def our_network(name: str, size: str, head: str | None, num_labels: int, side: i
     if row.has_position_table:
         settings["image_size"] = side
     model = row.model(row.config.from_size(size, num_labels=num_labels, **settings))
-    return model.fuse_batch_norm() if name == "ocrnet" else model
+    return model.optimize_for_inference() if name == "ocrnet" else model
 
 
 def networks(num_labels: int, side: int) -> dict[str, Callable[[], torch.nn.Module]]:

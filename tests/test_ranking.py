@@ -75,7 +75,7 @@ def test_twins_are_not_both_first(model, processor, pictures):
 
 
 def test_command(model, processor, pictures, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("hf_segtx.cli.rank.load", lambda name, settings: (model, processor))
+    monkeypatch.setattr("hf_segtx.cli.rank.load", lambda name, settings, optimize: (model, processor))
     (pictures / "e.png").write_bytes(b"torn")
     out = tmp_path / "out"
     for _ in range(2):  # what it wrote may be replaced

@@ -70,7 +70,7 @@ def _app(names: list[str], settings: DemoSettings, model_settings: ModelSettings
     titles = [Path(name).resolve().name if Path(name).exists() else name for name in names]
     if len(set(titles)) < len(titles):
         titles = names if names[0] != names[1] else [f"{title} ({index})" for index, title in enumerate(titles, 1)]
-    models = {title: load(name, model_settings) for title, name in zip(titles, names)}
+    models = {title: load(name, model_settings, optimize=True) for title, name in zip(titles, names)}
     serve(models, server_name=settings.host, server_port=settings.port or None)
 
 

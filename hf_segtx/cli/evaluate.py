@@ -192,7 +192,7 @@ def evaluate(parser: FlagParser, arguments: argparse.Namespace) -> dict:
     process = PartialState(cpu=model_settings.device == "cpu" or not torch.accelerator.is_available())
     if process.num_processes > 1:
         model_settings.device = str(process.device)
-    model, processor = load(arguments.model, model_settings)
+    model, processor = load(arguments.model, model_settings, optimize=protocol["precision"] == "fp32")
     views = {name: protocol.pop(name) for name in ("scales", "flip")}
     precision = protocol.pop("precision")
     set_protocol(processor, **protocol)

@@ -107,7 +107,7 @@ def _predict(arguments, settings: PredictionSettings, model_settings: ModelSetti
     if settings.format and (video := next(filter(is_video, names), None)):
         raise ValueError(f"format is for pictures, and {video} is a video; segment it in a run of its own")
     results = Results(settings.output_dir)
-    predictor = Predictor(*load(arguments.model, model_settings), settings.alpha)
+    predictor = Predictor(*load(arguments.model, model_settings, optimize=True), settings.alpha)
     images = {source: name for source, name in names.items() if not is_video(source)}
     failures = segment_images(predictor, images, results, settings.batch_size, settings.format)
     for video in filter(is_video, names):

@@ -49,7 +49,7 @@ def run(command_line: list[str]) -> int:
             raise ValueError(f"{video}: videos are not ranked; give pictures, such as its frames")
         results = Results(settings.output_dir)
         places = [results.claim(name, "all pictures") for name in ("ranking.csv", "contact_sheet.png")]
-        model, processor = load(arguments.model, parser.values_of(ModelSettings, arguments))
+        model, processor = load(arguments.model, parser.values_of(ModelSettings, arguments), optimize=True)
         ranked, failures = rank(model, processor, files, count=settings.count, diversity=settings.diversity)
         table = io.StringIO(newline="")
         rows = ([i, one.file, one.uncertainty, one.entropy, one.disagreement] for i, one in enumerate(ranked, 1))

@@ -19,8 +19,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 from transformers import PreTrainedModel
 
-from ..models.cpu import batch_norm_terms, fuse_batch_norm
-from ..models.modeling_segformer import SegFormerDecodeHead
+from ..models.cpu import fold
 
 
 OUTPUTS = ("label_map", "logits", "confidence")
@@ -68,59 +67,10 @@ def _(logits, height, width, align_corners):
     return logits.new_empty((logits.shape[0], height, width, logits.shape[1]))
 
 
-class FoldedSegFormerHead(nn.Module):
-    """SegFormer's head with all products of weights computed: one 1x1 convolution a stage, sum, ReLU, classifier.
-
-    BatchNorm's scale goes into the convolutions. Its shift and their biases, which upsampling leaves as they are, are
-    one bias, that of the finest stage.
-    """
-
-    def __init__(self, head: SegFormerDecodeHead):
-        super().__init__()
-        self.stages, self.classifier = head.stages, head.classifier
-        scale, bias = batch_norm_terms(head.norm)
-        fuse_parts = head.fuse.weight.flatten(1).chunk(len(self.stages), dim=1)[::-1]
-        products = []
-        for i, (projection, fuse) in enumerate(zip(head.projections, fuse_parts)):
-            weight, layers = scale[:, None] * fuse, []
-            if head.normalize_projections:
-                norm_scale, norm_shift = batch_norm_terms(head.projection_norms[i])
-                layers = [convolution(norm_scale[:, None] * projection.weight, norm_shift), nn.ReLU()]
-            else:
-                bias = bias + weight @ projection.bias
-                weight = weight @ projection.weight
-            products.append(nn.Sequential(*layers, convolution(weight, None)))
-        products[0][-1].bias = nn.Parameter(bias)
-        self.products = nn.ModuleList(products)
-
-    def forward(self, feature_maps: tuple[torch.Tensor, ...]) -> torch.Tensor:
-        size = feature_maps[0].shape[2:]
-        fused = None
-        for stage, product in zip(self.stages, self.products):
-            x = product(feature_maps[stage])
-            if stage > 0:
-                x = F.interpolate(x, size=size, mode="bilinear", align_corners=False)
-            fused = x if fused is None else fused + x
-        return self.classifier(F.relu(fused))
-
-
-def convolution(weight: torch.Tensor, bias: torch.Tensor | None) -> nn.Conv2d:
-    """The 1x1 convolution with a weight (C_out, C_in)."""
-    conv = nn.Conv2d(weight.shape[1], weight.shape[0], 1, bias=bias is not None)
-    conv.weight = nn.Parameter(weight[:, :, None, None])
-    if bias is not None:
-        conv.bias = nn.Parameter(bias)
-    return conv
-
-
 @torch.no_grad()
 def folded(model: PreTrainedModel) -> PreTrainedModel:
-    """A copy for inference, on the CPU in float32, whose BatchNorms are part of convolutions where that is possible."""
-    model = copy.deepcopy(model).cpu().float().eval()
-    if isinstance(model.decode_head, SegFormerDecodeHead) and model.decode_head.fuse is not None:
-        model.decode_head = FoldedSegFormerHead(model.decode_head)
-        return model.requires_grad_(False)
-    return fuse_batch_norm(model)
+    """A copy for inference, on the CPU in float32, in which all that weights alone decide is computed."""
+    return fold(copy.deepcopy(model).cpu().float().eval()).eval().requires_grad_(False)
 
 
 class Graph(nn.Module):

@@ -34,7 +34,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_SEMANTIC_SEGMENTATI
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_ocrnet import OCRNetConfig
-from .cpu import fuse_batch_norm, norm_relu_conv
+from .cpu import norm_relu_conv
 from .feature_maps import FeatureMaps
 from .layers import ConvNormAct, crop_padding, map_to_tokens, refuse_tracing, tokens_to_map
 from .segmentation_base import SegmentationOutput, SegmentationPreTrainedModel
@@ -427,10 +427,6 @@ class OCRNetPreTrainedModel(SegmentationPreTrainedModel):
                 init.zeros_(module.bias)
         else:
             super()._init_weights(module)
-
-    def fuse_batch_norm(self) -> "OCRNetPreTrainedModel":
-        """A copy for inference, the same function but faster; see [`cpu.fuse_batch_norm`]."""
-        return fuse_batch_norm(self)
 
 
 class OCRNetModel(OCRNetPreTrainedModel):

@@ -20,6 +20,7 @@ Inside the backbone a map is (B, h, w, C): both a token sequence and, permuted, 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -246,11 +247,15 @@ class SegFormerDecodeHead(nn.Module):
         return F.relu(self.projection_norms[i](x)) if self.normalize_projections else x
 
     def product(
-        self, i: int, fuse: torch.Tensor, shift: torch.Tensor | None = None
+        self, i: int, fuse: torch.Tensor, pixels: int, shift: torch.Tensor | None = None
     ) -> Callable[[torch.Tensor], torch.Tensor]:
-        """What stage i adds to the fusion, at its own resolution: a function (B, C_i, h_i, w_i) -> (B, C, h_i, w_i)."""
+        """What stage i adds to the fusion, at its own resolution: a function (B, C_i, h_i, w_i) -> (B, C, h_i, w_i).
+
+        The two products become one where that saves multiplications: for more `pixels` B h_i w_i than channels C_i.
+        """
         project = self.projections[i]
-        if not self.normalize_projections and type(project) is Linear and has_plain_weight(project):
+        is_linear = not self.normalize_projections and type(project) is Linear and has_plain_weight(project)
+        if is_linear and pixels > project.in_features:
             weight, bias = fuse @ project.weight, fuse @ project.bias
             bias = bias if shift is None else bias + shift
             return lambda feature_map: linear(feature_map.permute(0, 2, 3, 1), weight, bias).permute(0, 3, 1, 2)
@@ -263,15 +268,17 @@ class SegFormerDecodeHead(nn.Module):
             logits = self.classifier(self.dropout(self.project(0, feature_maps[0])))
             return F.interpolate(logits, size=size, mode="bilinear", align_corners=False)
         fuse_parts = self.fuse.weight.flatten(1).chunk(len(self.stages), dim=1)[::-1]  # (C, C) each, finest stage first
+        pixel_counts = [feature_map[:, 0].numel() for feature_map in feature_maps]
         if is_prediction(self) and isinstance(self.norm, (nn.BatchNorm2d, nn.SyncBatchNorm)):
             scale, shift = batch_norm_terms(self.norm)  # into the fusion; upsampling leaves the shift as it is
             products = [
-                self.product(i, scale[:, None] * fuse, shift if i == 0 else None) for i, fuse in enumerate(fuse_parts)
+                self.product(i, scale[:, None] * fuse, pixels, shift if i == 0 else None)
+                for i, (fuse, pixels) in enumerate(zip(fuse_parts, pixel_counts))
             ]
             return add_upsampled_by_rows(feature_maps, products, len(shift), size, self.classify)
         fused = None
         for i, (feature_map, fuse) in enumerate(zip(feature_maps, fuse_parts)):
-            x = self.product(i, fuse)(feature_map)
+            x = self.product(i, fuse, pixel_counts[i])(feature_map)
             if x.shape[2:] != size:
                 x = F.interpolate(x, size=size, mode="bilinear", align_corners=False)
             fused = x if fused is None else x.add_(fused)  # in place: these maps are the largest of the network
@@ -280,6 +287,76 @@ class SegFormerDecodeHead(nn.Module):
     def classify(self, fused: torch.Tensor) -> torch.Tensor:
         """Normalised fusion (B, C, ...) to logits (B, K, ...); in place."""
         return self.classifier(F.relu(fused, inplace=True))
+
+    def folded(self) -> nn.Module:
+        """A faster head for inference; this one, if there is nothing to fold or it has adapters."""
+        layers = [*self.projections, self.fuse, self.norm]
+        is_plain = {type(layer) for layer in layers} <= {Linear, nn.Conv2d, nn.BatchNorm2d, nn.SyncBatchNorm}
+        return FoldedSegFormerHead(self) if is_plain and all(map(has_plain_weight, layers)) else self
+
+
+class FoldedSegFormerHead(nn.Module):
+    """A trained [`SegFormerDecodeHead`] for inference, with all products of weights computed.
+
+    BatchNorm's scale goes into the products. Its shift and their biases, which upsampling leaves as they are, are one
+    bias, that of the finest stage.
+    """
+
+    def __init__(self, head: SegFormerDecodeHead):
+        super().__init__()
+        self.stages, self.classifier = head.stages, head.classifier
+        scale, bias = batch_norm_terms(head.norm)
+        fuse_parts = head.fuse.weight.flatten(1).chunk(len(self.stages), dim=1)[::-1]
+        products = []
+        for i, (projection, fuse) in enumerate(zip(head.projections, fuse_parts)):
+            weight, layers = scale[:, None] * fuse, []
+            if head.normalize_projections:
+                norm_scale, norm_shift = batch_norm_terms(head.projection_norms[i])
+                layers = [linear_layer(norm_scale[:, None] * projection.weight, norm_shift), nn.ReLU()]
+            else:
+                bias = bias + weight @ projection.bias
+                weight = weight @ projection.weight
+            products.append(nn.Sequential(*layers, linear_layer(weight, None)))
+        products[0][-1].bias = nn.Parameter(bias)
+        self.products = nn.ModuleList(products)
+
+    def product(self, i: int, feature_map: torch.Tensor) -> torch.Tensor:
+        """(B, C_i, h, w) of stage i -> (B, C, h, w)."""
+        if not torch.compiler.is_exporting():
+            return self.products[i](feature_map.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        for layer in self.products[i]:  # runtimes are faster with 1x1 convolutions of maps
+            is_linear = isinstance(layer, nn.Linear)
+            weight = layer.weight[:, :, None, None] if is_linear else None
+            feature_map = F.conv2d(feature_map, weight, layer.bias) if is_linear else layer(feature_map)
+        return feature_map
+
+    def forward(self, feature_maps: tuple[torch.Tensor, ...]) -> torch.Tensor:
+        size = feature_maps[0].shape[2:]
+        products = [partial(self.product, i) for i in range(len(self.stages))]
+        feature_maps = [feature_maps[stage] for stage in self.stages]
+        if is_prediction(self):
+            width = self.classifier.in_channels
+            return add_upsampled_by_rows(feature_maps, products, width, size, self.classify)
+        fused = None
+        for stage, product, feature_map in zip(self.stages, products, feature_maps):
+            x = product(feature_map)
+            if stage > 0:
+                x = F.interpolate(x, size=size, mode="bilinear", align_corners=False)
+            fused = x if fused is None else fused + x
+        return self.classifier(F.relu(fused))
+
+    def classify(self, fused: torch.Tensor) -> torch.Tensor:
+        """Normalised fusion (B, C, ...) to logits (B, K, ...); in place."""
+        return self.classifier(F.relu(fused, inplace=True))
+
+
+def linear_layer(weight: torch.Tensor, bias: torch.Tensor | None) -> Linear:
+    """The layer with these, (C_out, C_in) and (C_out,)."""
+    layer = Linear(weight.shape[1], weight.shape[0], bias=bias is not None)
+    layer.weight = nn.Parameter(weight)
+    if bias is not None:
+        layer.bias = nn.Parameter(bias)
+    return layer
 
 
 # Names in transformers' SegFormer (those of its files, those of its modules) -> ours; applied in this order.

@@ -35,6 +35,7 @@ from tqdm.auto import tqdm
 from ..data.decoding import read_image
 from ..data.shards import ParquetRecords, TarRecords, first_row, load_shards
 from ..data.tables import find_image_column
+from ..models.segmentation_base import SegmentationPreTrainedModel
 from ..weights.files import weights_hash
 from .batches import segment_rows
 from .pictures import Predictor, read_ahead
@@ -155,6 +156,8 @@ def segment_archive(
     """
     output, total = Path(output_dir), len(records.files)
     metadata = claim(output, predictor, records, kind=kind, images_per_shard=images_per_shard, uncertainty=uncertainty)
+    if isinstance(predictor.model, SegmentationPreTrainedModel):
+        predictor = Predictor(predictor.model.optimize_for_inference(), predictor.processor)
     count = -(-total // images_per_shard)
     shards = {
         output / f"labels-{number:06}-of-{count:06}{SUFFIXES[kind]}": range(
