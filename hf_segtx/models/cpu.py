@@ -25,7 +25,7 @@ INSTRUCTION_SET = torch.backends.cpu.get_cpu_capability()  # "AVX2", "AVX512", "
 HAS_ONEDNN = torch.backends.mkldnn.is_available()
 
 # Values of the widest maps that are held at once in prediction.
-BLOCK_NUMEL_CPU = 2**19  # few enough for a CPU's cache
+BLOCK_NUMEL_CPU = 5 * 2**18  # few enough for a CPU's cache; SegFormer-B5 has so many in a stage of 32x32 pixels
 BLOCK_NUMEL_GPU = 2**25  # and enough to occupy a GPU
 
 
@@ -93,10 +93,14 @@ def is_prediction(module: nn.Module) -> bool:
     return not (module.training or torch.is_grad_enabled() or torch.compiler.is_compiling())
 
 
-def block_rows(x: torch.Tensor, row_numel: int, least: int) -> int:
-    """How many rows of `row_numel` values are held at once on the device of x, `least` at least."""
+def block_rows(x: torch.Tensor, height: int, row_numel: int) -> int:
+    """Into blocks of how many rows to cut `height` rows of `row_numel` values, on the device of x; 16 at least.
+
+    The blocks are about equal. Of smaller ones too much would be computed twice, at their borders.
+    """
     block_numel = BLOCK_NUMEL_CPU if x.device.type == "cpu" else BLOCK_NUMEL_GPU
-    return max(least, block_numel // row_numel)
+    most = max(16, block_numel // row_numel)
+    return -(-height // -(-height // most))
 
 
 def by_rows(
@@ -113,7 +117,7 @@ def by_rows(
     """
     result = torch.empty_like(x)
     batch, height, columns = x.shape[:3]
-    step = block_rows(x, batch * columns * width, least=16)  # the halo is computed twice: not too often
+    step = block_rows(x, height, batch * columns * width)
     for begin in range(0, height, step):
         end, first = min(begin + step, height), max(begin - halo, 0)
         result[:, begin:end] = function(x[:, first : end + halo], slice(begin - first, end - first))
@@ -155,7 +159,7 @@ def add_upsampled_by_rows(
     finest = [pair for pair in pairs if pair[0].shape[2:] == size]  # computed block by block; the others fit in memory
     smaller = [function(feature_map) for feature_map, function in pairs if feature_map.shape[2:] != size]
     batch, (height, columns), result = feature_maps[0].shape[0], size, None
-    step = block_rows(feature_maps[0], batch * width * columns, least=16)  # two blocks need the same rows of small maps
+    step = block_rows(feature_maps[0], height, batch * width * columns)
     matrices = [interpolation_matrices(x.shape[2], height, step) for x in smaller]
     for begin in range(0, height, step):
         end = min(begin + step, height)

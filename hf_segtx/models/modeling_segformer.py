@@ -18,7 +18,7 @@ Inside the backbone a map is (B, h, w, C): both a token sequence and, permuted, 
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 
@@ -320,34 +320,36 @@ class FoldedSegFormerHead(nn.Module):
         products[0][-1].bias = nn.Parameter(bias)
         self.products = nn.ModuleList(products)
 
-    def product(self, i: int, feature_map: torch.Tensor) -> torch.Tensor:
-        """(B, C_i, h, w) of stage i -> (B, C, h, w)."""
-        if not torch.compiler.is_exporting():
-            return self.products[i](feature_map.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
-        for layer in self.products[i]:  # runtimes are faster with 1x1 convolutions of maps
-            is_linear = isinstance(layer, nn.Linear)
-            weight = layer.weight[:, :, None, None] if is_linear else None
-            feature_map = F.conv2d(feature_map, weight, layer.bias) if is_linear else layer(feature_map)
-        return feature_map
-
     def forward(self, feature_maps: tuple[torch.Tensor, ...]) -> torch.Tensor:
         size = feature_maps[0].shape[2:]
-        products = [partial(self.product, i) for i in range(len(self.stages))]
+        products = [partial(of_pixels, product) for product in self.products]
         feature_maps = [feature_maps[stage] for stage in self.stages]
         if is_prediction(self):
-            width = self.classifier.in_channels
-            return add_upsampled_by_rows(feature_maps, products, width, size, self.classify)
+            return add_upsampled_by_rows(feature_maps, products, self.classifier.in_channels, size, self.classify)
         fused = None
         for stage, product, feature_map in zip(self.stages, products, feature_maps):
             x = product(feature_map)
             if stage > 0:
                 x = F.interpolate(x, size=size, mode="bilinear", align_corners=False)
             fused = x if fused is None else fused + x
-        return self.classifier(F.relu(fused))
+        return self.classify(fused)
 
     def classify(self, fused: torch.Tensor) -> torch.Tensor:
         """Normalised fusion (B, C, ...) to logits (B, K, ...); in place."""
         return self.classifier(F.relu(fused, inplace=True))
+
+
+def of_pixels(layers: Iterable[nn.Module], feature_map: torch.Tensor) -> torch.Tensor:
+    """Linear layers and ReLU of each pixel of a map (B, C, h, w)."""
+    if torch.compiler.is_exporting():  # runtimes are faster with 1x1 convolutions
+        for layer in layers:
+            weight = layer.weight[:, :, None, None] if isinstance(layer, nn.Linear) else None
+            feature_map = layer(feature_map) if weight is None else F.conv2d(feature_map, weight, layer.bias)
+        return feature_map
+    tokens = feature_map.permute(0, 2, 3, 1)
+    for layer in layers:
+        tokens = layer(tokens)
+    return tokens.permute(0, 3, 1, 2)
 
 
 def linear_layer(weight: torch.Tensor, bias: torch.Tensor | None) -> Linear:
