@@ -221,8 +221,8 @@ def test_blocks_of_rows_hold_the_same_number_of_values_of_any_batch(monkeypatch)
         cpu.by_rows(lambda x, rows: heights.append(x.shape[1]) or x[:, rows], torch.rand(3, 45, 6, 2), 5, halo=1)
         noted = [lambda x: heights.append(x.shape[2]) or x]
         cpu.add_upsampled_by_rows([torch.rand(3, 5, 45, 6)], noted, 5, (45, 6), lambda x: x)
-    # the halo counted; about equal, 30 at most, and 16 where no number is few enough
-    assert heights == [24, 23, 23, 22, 16, 17, 16, 15, 15, 15]
+    # the halo counted; about equal, 30 at most, and 16 where no number is few enough; of sums of maps always 16
+    assert heights == [24, 23, 16, 16, 13, 16, 17, 16, 16, 16, 13]
 
 
 class Adapted(torch.nn.Module):

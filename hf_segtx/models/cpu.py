@@ -159,7 +159,8 @@ def add_upsampled_by_rows(
     finest = [pair for pair in pairs if pair[0].shape[2:] == size]  # computed block by block; the others fit in memory
     smaller = [function(feature_map) for feature_map, function in pairs if feature_map.shape[2:] != size]
     batch, (height, columns), result = feature_maps[0].shape[0], size, None
-    step = block_rows(feature_maps[0], height, batch * width * columns)
+    # Two blocks need the same rows of small maps, but the product that interpolates grows with the square of a block.
+    step = 16 if feature_maps[0].device.type == "cpu" else block_rows(feature_maps[0], height, batch * width * columns)
     matrices = [interpolation_matrices(x.shape[2], height, step) for x in smaller]
     for begin in range(0, height, step):
         end = min(begin + step, height)
