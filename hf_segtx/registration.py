@@ -20,30 +20,54 @@ MODELS = Path(__file__).parent / "models"
 class AfterImport(MetaPathFinder):
     """Calls functions after modules were imported.
 
+    If that happens in the middle of an import of a file of `models/`, they wait for its end: they import all of these,
+    which would fail for one that is half there.
+
     Args:
         functions: by the full names of modules; each is called once.
     """
 
     def __init__(self, functions: dict[str, Callable[[], None]]):
         self.functions = functions
+        self.waiting: dict[str, Callable[[], None]] = {}
+        self.sought: set[str] = set()
+        self.depth = 0  # of imports of `models/` that are under way
 
     def find_spec(self, name: str, path=None, target=None):
         """What the other finders find; run with the function after it."""
-        function = self.functions.pop(name, None)
-        spec = find_spec(name) if function else None
+        is_own = name.startswith(f"{__package__}.models.")
+        if name in self.sought or not (is_own or name in self.functions):
+            return None
+        self.sought.add(name)
+        try:
+            spec = find_spec(name)
+        finally:
+            self.sought.remove(name)
         if spec is not None:
             execute = spec.loader.exec_module
 
             def exec_module(module):
+                self.depth += is_own
                 try:
                     execute(module)
-                    function()
-                except BaseException:  # such as Ctrl-C; whoever tries again gets the function, too
-                    self.functions[name] = function
-                    raise
+                finally:
+                    self.depth -= is_own
+                if name in self.functions:
+                    self.waiting[name] = self.functions.pop(name)
+                self.call()
 
             spec.loader.exec_module = exec_module
         return spec
+
+    def call(self) -> None:
+        """Calls what waits, unless a file of `models/` is still being imported."""
+        while self.waiting and not self.depth:
+            name, function = self.waiting.popitem()
+            try:
+                function()
+            except BaseException:  # such as Ctrl-C; whoever tries again gets the function, too
+                self.functions[name] = function
+                raise
 
 
 def register_configurations() -> None:

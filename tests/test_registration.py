@@ -132,3 +132,17 @@ def test_every_architecture_has_a_configuration_file_that_is_found():
     assert names - {"base", "backbones"} == set(ARCHITECTURES)
     for name, row in ARCHITECTURES.items():
         assert CONFIG_MAPPING[f"segtx_{name}"] is row.config
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["modeling_setr", "modeling_segformer", "backbones", "image_processing_segtx"])
+def test_any_file_of_the_models_may_be_imported_first(name):
+    """In the middle of it transformers' Auto classes are imported, which asks for all the files at once."""
+    code = f"""
+import hf_segtx.models.configuration_setr, hf_segtx.models.{name}
+from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
+from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING
+from hf_segtx.architectures import ARCHITECTURES, AutoImageProcessor as ours
+print(ours is AutoImageProcessor, all(row.config in IMAGE_PROCESSOR_MAPPING for row in ARCHITECTURES.values()))
+"""
+    assert run(code) == "True True"
