@@ -47,9 +47,9 @@ def compare_with_paper(name):
     """Parameters and multiply-adds of SegFormer.
 
     The paper's head projects four maps to C channels, upsamples them to 1/4 and fuses them: 4 C^2 multiply-adds a pixel
-    there. Ours multiplies the weights of projection and fusion instead, C^2 for each channel of the maps, or fuses their
-    pixels where these are fewer. Also what it prints for Cityscapes it has counted with the 150 classes of ADE20K: with 19
-    it would be 1 to 4 % less.
+    there. Ours multiplies the weights of projection and fusion instead, C^2 for each channel of the maps, or fuses
+    their pixels where these are fewer. Also what it prints for Cityscapes it has counted with the 150 classes of
+    ADE20K: with 19 it would be 1 to 4 % less.
     """
     table = read_ablation(name)
     for row in table.own_rows:
