@@ -99,7 +99,6 @@ def run(command_line: list[str]) -> int:
                 signals.is_training = True
                 training.run(signals.stop_requested)
         except SaidByMain:
-            time.sleep(1)  # torchrun ends all processes as soon as one has ended; the main one says why before
             return 2
         except (Stopped, KeyboardInterrupt):
             if _is_main():

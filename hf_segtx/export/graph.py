@@ -70,7 +70,7 @@ def _(logits, height, width, align_corners):
 @torch.no_grad()
 def folded(model: PreTrainedModel) -> PreTrainedModel:
     """A copy for inference, on the CPU in float32, in which all that weights alone decide is computed."""
-    return fold(copy.deepcopy(model).cpu().float().eval()).eval().requires_grad_(False)
+    return fold(copy.deepcopy(model).cpu().float())
 
 
 class Graph(nn.Module):

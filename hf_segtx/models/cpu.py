@@ -271,22 +271,22 @@ def optimize_for_inference(model: PreTrainedModel) -> PreTrainedModel:
     def refuse(*_):
         raise RuntimeError("a copy for inference cannot be saved; save the model that `optimize_for_inference` took")
 
-    optimized = fold(copy.deepcopy(model).eval())
+    optimized = fold(copy.deepcopy(model))
     for parent in list(optimized.modules()):
         for name, module in list(parent.named_children()):
             if PackedLinear.is_for(module):
-                setattr(parent, name, PackedLinear(module))
+                setattr(parent, name, PackedLinear(module).eval())
     optimized.register_state_dict_pre_hook(refuse)
-    return optimized.eval().requires_grad_(False)
+    return optimized
 
 
 def fold(model: nn.Module) -> nn.Module:
-    """The model, changed: every BatchNorm becomes part of its convolution, weights are channels-last.
+    """The model, changed for inference: every BatchNorm becomes part of its convolution, weights are channels-last.
 
-    A head that folds its layers in its own way has a method `folded`, and what that returns takes its place. Large 3x3
-    convolutions become [`WinogradConv2d`].
+    It is in evaluation mode and has no gradients. A head that folds its layers in its own way has a method `folded`,
+    and what that returns takes its place. Large 3x3 convolutions become [`WinogradConv2d`].
     """
-    for parent in list(model.modules()):
+    for parent in list(model.eval().modules()):
         if hasattr(parent, "folded"):
             continue
         conv_name, conv = None, None
@@ -300,14 +300,14 @@ def fold(model: nn.Module) -> nn.Module:
                 setattr(parent, conv_name, conv)
                 setattr(parent, name, nn.Identity())
             conv_name, conv = name, module
-    return model.to(memory_format=torch.channels_last)
+    return model.to(memory_format=torch.channels_last).eval().requires_grad_(False)  # eval: also what is new
 
 
 class PackedLinear(nn.Linear):
     """A trained linear layer for inference on a CPU in float32, whose weight lies as oneDNN computes with it.
 
-    oneDNN and MKL otherwise bring the weight into such an order at every call: up to a quarter of the time for a few
-    hundred tokens. The plain weight is not kept, so the layer can be neither moved, compiled nor differentiated.
+    oneDNN and MKL otherwise bring the weight into such an order at every call. The plain weight is not kept, so the
+    layer can be neither moved, compiled nor differentiated.
     """
 
     TOKENS = 1024  # that the order is chosen for; of any other number the result is the same
