@@ -40,7 +40,7 @@ KINDS = {  # operators that do the work, as the profiler calls them -> what they
     "aten::mm": "products and convolutions",
     "aten::bmm": "products and convolutions",
     "aten::_scaled_dot_product_flash_attention_for_cpu": "attention",
-    "aten::gelu": "GELU",
+    "mkldnn::_convolution_pointwise": "depthwise convolutions with GELU",
     "aten::native_layer_norm": "LayerNorm",
     "aten::add": "residuals",
     "aten::add_": "residuals",

@@ -8,10 +8,11 @@ from PIL import Image
 from tiny import CASES
 from torch import nn
 from transformers import ResNetConfig, pipeline
+from transformers.activations import ACT2FN, GELUActivation
 
 from hf_segtx import SegFormerConfig, SegFormerForSemanticSegmentation, SegFormerImageProcessor
 from hf_segtx.models import cpu
-from hf_segtx.models.cpu import Linear, PackedLinear
+from hf_segtx.models.cpu import Linear, PackedLinear, PackedPatches, conv_gelu
 from hf_segtx.models.modeling_segformer import FoldedSegFormerHead
 
 
@@ -135,7 +136,7 @@ def test_in_a_pipeline():
 def test_packed_layer_of_any_number_of_tokens():
     """The order of the weight is chosen for 1024 tokens."""
     layer = Linear(24, 40)
-    packed = PackedLinear(layer)
+    packed = PackedLinear(layer.weight, layer.bias)
     for shape in ((24,), (1, 24), (7, 24), (2, 3, 5, 24), (1, 1025, 24), (0, 24)):
         x = torch.randn(shape)
         with torch.no_grad():
@@ -143,9 +144,81 @@ def test_packed_layer_of_any_number_of_tokens():
     assert "weight" not in dict(packed.named_parameters())
 
 
+@pytest.mark.parametrize("kernel", [(2, 2), (4, 4), (3, 5)])
+@pytest.mark.parametrize("size", [(2, 6, 12, 20), (1, 6, 13, 19), (2, 6, 5, 5), (0, 6, 12, 20)])
+def test_packed_patches(kernel, size):
+    """Oracle: the convolution; what is left at the right and below belongs to no patch there, too."""
+    conv = nn.Conv2d(6, 10, kernel, stride=kernel)
+    packed = PackedPatches(conv)
+    for memory_format in (torch.contiguous_format, torch.channels_last):
+        x = torch.randn(size).contiguous(memory_format=memory_format)
+        with torch.no_grad():
+            torch.testing.assert_close(packed(x), conv(x))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"padding": 1},
+        {"stride": 1},
+        {"dilation": 2},
+        {"groups": 2},
+        {"kernel_size": 1, "stride": 1},
+        {"stride": (2, 1)},
+    ],
+    ids=str,
+)
+def test_other_convolutions_are_no_packed_patches(options):
+    assert PackedPatches.is_for(nn.Conv2d(4, 4, 2, 2))
+    assert not PackedPatches.is_for(nn.Conv2d(4, 4, **{"kernel_size": 2, "stride": 2, **options}))
+
+
+def test_what_is_packed():
+    """SegFormer reduces keys and values by such convolutions; ViT embeds its patches by one."""
+    for name in ("segformer", "segmenter", "setr"):
+        model = randomized(name)
+        depths_and_ratios = zip(model.config.depths, model.config.sr_ratios) if name == "segformer" else [(1, 16)]
+        modules = model.optimize_for_inference().modules()
+        count = sum(isinstance(module, PackedPatches) for module in modules)
+        assert count == sum(depth for depth, ratio in depths_and_ratios if ratio > 1)
+
+
+@pytest.mark.parametrize("size", [(2, 8, 9, 7), (1, 8, 1, 1), (0, 8, 4, 4)])
+@pytest.mark.parametrize("groups", [1, 8])
+def test_gelu_within_a_convolution(size, groups):
+    """Oracle: float64; twice the error of the two layers in float32, or less, is rounding."""
+    conv, activation = nn.Conv2d(8, 8, 3, padding=1, groups=groups), GELUActivation()
+    x = 3 * torch.randn(size)
+    for memory_format in (torch.contiguous_format, torch.channels_last):
+        x = x.contiguous(memory_format=memory_format)
+        with torch.no_grad():
+            found, expected = conv_gelu(conv.eval(), activation, x), activation(conv(x))
+            exact = activation(copy.deepcopy(conv).double()(x.double()))
+            assert found.dtype == torch.float32 and found.shape == expected.shape
+            torch.testing.assert_close(found.double(), exact, rtol=1e-5, atol=4e-6)
+
+
+@pytest.mark.parametrize("case", ["training", "gradients", "adapter", "approximation", "bfloat16", "prediction"])
+def test_gelu_within_a_convolution_only_where_it_is_the_same(case, monkeypatch):
+    conv, activation, x = nn.Conv2d(8, 8, 3, groups=8).eval(), GELUActivation(), torch.randn(1, 8, 9, 7)
+    if case == "training":
+        conv.train()
+    elif case == "adapter":
+        conv = nn.utils.parametrizations.weight_norm(conv)
+    elif case == "approximation":
+        activation = ACT2FN["gelu_new"]
+    elif case == "bfloat16":
+        conv, x = conv.bfloat16(), x.bfloat16()
+    called = []
+    monkeypatch.setattr(type(activation), "forward", lambda self, x: called.append(self) or x)
+    with torch.set_grad_enabled(case == "gradients"):
+        conv_gelu(conv, activation, x)
+    assert bool(called) == (case != "prediction")
+
+
 def test_a_plain_copy_of_a_whole_network_has_no_second_weights():
     """Peak memory is the point of not keeping the plain weights."""
     model = SegFormerForSemanticSegmentation(SegFormerConfig(depths=[1, 1, 1, 1]))
-    linear = sum(m.weight.numel() for m in model.backbone.modules() if type(m) is Linear)
+    packed = [m for m in model.backbone.modules() if type(m) is Linear or PackedPatches.is_for(m)]
     kept = sum(p.numel() for p in model.optimize_for_inference().backbone.parameters())
-    assert kept == sum(p.numel() for p in model.backbone.parameters()) - linear
+    assert kept == sum(p.numel() for p in model.backbone.parameters()) - sum(m.weight.numel() for m in packed)

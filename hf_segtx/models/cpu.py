@@ -2,6 +2,7 @@
 
     linear        as a matrix product or as the 1x1 convolution that it is, whichever this processor does faster
     rows          wide maps in blocks of rows that fit the cache, in prediction
+    activation    GELU within the convolution before it, in prediction
     training      BatchNorm, ReLU and convolution that keep only their input for the backward pass
     inference     a copy with BatchNorm folded into convolutions, weights in the order that is computed with, large
                   3x3 convolutions by Winograd's algorithm
@@ -17,6 +18,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 from transformers import PreTrainedModel
+from transformers.activations import GELUActivation
 
 from .upsampling import positions
 
@@ -115,9 +117,11 @@ def by_rows(
         x: (B, h, w, C)
         returns: (B, h, w, C)
     """
-    result = torch.empty_like(x)
     batch, height, columns = x.shape[:3]
     step = block_rows(x, height, batch * columns * width)
+    if step >= height:
+        return function(x, slice(height))
+    result = torch.empty_like(x)
     for begin in range(0, height, step):
         end, first = min(begin + step, height), max(begin - halo, 0)
         result[:, begin:end] = function(x[:, first : end + halo], slice(begin - first, end - first))
@@ -179,6 +183,27 @@ def add_upsampled_by_rows(
             result = block.new_empty(batch, height, columns, block.shape[1]).permute(0, 3, 1, 2)
         result[:, :, begin:end] = block
     return result
+
+
+# -------------------------------------------------------------------------------------------------------- activation
+
+
+def conv_gelu(conv: nn.Conv2d, activation: nn.Module, feature_map: torch.Tensor) -> torch.Tensor:
+    """activation(conv(feature_map)), in one pass over the map where that is a prediction with GELU in float32 on a CPU.
+
+    Args:
+        conv: padded with zeros, by a number of pixels.
+
+    Shape:
+        feature_map: (B, C, h, w)
+        returns: (B, O, h', w')
+    """
+    is_plain = type(conv) is nn.Conv2d and has_plain_weight(conv) and type(activation) is GELUActivation
+    is_cpu = HAS_ONEDNN and feature_map.device.type == "cpu" and feature_map.dtype == conv.weight.dtype == torch.float32
+    if not is_plain or not is_cpu or not is_prediction(conv):
+        return activation(conv(feature_map))
+    geometry = conv.padding, conv.stride, conv.dilation, conv.groups
+    return torch.ops.mkldnn._convolution_pointwise(feature_map, conv.weight, conv.bias, *geometry, "gelu", [], "none")
 
 
 # ------------------------------------------------------------------------------------------ BatchNorm and convolution
@@ -264,8 +289,8 @@ def optimize_for_inference(model: PreTrainedModel) -> PreTrainedModel:
     """A copy for inference, faster, the same function up to rounding; the model itself stays as it is.
 
     What weights alone decide is computed once, see [`fold`]; and on a CPU in float32 the weights of linear layers are
-    laid out as oneDNN computes with them, see [`PackedLinear`]. So first move the model to its device and dtype. The
-    copy is in evaluation mode, has no gradients, and is not to be saved: only the model is.
+    laid out as oneDNN computes with them, see [`PackedLinear`] and [`PackedPatches`]. So first move the model to its
+    device and dtype. The copy is in evaluation mode, has no gradients, and is not to be saved: only the model is.
     """
 
     def refuse(*_):
@@ -275,7 +300,9 @@ def optimize_for_inference(model: PreTrainedModel) -> PreTrainedModel:
     for parent in list(optimized.modules()):
         for name, module in list(parent.named_children()):
             if PackedLinear.is_for(module):
-                setattr(parent, name, PackedLinear(module).eval())
+                setattr(parent, name, PackedLinear(module.weight, module.bias).eval())
+            elif PackedPatches.is_for(module):
+                setattr(parent, name, PackedPatches(module).eval())
     optimized.register_state_dict_pre_hook(refuse)
     return optimized
 
@@ -303,6 +330,12 @@ def fold(model: nn.Module) -> nn.Module:
     return model.to(memory_format=torch.channels_last).eval().requires_grad_(False)  # eval: also what is new
 
 
+def is_packable(module: nn.Linear | nn.Conv2d) -> bool:
+    """Whether oneDNN computes with its weight: an ordinary one in float32 on a CPU."""
+    weight = module.weight
+    return HAS_ONEDNN and has_plain_weight(module) and weight.device.type == "cpu" and weight.dtype == torch.float32
+
+
 class PackedLinear(nn.Linear):
     """A trained linear layer for inference on a CPU in float32, whose weight lies as oneDNN computes with it.
 
@@ -315,15 +348,13 @@ class PackedLinear(nn.Linear):
     @staticmethod
     def is_for(module: nn.Module) -> bool:
         """Whether the module is a plain linear layer that this one can take the place of."""
-        if type(module) is not Linear or not has_plain_weight(module) or not HAS_ONEDNN:
-            return False
-        return module.weight.device.type == "cpu" and module.weight.dtype == torch.float32
+        return type(module) is Linear and is_packable(module)
 
-    def __init__(self, linear: nn.Linear):
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None):
         with torch.device("meta"):
-            super().__init__(linear.in_features, linear.out_features, bias=False)
-        self.weight, self.bias = None, linear.bias
-        self.packed = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach().contiguous(), self.TOKENS)
+            super().__init__(weight.shape[1], weight.shape[0], bias=False)
+        self.weight, self.bias = None, bias
+        self.packed = torch.ops.mkldnn._reorder_linear_weight(weight.detach().contiguous(), self.TOKENS)
 
     def _apply(self, function, recurse=True):
         moved = function(torch.empty(0))
@@ -338,6 +369,35 @@ class PackedLinear(nn.Linear):
         if torch.compiler.is_compiling() or (x.requires_grad and torch.is_grad_enabled()):
             raise RuntimeError("a copy for inference can be neither compiled nor differentiated; take the model itself")
         return torch.ops.mkldnn._linear_pointwise(x.float(), self.packed, self.bias, "none", [], "")
+
+
+class PackedPatches(nn.Module):
+    """A trained convolution of patches side by side, its stride as large as its kernel: as a [`PackedLinear`] of them.
+
+    Shape:
+        feature_map: (B, C, h, w), best channels-last
+        returns: (B, O, floor(h / kernel), floor(w / kernel)), channels-last
+    """
+
+    @staticmethod
+    def is_for(module: nn.Module) -> bool:
+        """Whether the module is such a convolution, without padding, and plain."""
+        if type(module) is not nn.Conv2d or not is_packable(module) or module.kernel_size == (1, 1):
+            return False
+        is_single = module.groups == 1 and module.dilation == (1, 1)
+        return is_single and module.kernel_size == module.stride and module.padding == (0, 0)
+
+    def __init__(self, conv: nn.Conv2d):
+        super().__init__()
+        self.kernel_size = conv.kernel_size
+        self.product = PackedLinear(conv.weight.permute(0, 2, 3, 1).flatten(1), conv.bias)
+
+    def forward(self, feature_map: torch.Tensor) -> torch.Tensor:
+        height, width = self.kernel_size
+        rows, columns = feature_map.shape[2] // height, feature_map.shape[3] // width
+        x = feature_map[:, :, : rows * height, : columns * width].permute(0, 2, 3, 1)
+        x = x.unflatten(2, (columns, width)).unflatten(1, (rows, height)).transpose(2, 3)
+        return self.product(x.flatten(3)).permute(0, 3, 1, 2)
 
 
 def map_to_train_on(conv: nn.Conv2d, feature_map: torch.Tensor) -> torch.Tensor:

@@ -36,7 +36,16 @@ from transformers.utils.generic import can_return_tuple
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from .configuration_segformer import SegFormerConfig
-from .cpu import Linear, add_upsampled_by_rows, batch_norm_terms, by_rows, has_plain_weight, is_prediction, linear
+from .cpu import (
+    Linear,
+    add_upsampled_by_rows,
+    batch_norm_terms,
+    by_rows,
+    conv_gelu,
+    has_plain_weight,
+    is_prediction,
+    linear,
+)
 from .feature_maps import FeatureMaps
 from .layers import DropPath, crop_padding, eager_attention_forward, refuse_tracing
 from .segmentation_base import SegmentationOutput, SegmentationPreTrainedModel
@@ -168,9 +177,11 @@ class SegFormerMixFFN(nn.Module):
     def mix(self, x: torch.Tensor, inside: slice = slice(None)) -> torch.Tensor:
         """The rows `inside` of the result, from them and those beside them."""
         x = self.fc1(x)
-        if self.dwconv is not None:
-            x = self.dwconv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)[:, inside]
-        return self.dropout(self.fc2(self.dropout(self.act(x))))
+        if self.dwconv is None:
+            x = self.act(x)
+        else:
+            x = conv_gelu(self.dwconv, self.act, x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)[:, inside]
+        return self.dropout(self.fc2(self.dropout(x)))
 
 
 class SegFormerBlock(GradientCheckpointingLayer):
