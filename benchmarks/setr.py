@@ -5,7 +5,8 @@
 
 Needs mmsegmentation (see mmsegmentation.py). Prints medians, the ratio of medians, peak additional memory (each in a
 process of its own), the largest difference of the logits, and how far we are from the floor: the multiply-adds that the
-network needs, at the speed that one large matrix product reaches here. Auxiliary heads as in mmsegmentation's
+network needs, at the speed that one large matrix product reaches here. In inference ours is the copy that
+`optimize_for_inference` returns; training is the model itself, with auxiliary heads as in mmsegmentation's
 configurations for ADE20K.
 """
 
@@ -86,6 +87,7 @@ def main():
         for decode_head in arguments.heads:
             peer = theirs(size, decode_head, arguments.num_labels, side).eval()
             ours = load_original(peer.state_dict())
+            optimized = ours.optimize_for_inference()
 
             def logits(model, peer=peer):
                 with torch.inference_mode():
@@ -107,11 +109,12 @@ def main():
                 model.zero_grad(set_to_none=True)
 
             expected = logits(peer)
-            own = F.interpolate(logits(ours), size=expected.shape[2:], mode="bilinear", align_corners=False)
+            own = F.interpolate(logits(optimized), size=expected.shape[2:], mode="bilinear", align_corners=False)
             difference = (own - expected).abs().max() / expected.std()
             for step in (logits, label_map, training):
                 if step.__name__ in arguments.steps:
-                    steps = [lambda model=model, step=step: step(model) for model in (peer, ours)]
+                    models = (peer, ours if step is training else optimized)
+                    steps = [lambda model=model, step=step: step(model) for model in models]
                     # backward: as many products for weights and for inputs
                     products = 3 * multiply_adds(ours, batch) if step is training else multiply_adds(ours, image)
                     count = arguments.batch_size if step is training else 1
