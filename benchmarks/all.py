@@ -25,6 +25,7 @@ from measure import RESULTS_VARIABLE, machine, machine_kind
 FOLDER = Path(__file__).resolve().parent
 TABLES = {  # their commands
     "segformer": ["segformer.py"],
+    "segformer_kept_memory": ["segformer.py --keep_freed_memory"],
     "upsampling": ["upsampling.py"],
     "mmsegmentation": [
         "setr.py --sizes base --steps logits --rounds 3",
@@ -41,7 +42,11 @@ TABLES = {  # their commands
     "losses": ["losses.py"],
     "export": ["export.py --parts models --models segformer --sizes b0 b2 --no_compile"],
 }
-PAGES = {"segformer": "README.md", "export": "docs/deployment.md"}  # where their tables are, if not in docs/measured.md
+PAGES = {  # where their tables are, if not in docs/measured.md
+    "segformer": "README.md",
+    "segformer_kept_memory": "docs/speed.md",
+    "export": "docs/deployment.md",
+}
 SUMMARY = (  # of the README: what, its table, the titles that count
     ("SETR, Segmenter, OCRNet beside mmsegmentation 1.2.2", "mmsegmentation", ""),
     ("SETR with ViT-L beside mmsegmentation", "mmsegmentation_large", ""),

@@ -2,6 +2,7 @@
 
     OMP_NUM_THREADS=2 python benchmarks/segformer.py                      # inference b0 b2 b5, training step b0
     OMP_NUM_THREADS=2 python benchmarks/segformer.py --sizes b0 --rounds 15
+    OMP_NUM_THREADS=2 python benchmarks/segformer.py --keep_freed_memory  # without faults of fresh pages of memory
     OMP_NUM_THREADS=2 python benchmarks/segformer.py --operators          # where our time goes, as Markdown
 
 The optimized copy is what `model.optimize_for_inference()` returns. Prints medians, the ratio of medians, peak
@@ -14,6 +15,7 @@ import statistics
 import tempfile
 
 import torch
+from accelerate import Accelerator
 from measure import compare, interleave, machine, matrix_speed, multiply_adds, print_header
 from torch.profiler import profile
 from transformers import SegformerConfig, SegformerForSemanticSegmentation
@@ -21,6 +23,7 @@ from transformers.utils import logging
 
 from hf_segtx import SegFormerForSemanticSegmentation
 from hf_segtx.models.configuration_segformer import SIZES
+from hf_segtx.training.machine import keep_freed_memory
 
 
 def both(size: str, num_labels: int):
@@ -94,12 +97,15 @@ def main():
     parser.add_argument("--num_labels", type=int, default=150)
     parser.add_argument("--batch_size", type=int, default=2, help="of the training step; inference takes one image")
     parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--keep_freed_memory", action="store_true", help="as `segtx train`; see docs/speed.md")
     parser.add_argument("--operators", action="store_true", help="instead: where the time of our predictions goes")
     arguments = parser.parse_args()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     side = arguments.side
 
+    if arguments.keep_freed_memory:
+        keep_freed_memory(Accelerator(cpu=True))
     print(machine())
     print(f"float32, {side}x{side}, {arguments.num_labels} classes")
     if arguments.operators:
