@@ -241,7 +241,8 @@ def test_code_travels_with_the_weights(tmp_path):
     assert done.returncode == 0, done.stderr
     with torch.no_grad():
         expected = model(torch.ones(1, 3, 64, 64)).feature_maps[-1]
-    torch.testing.assert_close(json.loads(done.stdout.splitlines()[-1]), expected.flatten().tolist())
+    found = torch.tensor(json.loads(done.stdout.splitlines()[-1]))
+    torch.testing.assert_close(found, expected.flatten())  # rounding of float32: only predictions fuse GELU
 
 
 @pytest.mark.parametrize("architecture", CASES)
