@@ -15,7 +15,6 @@ import statistics
 import tempfile
 
 import torch
-from accelerate import Accelerator
 from measure import compare, interleave, machine, matrix_speed, multiply_adds, print_header
 from torch.profiler import profile
 from transformers import SegformerConfig, SegformerForSemanticSegmentation
@@ -105,7 +104,7 @@ def main():
     side = arguments.side
 
     if arguments.keep_freed_memory:
-        keep_freed_memory(Accelerator(cpu=True))
+        keep_freed_memory(torch.device("cpu"))
     print(machine())
     print(f"float32, {side}x{side}, {arguments.num_labels} classes")
     if arguments.operators:

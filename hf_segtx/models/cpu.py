@@ -188,6 +188,11 @@ def add_upsampled_by_rows(
 # -------------------------------------------------------------------------------------------------------- activation
 
 
+def has_hooks(*modules: nn.Module) -> bool:
+    """Whether a forward pass calls functions that were registered with the modules, so that it has to call these."""
+    return any(module._forward_hooks or module._forward_pre_hooks for module in modules)
+
+
 def conv_gelu(conv: nn.Conv2d, activation: nn.Module, feature_map: torch.Tensor) -> torch.Tensor:
     """activation(conv(feature_map)), in one pass over the map where that is a prediction with GELU in float32 on a CPU.
 
@@ -200,7 +205,7 @@ def conv_gelu(conv: nn.Conv2d, activation: nn.Module, feature_map: torch.Tensor)
     """
     is_plain = type(conv) is nn.Conv2d and has_plain_weight(conv) and type(activation) is GELUActivation
     is_cpu = HAS_ONEDNN and feature_map.device.type == "cpu" and feature_map.dtype == conv.weight.dtype == torch.float32
-    if not is_plain or not is_cpu or not is_prediction(conv):
+    if not is_plain or not is_cpu or not is_prediction(conv) or has_hooks(conv, activation):
         return activation(conv(feature_map))
     geometry = conv.padding, conv.stride, conv.dilation, conv.groups
     return torch.ops.mkldnn._convolution_pointwise(feature_map, conv.weight, conv.bias, *geometry, "gelu", [], "none")
@@ -371,32 +376,35 @@ class PackedLinear(nn.Linear):
         return torch.ops.mkldnn._linear_pointwise(x.float(), self.packed, self.bias, "none", [], "")
 
 
+class PatchConv2d(nn.Conv2d):
+    """A convolution of patches side by side, each of `side` x `side` pixels."""
+
+    def __init__(self, in_channels: int, out_channels: int, side: int):
+        super().__init__(in_channels, out_channels, side, stride=side)
+
+
 class PackedPatches(nn.Module):
-    """A trained convolution of patches side by side, its stride as large as its kernel: as a [`PackedLinear`] of them.
+    """A trained [`PatchConv2d`] for inference: as a [`PackedLinear`] of the patches.
 
     Shape:
         feature_map: (B, C, h, w), best channels-last
-        returns: (B, O, floor(h / kernel), floor(w / kernel)), channels-last
+        returns: (B, O, floor(h / side), floor(w / side)), channels-last
     """
 
     @staticmethod
     def is_for(module: nn.Module) -> bool:
-        """Whether the module is such a convolution, without padding, and plain."""
-        if type(module) is not nn.Conv2d or not is_packable(module) or module.kernel_size == (1, 1):
-            return False
-        is_single = module.groups == 1 and module.dilation == (1, 1)
-        return is_single and module.kernel_size == module.stride and module.padding == (0, 0)
+        """Whether the module is a plain one that this one can take the place of."""
+        return type(module) is PatchConv2d and is_packable(module)
 
-    def __init__(self, conv: nn.Conv2d):
+    def __init__(self, conv: PatchConv2d):
         super().__init__()
-        self.kernel_size = conv.kernel_size
+        self.side = conv.stride[0]
         self.product = PackedLinear(conv.weight.permute(0, 2, 3, 1).flatten(1), conv.bias)
 
     def forward(self, feature_map: torch.Tensor) -> torch.Tensor:
-        height, width = self.kernel_size
-        rows, columns = feature_map.shape[2] // height, feature_map.shape[3] // width
-        x = feature_map[:, :, : rows * height, : columns * width].permute(0, 2, 3, 1)
-        x = x.unflatten(2, (columns, width)).unflatten(1, (rows, height)).transpose(2, 3)
+        rows, columns = (size // self.side for size in feature_map.shape[2:])
+        x = feature_map[:, :, : rows * self.side, : columns * self.side].permute(0, 2, 3, 1)
+        x = x.unflatten(2, (columns, self.side)).unflatten(1, (rows, self.side)).transpose(2, 3)
         return self.product(x.flatten(3)).permute(0, 3, 1, 2)
 
 

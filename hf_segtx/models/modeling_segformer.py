@@ -38,6 +38,7 @@ from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 from .configuration_segformer import SegFormerConfig
 from .cpu import (
     Linear,
+    PatchConv2d,
     add_upsampled_by_rows,
     batch_norm_terms,
     by_rows,
@@ -124,7 +125,7 @@ class SegFormerAttention(nn.Module):
         self.value = Linear(width, width)
         self.proj = Linear(width, width)
         ratio = config.sr_ratios[stage]
-        self.reduction = nn.Conv2d(width, width, ratio, stride=ratio) if ratio > 1 else None
+        self.reduction = PatchConv2d(width, width, ratio) if ratio > 1 else None
         self.reduction_norm = nn.LayerNorm(width, eps=config.embedding_layer_norm_eps) if ratio > 1 else None
 
     def forward(self, x: torch.Tensor, **kwargs) -> tuple[torch.Tensor, torch.Tensor | None]:

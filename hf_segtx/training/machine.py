@@ -108,13 +108,13 @@ def _is_launchers_choice() -> bool:
     return not any(word.startswith(("OMP_NUM_THREADS=", "--num_cpu_threads_per_process")) for word in said)
 
 
-def keep_freed_memory(accelerator: Accelerator) -> None:
+def keep_freed_memory(device: torch.device) -> None:
     """On a CPU, lets glibc keep the memory of a step for the next one, instead of having the kernel clear it anew.
 
     A quarter of the processor time of a step of SegFormer-B0 went there. Does nothing with another C library.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
-    if accelerator.device.type == "cpu" and mallopt is not None:
+    if device.type == "cpu" and mallopt is not None:
         m_trim_threshold, m_mmap_max = -1, -4  # malloc.h
         mallopt(m_mmap_max, 0)
         mallopt(m_trim_threshold, 2**31 - 1)

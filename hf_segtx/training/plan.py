@@ -63,7 +63,7 @@ def measure(arguments: Arguments, labels: Labels) -> Step | None:
     """Trains three micro-batches of noise, all that a run does with them; None if there is not enough memory."""
     accelerator = Accelerator(cpu=not torch.accelerator.is_available(), mixed_precision=arguments.mixed_precision)
     use_cores(accelerator, arguments.num_threads)
-    keep_freed_memory(accelerator)
+    keep_freed_memory(accelerator.device)
     if arguments.tf32:
         torch.set_float32_matmul_precision("high")
     model, _ = setup.build_model(arguments, labels)

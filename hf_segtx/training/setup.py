@@ -100,7 +100,7 @@ def build_accelerator(arguments: Arguments, on_cpu: bool, **settings) -> Acceler
         config["gradient_clipping"] = arguments.max_grad_norm or 0.0
         config["train_micro_batch_size_per_gpu"] = arguments.per_device_train_batch_size
     use_cores(accelerator, arguments.num_threads)
-    keep_freed_memory(accelerator)
+    keep_freed_memory(accelerator.device)
     if arguments.tf32:
         torch.set_float32_matmul_precision("high")
     return accelerator
