@@ -177,7 +177,10 @@ def assert_same_state(model, other) -> None:
 
 
 def works(head: str, backbone: str, folder: Path) -> None:
-    """Trains two steps, saves, reads, predicts images of a size that is no multiple of anything, and trains on."""
+    """Trains two steps, saves, reads, predicts images of a size that is no multiple of anything, and trains on.
+
+    The copy for inference agrees with what was read.
+    """
     model, images = make_model(head, backbone), batch(backbone, (70, 90))
     before, optimizer = copy.deepcopy(model.state_dict()), sgd(model)
     losses = steps(model, optimizer, images, 2)
@@ -194,6 +197,9 @@ def works(head: str, backbone: str, folder: Path) -> None:
     maps = predict(loaded, processor, pictures)
     assert [tuple(x.shape) for x in maps] == [(75, 101)] * 2
     assert all(x.equal(y) for x, y in zip(maps, predict(model, processor, pictures), strict=True))
+    with torch.no_grad():
+        expected, found = loaded(images).logits, loaded.optimize_for_inference()(images).logits
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5 * float(expected.std()))  # rounding
     resumed = sgd(loaded)
     resumed.load_state_dict(torch.load(folder / "optimizer.pt"))
     assert steps(loaded, resumed, images, 1) == steps(model, optimizer, images, 1)
