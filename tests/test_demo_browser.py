@@ -363,6 +363,11 @@ def test_app_has_several_visitors_at_once(chromium, app, models, files):
         page.context.close()
 
 
+def wait_for_video(page, index):
+    """Until it has a picture: buttons below jump when that comes, and a press that is under way then misses them."""
+    page.wait_for_function(f"[...document.querySelectorAll('video')].at({index})?.videoWidth > 0", timeout=WAIT)
+
+
 def test_app_segments_videos_and_cameras(chromium, app, files, tmp_path):
     av = pytest.importorskip("av")
     scenes = SceneDataset(4, seed=2, size=(96, 128))
@@ -375,7 +380,7 @@ def test_app_segments_videos_and_cameras(chromium, app, files, tmp_path):
     page = opened(chromium, app, "wide", "light")
     page.get_by_role("tab", name="Video").click()
     page.locator("input[type=file][accept*=video]").first.set_input_files(tmp_path / "drive.mp4")
-    page.locator("video").first.wait_for(timeout=WAIT)
+    wait_for_video(page, 0)
     page.get_by_role("button", name="Segment", exact=True).click()
     page.wait_for_function("document.querySelectorAll('video[src*=overlay]').length === 2", timeout=WAIT)
     content = page.request.get(page.locator("video[src*=overlay]").first.get_attribute("src")).body()
@@ -385,6 +390,7 @@ def test_app_segments_videos_and_cameras(chromium, app, files, tmp_path):
     screenshot(page, "app_video")
     page.get_by_role("tab", name="Camera").click()
     page.get_by_text("Click to Access Webcam").last.click()
+    wait_for_video(page, -1)
     page.get_by_label("capture photo").last.click()
     page.wait_for_function("document.querySelectorAll('#camera_overlay img').length === 1", timeout=WAIT)
     screenshot(page, "app_camera")
