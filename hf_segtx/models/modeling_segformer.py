@@ -314,6 +314,8 @@ class FoldedSegFormerHead(nn.Module):
     bias, that of the finest stage.
     """
 
+    classify = SegFormerDecodeHead.classify
+
     def __init__(self, head: SegFormerDecodeHead):
         super().__init__()
         self.stages, self.classifier = head.stages, head.classifier
@@ -345,10 +347,6 @@ class FoldedSegFormerHead(nn.Module):
                 x = F.interpolate(x, size=size, mode="bilinear", align_corners=False)
             fused = x if fused is None else fused + x
         return self.classify(fused)
-
-    def classify(self, fused: torch.Tensor) -> torch.Tensor:
-        """Normalised fusion (B, C, ...) to logits (B, K, ...); in place."""
-        return self.classifier(F.relu(fused, inplace=True))
 
 
 def of_pixels(layers: Iterable[nn.Module], feature_map: torch.Tensor) -> torch.Tensor:
