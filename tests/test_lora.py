@@ -1,6 +1,7 @@
 """LoRA through peft: what was trained, saved, read again and merged predicts the same; only what should moves."""
 
 import copy
+import re
 
 import pytest
 import torch
@@ -78,3 +79,43 @@ def test_model_without_adapters_predicts_as_the_one_with_them(case):
     down, up = layer.lora_A["default"].weight, layer.lora_B["default"].weight
     product = 2 * (up.flatten(1) @ down.flatten(1)).view_as(original.get_submodule(name).weight)
     torch.testing.assert_close(plain.get_submodule(name).weight, original.get_submodule(name).weight + product)
+
+
+HEADS = [(name, {}) for name in CASES] + [("setr", {"decode_head": "mla"}), ("segformer", {"decoder_stages": [3]})]
+READ = {  # by a head, instead of calling the layer
+    "segformer": {"decode_head.fuse"},
+    "ocrnet": {"decode_head.pixels.conv", "decode_head.augmented.conv", "auxiliary_heads.#.conv.conv"},
+    "setr": {"decode_head.classifier"},
+}
+
+
+@pytest.mark.parametrize("name, fields", HEADS, ids=[f"{name}-{'-'.join(fields)}" for name, fields in HEADS])
+def test_an_adapter_on_any_layer_has_its_effect_or_is_refused(name, fields):
+    """Oracle: the weights that peft merges. Predicted, with gradients, and by the copy for inference."""
+    case, refused, count = CASES[name], set(), 0
+    original = case.make_model(**fields)
+    kinds = {}
+    for layer_name, layer in original.named_modules():
+        if isinstance(layer, (torch.nn.Linear, torch.nn.Conv2d)) and getattr(layer, "groups", 1) == 1:
+            kinds.setdefault(re.sub(r"\d+", "#", layer_name), layer_name)
+    pixel_values = torch.randn(1, 3, case.image_size, case.image_size)
+    with torch.no_grad():
+        plain = original(pixel_values).logits
+    for kind, layer_name in kinds.items():
+        adapted = peft.get_peft_model(copy.deepcopy(original), peft.LoraConfig(r=2, target_modules=[layer_name])).eval()
+        torch.nn.init.normal_(next(p for n, p in adapted.named_parameters() if ".lora_B." in n))
+        expected = copy.deepcopy(adapted).merge_and_unload()(pixel_values).logits.detach()
+        try:
+            found = [adapted(pixel_values).logits.detach()]
+        except ValueError as error:
+            assert "would have no effect" in str(error) and "modules_to_save" in str(error)
+            refused.add(kind)
+            continue
+        with torch.no_grad():
+            found += [adapted(pixel_values).logits]
+            found += [adapted.get_base_model().optimize_for_inference()(pixel_values).logits]
+        for logits in found:  # W x + B (A x) and (W + B A) x differ in rounding, which goes through all layers
+            assert (logits - expected).abs().max() < 1e-4 * expected.std()
+        count += bool((expected - plain).abs().max() > 1e-2 * plain.std())
+    assert refused == (READ.get(name, set()) if name != "setr" or fields else set())
+    assert count >= 3

@@ -363,7 +363,7 @@ def test_norm_relu_conv_matches_its_modules(count, frozen):
         torch.testing.assert_close(own, expected)
 
 
-@pytest.mark.parametrize("case", ["evaluation", "cumulative average", "autocast", "adapter"])
+@pytest.mark.parametrize("case", ["evaluation", "cumulative average", "autocast", "adapter", "hook", "backward hook"])
 def test_norm_relu_conv_is_its_modules_where_they_are_not_plain(case):
     norm, conv, images_ = randomize(nn.BatchNorm2d(3)), nn.Conv2d(3, 4, 3, bias=False), images(9, 12)
     if case != "evaluation":
@@ -372,8 +372,12 @@ def test_norm_relu_conv_is_its_modules_where_they_are_not_plain(case):
         norm.momentum = None
     if case == "adapter":
         conv = nn.utils.parametrizations.weight_norm(conv)
-    results, other, normalised = [], copy.deepcopy(norm), []
-    norm.register_forward_hook(lambda module, arguments, result: normalised.append(result))
+    results, other, normalised, forward = [], copy.deepcopy(norm), [], norm.forward
+    norm.forward = lambda x: normalised.append(forward(x)) or normalised[-1]
+    if case == "hook":
+        norm.register_forward_hook(lambda module, arguments, result: None)
+    if case == "backward hook":
+        conv.register_full_backward_hook(lambda module, inputs, outputs: None)
     for part in (norm, other):
         conv.zero_grad()
         with torch.autocast("cpu", torch.bfloat16, enabled=case == "autocast"):
@@ -382,6 +386,17 @@ def test_norm_relu_conv_is_its_modules_where_they_are_not_plain(case):
         results.append([y, *part.buffers(), *(p.grad.clone() for p in conv.parameters())])
     assert all(torch.equal(own, expected) for own, expected in zip(*results, strict=True))
     assert normalised[0].min() == 0  # the ReLU writes over what the norm gave: no memory of its own
+
+
+def test_norms_of_other_momentum_or_eps_are_not_taken_for_the_same():
+    conv, x = nn.Conv2d(3, 4, 3, bias=False), images(9, 12)
+    for field in ("momentum", "eps"):
+        norms = nn.BatchNorm2d(3), nn.BatchNorm2d(4)
+        setattr(norms[0], field, 0.5)
+        others = copy.deepcopy(norms)
+        y, expected = norm_relu_conv(norms[0], conv, x, norms[1]), others[1](conv(F.relu(others[0](x))))
+        pairs = [(y, expected), *zip(*([b for norm in pair for b in norm.buffers()] for pair in (norms, others)))]
+        assert all(torch.equal(own, other) for own, other in pairs)
 
 
 def test_fused_copy_with_large_convolutions_is_the_same_function():

@@ -12,7 +12,7 @@ from transformers.activations import ACT2FN, GELUActivation
 
 from hf_segtx import SegFormerConfig, SegFormerForSemanticSegmentation, SegFormerImageProcessor
 from hf_segtx.models import cpu
-from hf_segtx.models.cpu import Linear, PackedLinear, PackedPatches, PatchConv2d, conv_gelu
+from hf_segtx.models.cpu import Linear, PackedLinear, PackedPatches, conv_gelu
 from hf_segtx.models.modeling_segformer import FoldedSegFormerHead
 
 
@@ -148,12 +148,12 @@ def test_packed_layer_of_any_number_of_tokens():
 @pytest.mark.parametrize("size", [(2, 6, 12, 20), (1, 6, 13, 19), (2, 6, 5, 5), (0, 6, 12, 20)])
 def test_packed_patches(side, size):
     """Oracle: the convolution; what is left at the right and below belongs to no patch there, too."""
-    conv = PatchConv2d(6, 10, side)
+    conv = nn.Conv2d(6, 10, side, stride=side)
     packed = PackedPatches(conv)
     for memory_format in (torch.contiguous_format, torch.channels_last):
         x = torch.randn(size).contiguous(memory_format=memory_format)
         with torch.no_grad():
-            torch.testing.assert_close(packed(x), nn.Conv2d.forward(conv, x))
+            torch.testing.assert_close(packed(x), conv(x))
 
 
 def test_backbones_of_other_packages_are_not_packed():
@@ -219,6 +219,7 @@ def test_gelu_within_a_convolution_only_where_it_is_the_same(case, monkeypatch):
 def test_a_plain_copy_of_a_whole_network_has_no_second_weights():
     """Peak memory is the point of not keeping the plain weights."""
     model = SegFormerForSemanticSegmentation(SegFormerConfig(depths=[1, 1, 1, 1]))
-    packed = [m for m in model.backbone.modules() if type(m) is Linear or PackedPatches.is_for(m)]
+    children = [(child, parent) for parent in model.backbone.modules() for child in parent.children()]
+    packed = [m for m, parent in children if type(m) is Linear or PackedPatches.is_for(m, parent)]
     kept = sum(p.numel() for p in model.optimize_for_inference().backbone.parameters())
     assert kept == sum(p.numel() for p in model.backbone.parameters()) - sum(m.weight.numel() for m in packed)

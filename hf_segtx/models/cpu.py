@@ -189,8 +189,9 @@ def add_upsampled_by_rows(
 
 
 def has_hooks(*modules: nn.Module) -> bool:
-    """Whether a forward pass calls functions that were registered with the modules, so that it has to call these."""
-    return any(module._forward_hooks or module._forward_pre_hooks for module in modules)
+    """Whether a pass calls functions that were registered with the modules, so that it has to call these."""
+    kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    return any(getattr(module, kind) for module in modules for kind in kinds)
 
 
 def conv_gelu(conv: nn.Conv2d, activation: nn.Module, feature_map: torch.Tensor) -> torch.Tensor:
@@ -279,6 +280,7 @@ def norm_relu_conv(norm: nn.Module, conv: nn.Conv2d, x: torch.Tensor, next_norm:
     """next_norm(conv(relu(norm(x)))), the convolution without bias; when trained on a CPU, by [`NormReLUConv`]."""
     norms = [norm] if next_norm is None else [norm, next_norm]
     is_plain = all(type(norm) is nn.BatchNorm2d and norm.training and norm.momentum is not None for norm in norms)
+    is_plain = is_plain and len({(norm.momentum, norm.eps) for norm in norms}) == 1 and not has_hooks(conv, *norms)
     is_plain = is_plain and type(conv) is nn.Conv2d  # no adapter, which has weights of its own
     if not is_plain or not torch.is_grad_enabled() or x.device.type != "cpu" or torch.is_autocast_enabled("cpu"):
         y = conv(F.relu(norm(x), inplace=True))
@@ -306,7 +308,7 @@ def optimize_for_inference(model: PreTrainedModel) -> PreTrainedModel:
         for name, module in list(parent.named_children()):
             if PackedLinear.is_for(module):
                 setattr(parent, name, PackedLinear(module.weight, module.bias).eval())
-            elif PackedPatches.is_for(module):
+            elif PackedPatches.is_for(module, parent):
                 setattr(parent, name, PackedPatches(module).eval())
     optimized.register_state_dict_pre_hook(refuse)
     return optimized
@@ -376,15 +378,8 @@ class PackedLinear(nn.Linear):
         return torch.ops.mkldnn._linear_pointwise(x.float(), self.packed, self.bias, "none", [], "")
 
 
-class PatchConv2d(nn.Conv2d):
-    """A convolution of patches side by side, each of `side` x `side` pixels."""
-
-    def __init__(self, in_channels: int, out_channels: int, side: int):
-        super().__init__(in_channels, out_channels, side, stride=side)
-
-
 class PackedPatches(nn.Module):
-    """A trained [`PatchConv2d`] for inference: as a [`PackedLinear`] of the patches.
+    """A trained convolution of patches side by side for inference: as a [`PackedLinear`] of the patches.
 
     Shape:
         feature_map: (B, C, h, w), best channels-last
@@ -392,11 +387,18 @@ class PackedPatches(nn.Module):
     """
 
     @staticmethod
-    def is_for(module: nn.Module) -> bool:
-        """Whether the module is a plain one that this one can take the place of."""
-        return type(module) is PatchConv2d and is_packable(module)
+    def is_for(module: nn.Module, parent: nn.Module) -> bool:
+        """Whether the module is a plain one that this one can take the place of, as a child of that parent.
 
-    def __init__(self, conv: PatchConv2d):
+        Parents of other packages (transformers' DINOv2, peft's adapters) read the weight, which this one does not keep.
+        """
+        if type(module) is not nn.Conv2d or type(parent).__module__.rpartition(".")[0] != __name__.rpartition(".")[0]:
+            return False
+        side = module.stride[0]
+        is_of_patches = side > 1 and module.stride == module.kernel_size == (side, side) and module.groups == 1
+        return is_of_patches and module.padding == (0, 0) and module.dilation == (1, 1) and is_packable(module)
+
+    def __init__(self, conv: nn.Conv2d):
         super().__init__()
         self.side = conv.stride[0]
         self.product = PackedLinear(conv.weight.permute(0, 2, 3, 1).flatten(1), conv.bias)

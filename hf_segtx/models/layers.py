@@ -20,6 +20,20 @@ def map_to_tokens(feature_map: torch.Tensor) -> torch.Tensor:
     return feature_map.permute(0, 2, 3, 1).flatten(1, 2)
 
 
+def weight_of(conv: nn.Conv2d) -> torch.Tensor:
+    """The weight of a convolution that is computed in another order than by calling it.
+
+    Raises:
+        ValueError: if there is an adapter on it, which would have no effect.
+    """
+    if hasattr(conv, "base_layer"):  # as all layers of peft
+        raise ValueError(
+            f"an adapter on {conv.base_layer} would have no effect: its head reads the weight. Leave it out of "
+            "target_modules, and train the head as a whole (modules_to_save of peft's LoraConfig)"
+        )
+    return conv.weight
+
+
 def eager_attention_forward(module, query, key, value, attention_mask, scaling, dropout, **kwargs):
     """Softmax attention written out, unmasked; the only path that can return its weights. Tensors (B, heads, N, d)."""
     weights = torch.matmul(query, key.transpose(2, 3)) * scaling

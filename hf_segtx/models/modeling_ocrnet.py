@@ -36,7 +36,7 @@ from transformers.utils.generic import can_return_tuple
 from .configuration_ocrnet import OCRNetConfig
 from .cpu import norm_relu_conv
 from .feature_maps import FeatureMaps
-from .layers import ConvNormAct, crop_padding, map_to_tokens, refuse_tracing, tokens_to_map
+from .layers import ConvNormAct, crop_padding, map_to_tokens, refuse_tracing, tokens_to_map, weight_of
 from .segmentation_base import SegmentationOutput, SegmentationPreTrainedModel
 
 
@@ -311,7 +311,7 @@ def convolve_concatenated(conv: nn.Conv2d, feature_maps: list[torch.Tensor], ali
     first, *others = feature_maps
     if not others:
         return conv(first)
-    weight, *weights = conv.weight.split([x.shape[1] for x in feature_maps], dim=1)
+    weight, *weights = weight_of(conv).split([x.shape[1] for x in feature_maps], dim=1)
     total = F.conv2d(first, weight, conv.bias, padding=conv.padding)
     for x, weight in zip(others, weights):
         total = total.add_(convolve_upsampled(x, weight, first.shape[2:], align_corners))
@@ -395,11 +395,12 @@ class OCRNetDecodeHead(nn.Module):
         relation = (query @ key * self.scaling).softmax(dim=2)  # Eq. 5: (B, h w, K)
 
         conv, width = self.augmented.conv, pixels.shape[1]
-        augmented = F.conv2d(pixels, conv.weight[:, width:], conv.bias)
+        weight = weight_of(conv)
+        augmented = F.conv2d(pixels, weight[:, width:], conv.bias)
         del pixels  # these maps are the largest here; no more of them at a time than needed
         value = map_to_tokens(self.context.conv(self.value(regions_as_map)))  # (B, K, C)
         context = self.context.act(self.context.norm(tokens_to_map(relation @ value, size)))  # Eq. 3: (B, C, h, w)
-        augmented = augmented.add_(F.conv2d(context, conv.weight[:, :width]))
+        augmented = augmented.add_(F.conv2d(context, weight[:, :width]))
         del context
         augmented = self.augmented.act(self.dropout(self.augmented.norm(augmented)))  # Eq. 6: (B, C, h, w)
         logits = self.classifier(augmented)  # (B, K, h, w)

@@ -38,7 +38,6 @@ from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 from .configuration_segformer import SegFormerConfig
 from .cpu import (
     Linear,
-    PatchConv2d,
     add_upsampled_by_rows,
     batch_norm_terms,
     by_rows,
@@ -48,7 +47,7 @@ from .cpu import (
     linear,
 )
 from .feature_maps import FeatureMaps
-from .layers import DropPath, crop_padding, eager_attention_forward, refuse_tracing
+from .layers import DropPath, crop_padding, eager_attention_forward, refuse_tracing, weight_of
 from .segmentation_base import SegmentationOutput, SegmentationPreTrainedModel
 
 
@@ -125,7 +124,7 @@ class SegFormerAttention(nn.Module):
         self.value = Linear(width, width)
         self.proj = Linear(width, width)
         ratio = config.sr_ratios[stage]
-        self.reduction = PatchConv2d(width, width, ratio) if ratio > 1 else None
+        self.reduction = nn.Conv2d(width, width, ratio, stride=ratio) if ratio > 1 else None
         self.reduction_norm = nn.LayerNorm(width, eps=config.embedding_layer_norm_eps) if ratio > 1 else None
 
     def forward(self, x: torch.Tensor, **kwargs) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -279,7 +278,8 @@ class SegFormerDecodeHead(nn.Module):
         if self.fuse is None:
             logits = self.classifier(self.dropout(self.project(0, feature_maps[0])))
             return F.interpolate(logits, size=size, mode="bilinear", align_corners=False)
-        fuse_parts = self.fuse.weight.flatten(1).chunk(len(self.stages), dim=1)[::-1]  # (C, C) each, finest stage first
+        # (C, C) each, finest stage first
+        fuse_parts = weight_of(self.fuse).flatten(1).chunk(len(self.stages), dim=1)[::-1]
         pixel_counts = [feature_map[:, 0].numel() for feature_map in feature_maps]
         if is_prediction(self) and isinstance(self.norm, (nn.BatchNorm2d, nn.SyncBatchNorm)):
             scale, shift = batch_norm_terms(self.norm)  # into the fusion; upsampling leaves the shift as it is
@@ -339,7 +339,8 @@ class FoldedSegFormerHead(nn.Module):
         products = [partial(of_pixels, product) for product in self.products]
         feature_maps = [feature_maps[stage] for stage in self.stages]
         if is_prediction(self):
-            return add_upsampled_by_rows(feature_maps, products, self.classifier.in_channels, size, self.classify)
+            width = self.products[0][-1].out_features
+            return add_upsampled_by_rows(feature_maps, products, width, size, self.classify)
         fused = None
         for stage, product, feature_map in zip(self.stages, products, feature_maps):
             x = product(feature_map)

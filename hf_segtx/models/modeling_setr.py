@@ -29,7 +29,7 @@ from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from .configuration_setr import SETRConfig
 from .feature_maps import FeatureMaps
-from .layers import ConvNormAct, crop_padding
+from .layers import ConvNormAct, crop_padding, weight_of
 from .segmentation_base import SegmentationOutput, SegmentationPreTrainedModel
 from .vision_transformer import Attention, Block, VisionTransformer
 
@@ -138,7 +138,7 @@ class SETRMLAHead(nn.Module):
 
     def forward(self, levels: tuple[torch.Tensor, ...]) -> torch.Tensor:
         x = torch.cat([convs(level) for convs, level in zip(self.convs, levels)], dim=1)  # (B, 4 * width, h, w)
-        kernel = self.classifier.weight.permute(2, 3, 0, 1).flatten(0, 2)  # (taps * K, 4 * width)
+        kernel = weight_of(self.classifier).permute(2, 3, 0, 1).flatten(0, 2)  # (taps * K, 4 * width)
         taps = F.conv2d(x, kernel[..., None, None]).split(len(self.classifier.bias), dim=1)  # (B, K, h, w) each
         reach = self.classifier.kernel_size[0] // 2
         offsets = itertools.product(range(-reach, reach + 1), repeat=2)

@@ -17,7 +17,7 @@ from transformers.activations import ACT2FN
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils.import_utils import is_torchdynamo_exporting
 
-from .cpu import Linear, PatchConv2d
+from .cpu import Linear
 from .layers import DropPath, eager_attention_forward, map_to_tokens, padding_of, refuse_tracing, tokens_to_map
 
 
@@ -41,7 +41,7 @@ class PatchEmbed(nn.Module):
         stem_depths = getattr(config, "stem_depths", None)
         self.backbone = None
         if stem_depths is None:
-            self.proj = PatchConv2d(config.num_channels, config.hidden_size, self.patch_size)
+            self.proj = nn.Conv2d(config.num_channels, config.hidden_size, self.patch_size, stride=self.patch_size)
         else:
             stem = BitConfig(
                 num_channels=config.num_channels,
