@@ -24,7 +24,7 @@ from transformers.image_utils import SizeDict
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from .architectures import ARCHITECTURES
-from .data.labels import flip_permutation
+from .data.labels import Labels, flip_permutation
 from .data.loaders import evaluation_dataloader
 from .error_analysis import DataFingerprint, gathered
 from .export.runner import is_exported, load_exported
@@ -526,8 +526,13 @@ def evaluate(
         each of the others), "data_fingerprint" (see `DataFingerprint`), "seconds" and "images_per_second" (wall clock).
 
     Raises:
-        ValueError: if an item cannot be read, or none can.
+        ValueError: if an item cannot be read, or none can; if the data set is empty, or has `labels` whose class names
+            are not those of the model.
     """
+    if isinstance(labels := getattr(dataset, "labels", None), Labels):
+        labels.check_names(model.config.id2label, "the model")
+    if len(dataset) == 0:
+        raise ValueError("the data set is empty, it has 0 images; give at least one")
     rank, processes = (distributed.get_rank(), distributed.get_world_size()) if is_distributed() else (0, 1)
     classes = max(2, model.config.num_labels)  # one logit is a sigmoid: two classes
     ignore_index = getattr(model.config, "semantic_loss_ignore_index", 255)

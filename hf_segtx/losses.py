@@ -79,7 +79,13 @@ def parse_loss(
             if name not in known or not re.fullmatch(r"\d+\.?\d*(e-?\d+)?", value):
                 takes = " and ".join(f"{name}=NUMBER" for name in known) or "no settings"
                 raise ValueError(f"{setting.strip()!r} in the loss {text!r}: {match[2]} takes {takes}")
-            settings[name] = known[name](float(value))
+            kind, least, most = known[name]
+            if name in settings or not least <= float(value) <= most or float(value) != kind(float(value)):
+                number = "a whole number" if kind is int else "a number"
+                raise ValueError(f"{term!r} in the loss {text!r}: {name} is {number} of {least} .. {most}, given once")
+            settings[name] = kind(float(value))
+        if float(match[1] or 1) > 1e6:
+            raise ValueError(f"{term!r} in the loss {text!r}: a factor is at most 1e6; give a smaller one")
         if float(match[1] or 1) == 0:
             raise ValueError(f"{term!r} in the loss {text!r} would do nothing; omit it, or give a factor above 0")
         terms.append((float(match[1] or 1), match[2], settings))
@@ -87,6 +93,10 @@ def parse_loss(
         raise ValueError(f"label_smoothing is {label_smoothing}; it is a share of the target, between 0 and 1")
     if label_smoothing and not any(name in ("ce", "ohem") for _, name, _ in terms):
         raise ValueError(f"the loss {text!r} takes no label_smoothing, only ce and ohem do; add one or set it to 0")
+    if class_weights is not None and not bool(((class_weights >= 0) & class_weights.isfinite()).all()):
+        raise ValueError(f"class_weights are {class_weights.tolist()}; give finite numbers, at least 0, one per class")
+    if mean_over not in ("valid", "all"):
+        raise ValueError(f"mean_over is {mean_over!r}; give 'valid' or 'all' (pixels)")
     if mean_over == "all" and (class_weights is not None or any(name != "ce" for _, name, _ in terms)):
         raise ValueError(f"the mean of the loss over all pixels is for ce without weights of classes, not {text!r}")
     smoothing = {"label_smoothing": label_smoothing, "class_weights": class_weights}
@@ -310,12 +320,12 @@ LOSSES = {
     "lovasz": lovasz_softmax,
     "rmi": region_mutual_information,
 }
-# What the text of `parse_loss` can set, and its type.
+# What the text of `parse_loss` can set: its type, the least and the most.
 SETTINGS = {
-    "ohem": {"threshold": float, "min_kept": int},
-    "focal": {"gamma": float},
-    "boundary": {"weight": float, "width": int},
-    "rmi": {"bce_share": float, "radius": int, "stride": int},
+    "ohem": {"threshold": (float, 1e-6, 1), "min_kept": (int, 0, 10**12)},
+    "focal": {"gamma": (float, 0, 100)},
+    "boundary": {"weight": (float, 0, 10**6), "width": (int, 1, 1000)},
+    "rmi": {"bce_share": (float, 0, 1), "radius": (int, 1, 100), "stride": (int, 1, 100)},
 }
 
 

@@ -18,7 +18,8 @@ Shapes: (H, W) label map, any size and any integer type; K classes; S >= K raw i
 
 import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from numbers import Integral, Real
 
 import datasets
 import evaluate
@@ -64,6 +65,7 @@ _NOISE_BLOCK = 1 << 16  # pixels counted one by one at once: 8 times as many byt
 _DEVICE_BLOCK = 1 << 24  # pixels at once on an accelerator: bounds the temporary memory
 _ONES = np.ones(_NOISE_BLOCK, np.int64)  # the lengths of runs of one pixel
 _SMALLEST_SIDE = 256  # the matrix holds every 8-bit raw id from the start
+_LARGEST_KNOWN_SIDE = 16384  # classes and raw ids of a `label_map` that may be held: 2 GB
 _LARGEST_SIDE = 4096  # and grows up to here (134 MB) for larger ids while `num_labels` is not known
 _CLASS, _VOID, _UNKNOWN = 0, 1, 2  # what a raw reference id can be
 
@@ -85,7 +87,7 @@ class MeanIoU(evaluate.Metric):
         kwargs: of `evaluate.Metric`.
 
     Raises:
-        ValueError: if `num_labels` is not positive.
+        ValueError: for a setting of another type or out of its bounds.
 
     Example:
         >>> metric = MeanIoU(num_labels=3)
@@ -111,7 +113,7 @@ class MeanIoU(evaluate.Metric):
             "label_map": label_map,
             "reduce_labels": reduce_labels,
         }
-        _check_settings(num_labels, ignore_index)
+        _check_settings(**self._defaults)
         self.reset()
 
     def _info(self) -> evaluate.MetricInfo:
@@ -183,7 +185,9 @@ class MeanIoU(evaluate.Metric):
         if settings["num_labels"] is None:
             raise ValueError("num_labels is not known; give it to `MeanIoU(num_labels=...)` or to `compute`")
         if settings != self._defaults:
-            _check_settings(settings["num_labels"], settings["ignore_index"])
+            _check_settings(**settings)
+        else:
+            settings = self._defaults  # 3.0 is equal to 3, but no index
         processes = torch.distributed.get_world_size() if is_distributed() else 1
         if processes == 1 and self.num_process > 1:
             raise ValueError(f"num_process is {self.num_process}, but torch.distributed is not initialised to add them")
@@ -396,11 +400,28 @@ def is_distributed() -> bool:
     return torch.distributed.is_available() and torch.distributed.is_initialized()
 
 
-def _check_settings(num_labels: int | None, ignore_index: int) -> None:
+def _check_settings(*, num_labels, ignore_index, nan_to_num, label_map, reduce_labels) -> None:
+    """Raises ValueError for what is of another type or out of its bounds; warns of an ignored class."""
+    if num_labels is not None:
+        _check_number("num_labels", num_labels, 1, _LARGEST_KNOWN_SIDE)
+    _check_number("ignore_index", ignore_index, -(2**31), 2**31 - 1)
+    if nan_to_num is not None and (isinstance(nan_to_num, bool) or not isinstance(nan_to_num, Real)):
+        raise ValueError(f"nan_to_num is {nan_to_num!r}; give a number, or None to keep nan")
+    if not isinstance(reduce_labels, bool | np.bool_):
+        raise ValueError(f"reduce_labels is {reduce_labels!r}; give True or False")
+    if not isinstance(label_map, Mapping | None):
+        raise ValueError(f"label_map is {label_map!r}; give a dict of raw ids and what they become, such as {{7: 0}}")
+    for raw, new in (label_map or {}).items():
+        is_text = isinstance(raw, str) and raw.removeprefix("-").isdecimal()  # as keys are in JSON
+        _check_number("label_map: the raw id", int(raw) if is_text else raw, -(2**31), _LARGEST_KNOWN_SIDE - 1)
+        _check_number(f"label_map: the id of {raw}", new, -(2**31), 2**31 - 1)
     if num_labels is None:
         return
-    if num_labels < 1:
-        raise ValueError(f"num_labels is {num_labels}, but at least one class is needed")
+    if reduce_labels and num_labels > 255:
+        raise ValueError(
+            f"reduce_labels turns 0 and 255 into 255, which is a class, as num_labels is {num_labels}; it is for at "
+            "most 255 classes: give label_map {0: ignore_index, 1: 0, 2: 1, ...} instead"
+        )
     if 0 <= ignore_index < num_labels:
         warnings.warn(
             f"ignore_index {ignore_index} is also a class, as num_labels is {num_labels}: its pixels are left out, and "
@@ -408,6 +429,12 @@ def _check_settings(num_labels: int | None, ignore_index: int) -> None:
             "class, such as 255",
             stacklevel=3,
         )
+
+
+def _check_number(name: str, value, least: int, most: int) -> None:
+    """Raises ValueError for what is no whole number or out of bounds."""
+    if isinstance(value, bool) or not isinstance(value, Integral) or not least <= value <= most:
+        raise ValueError(f"{name} is {value!r}; give a whole number, {least} to {most}")
 
 
 def as_label_array(label_map, what: str):

@@ -71,7 +71,7 @@ def test_coco_polygons_and_both_run_lengths_in_the_order_of_the_file(tmp_path, c
     packed = mask.encode(np.asfortranarray(drawn((1, TREE))))
     runs = [
         [TREE],
-        {"size": list(SIZE), "counts": encode_runs(drawn((1, TREE)) > 0)},
+        {"size": list(SIZE), "counts": [*map(float, encode_runs(drawn((1, TREE)) > 0))]},
         {"size": list(SIZE), "counts": packed["counts"].decode()},
         TREE,
     ]
@@ -174,15 +174,25 @@ def test_coco_leaves_roboflows_root_category_out(tmp_path):
             r"1 of 1 annotations have no segmentation, but boxes .*id 0",
         ),
         (lambda c: c["annotations"][0].pop("segmentation"), "have no segmentation"),
-        (lambda c: c["annotations"][0].update(category_id=5), "no key, image or category 5"),
-        (lambda c: c["annotations"][0].update(image_id=5), "no key, image or category 5"),
+        (
+            lambda c: c["annotations"][0].update(category_id=5),
+            "annotation 1 .* has the category_id 5, but the ids are 7, 9",
+        ),
+        (lambda c: c["annotations"][0].update(image_id=5), "annotation 1 .* has the image_id 5, but the ids are 100"),
         (lambda c: c["images"].append(c["images"][0]), "images have the same id"),
         (lambda c: c["categories"].append(c["categories"][0]), "categories have the same id"),
         (lambda c: c["categories"][0].update(id="a"), "not COCO's JSON"),
-        (lambda c: c["images"][0].pop("file_name"), "no key, image or category 'file_name'"),
+        (lambda c: c["images"][0].pop("file_name"), "the key 'file_name' is missing"),
         (lambda c: c["images"][0].update(file_name="x.jpg"), r"its first image x\.jpg is neither in"),
         (lambda c: c["images"].append({"id": 1, "file_name": "x.jpg"}), r"1 of 2 images are not in .*: x\.jpg"),
-        (lambda c: c["images"].clear(), "no key, image or category 100"),
+        (lambda c: c["images"].clear(), r"annotation 1 \(id 0\) has the image_id 100, but the ids are none"),
+        (
+            lambda c: c["images"].append({"id": 1, "file_name": "./0.jpg"}),
+            "images 100 and 1 have the same file_name, 0.jpg",
+        ),
+        (lambda c: c["categories"][1].update(name="Road "), "categories 7 and 9 have one name, 'road' and 'Road '"),
+        (lambda c: c["categories"][1].update(name=""), "category 9 has the name ''"),
+        (lambda c: c["categories"][1].update(name=None), "category 9 has the name None"),
         (lambda c: c["annotations"].append(3), "not COCO's JSON"),
     ],
 )
@@ -202,6 +212,9 @@ def test_wrong_coco_is_refused(tmp_path, change, message):
         ({"size": [3, 4], "counts": [12]}, r"a shape of \(3, 4\) pixels in an image of \(12, 20\)"),
         ({"size": list(SIZE), "counts": [7]}, "the runs cover 7 pixels, the mask has 12 x 20"),
         ({"counts": [7]}, "KeyError.'size'"),
+        ({"size": list(SIZE), "counts": [-1, 241]}, "counts has -1, but runs are whole numbers from 0 on"),
+        ({"size": list(SIZE), "counts": [0.5, 239.5]}, r"counts has 0\.5, but"),
+        ({"size": list(SIZE), "counts": None}, "counts has None, but"),
         ("abc", "is no polygon"),
     ],
 )
@@ -303,6 +316,8 @@ def test_labelme_in_splits_and_in_folders_of_its_own(tmp_path, form):
             "shape 1, a, is a line, which has no inside",
         ),
         ('{"shapes": [{"shape_type": "polygon", "points": []}]}', "shape 1 has no label"),
+        ('{"shapes": [{"label": "Road ", "points": []}]}', "the label 'Road ' is 'road' in .*a.json; write them alike"),
+        (b'{"shapes": [], "x": "\xdf"}', r"not labelme's JSON \('utf-8' codec can't decode byte 0xdf"),
         ('{"shapes": [3]}', "its shapes are no list of objects"),
         ('{"shapes": []', "not labelme's JSON"),
         ("[]", "not labelme's JSON"),
@@ -312,9 +327,36 @@ def test_wrong_labelme_is_refused(tmp_path, content, message):
     for stem in "ab":
         picture(tmp_path / f"{stem}.jpg")
         write_labelme(tmp_path / f"{stem}.json", ("road", "polygon", points(ROAD)))
-    (tmp_path / "b.json").write_text(content)
+    (tmp_path / "b.json").write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(ValueError, match=rf"b\.json: .*{message}"):
         find_layout(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("kind", "points", "more", "message"),
+    [
+        ("circle", [[1, 1], [2, 2], [3, 3]], {}, r"shape 1, road, circle: .* are not its two points"),
+        ("rectangle", [[5, 0], [9, 4], [5, 8], [1, 4]], {}, "shape 1, road, rectangle: .* are not its two points"),
+        ("polygon", None, {}, 'shape 1, road, polygon: its "points" are missing'),
+        ("polygon", [[1, 1], [2, 2]], {}, "shape 1, road, polygon: .* is no polygon"),
+        ("mask", [[1, 1], [2, 2]], {"mask": "xx"}, "shape 1, road, mask: its mask is no picture in base64"),
+        ("mask", [[1, 1], [2, 2]], {"mask": "abcd"}, "shape 1, road, mask: its mask is no picture in base64"),
+    ],
+)
+def test_wrong_shapes_of_labelme_name_file_and_shape(tmp_path, kind, points, more, message):
+    picture(tmp_path / "a.jpg")
+    write_labelme(tmp_path / "a.json", ("road", kind, points, more))
+    with pytest.raises(ValueError, match=rf"a\.json: the mask cannot be drawn: {message}"):
+        masks_of(tmp_path)
+    write_labelme(tmp_path / "a.json", ("road", kind, points, more), imageHeight="x")
+    with pytest.raises(ValueError, match=r"a\.json: .*imageHeight or imageWidth is 'x'; write a whole number"):
+        masks_of(tmp_path)
+
+
+def test_labelme_rectangles_may_have_four_corners(tmp_path):
+    picture(tmp_path / "a.jpg")
+    write_labelme(tmp_path / "a.json", ("road", "rectangle", points(ROAD)))
+    assert np.array_equal(masks_of(tmp_path)[0], drawn((1, ROAD)))
 
 
 def test_labelme_without_its_image_is_refused(tmp_path):
@@ -423,7 +465,10 @@ def test_wrong_lines_of_yolo_are_refused(tmp_path, line, message):
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"names": {"a": "road"}}, "names must be a list, or have numbers as keys"),
+        ({"names": {"a": "road"}}, "names must be a list, or have numbers as keys, not 'a'"),
+        ({"names": [None, "b"]}, "the name None is no text"),
+        ({"names": ["road", "road"]}, "'road' is there more than once"),
+        ({"nc": 3}, "nc is 3, but there are 2 names"),
         ({"train": "nowhere", "val": "nowhere"}, "there are no images where train, val and test say"),
         ({"train": "bare"}, "none of the 1 images of train has a file of annotations, such as .*bare/x.txt"),
         ({"train": "list.txt"}, r"1 of 1 images of train are not there: .*y\.jpg"),
@@ -436,6 +481,33 @@ def test_wrong_yolo_is_refused(tmp_path, config, message):
     picture(tmp_path / "bare/x.jpg")
     (tmp_path / "list.txt").write_text("y.jpg")
     with pytest.raises(ValueError, match=rf"data\.yaml: .*{message}"):
+        find_layout(tmp_path)
+
+
+def test_yolo_files_that_belong_to_no_image_are_refused(tmp_path):
+    write_yolo(tmp_path, config={"nc": 2})
+    labels, images = tmp_path / "labels/train", tmp_path / "images/train"
+    (labels / "classes.txt").write_text("road\ntree\n")
+    (labels / "a.txt").rename(labels / "a.TXT")
+    expected = [drawn((1, ROAD), (2, TREE))] * 2
+    assert np.array_equal(masks_of(tmp_path, "train"), expected)
+    (tmp_path / "train.txt").write_text("images/train/a.jpg")  # the others have an image, which is not used
+    write_yolo(tmp_path / "listed", config={"train": "../train.txt"})
+    assert len(masks_of(tmp_path / "listed", "train")) == 1
+    picture(images / "a.png")
+    with pytest.raises(ValueError, match=r"data\.yaml: .*a\.TXT belongs to .*a\.jpg and to .*a\.png"):
+        find_layout(tmp_path)
+    (images / "a.png").unlink()
+    (labels / "a.TXT").rename(labels / "0a.txt")
+    with pytest.raises(
+        ValueError, match=r"1 files of annotations .* no image: .*0a\.txt; 1 images have none: .*a\.jpg"
+    ):
+        find_layout(tmp_path)
+    (images / "a.jpg").unlink()
+    with pytest.raises(ValueError, match=r"data\.yaml: 1 files of annotations .* no image: .*0a\.txt; an image and"):
+        find_layout(tmp_path)
+    (tmp_path / "data.yaml").write_text("names: [Straße]\ntrain: images/train", encoding="latin-1")
+    with pytest.raises(ValueError, match=r"data\.yaml: .*save it as UTF-8"):
         find_layout(tmp_path)
 
 

@@ -1,5 +1,6 @@
 """Checkpoint folders that are broken: the message says which file, and what to do."""
 
+import errno
 import json
 import os
 import shutil
@@ -220,6 +221,65 @@ def test_weights_are_for_whom_the_umask_says(umask, tmp_path):
         "run/step_1/training_state/model.safetensors",
     }  # fmt: skip
     assert all((tmp_path / path).stat().st_mode & 0o777 == 0o666 & ~umask for path in weights)
+
+
+@pytest.fixture(scope="module")
+def saved_run(tmp_path_factory):
+    """What a run leaves after its first checkpoint."""
+    folder = tmp_path_factory.mktemp("run")
+    accelerator = Accelerator(cpu=True)
+    model = CASES["segformer"].make_model()
+    model, _ = accelerator.prepare(model, torch.optim.AdamW(model.parameters()))
+    exported, state = lambda: nullcontext(model), {"step": 1, "plan": {}}
+    save_checkpoint(accelerator, exported, SegFormerImageProcessor(), state, folder, is_best=True, limit=1)
+    return folder
+
+
+@pytest.mark.parametrize("resume", ["latest", "step_1"])
+@pytest.mark.parametrize("keep", [None, 0, 0.5], ids=["missing", "empty", "half"])
+@pytest.mark.parametrize(
+    "name",
+    ["config.json", "preprocessor_config.json", "trainer_state.json"]
+    + [f"training_state/{name}" for name in ("random_states_0.pkl", "optimizer.bin", "model.safetensors")],
+)
+def test_damaged_checkpoint_is_not_resumed(saved_run, tmp_path, name, keep, resume):
+    folder = shutil.copytree(saved_run, tmp_path / "run", symlinks=True)
+    file = folder / "step_1" / name
+    if keep is None:
+        file.unlink()
+    else:
+        os.truncate(file, int(keep * file.stat().st_size))
+    if name.endswith("config.json") and keep is not None or name.endswith("model.safetensors") and keep is None:
+        return  # transformers says which; most runs have none
+    with pytest.raises(ValueError) as error:
+        checkpoint = checkpoints.checkpoint_to_resume(resume if resume == "latest" else str(folder / resume), folder)
+        checkpoints.read_state(checkpoint, folder)
+        checkpoints.check_training_state(checkpoint, 1, is_sharded=False)
+    message = str(error.value)
+    assert "step_1" in message and file.name in message and "step_N" in message
+
+
+def test_state_of_every_process_is_needed(saved_run):
+    checkpoints.check_training_state(saved_run / "step_1", 1, is_sharded=False)
+    with pytest.raises(ValueError, match="random_states_1.pkl is missing; copy it again"):
+        checkpoints.check_training_state(saved_run / "step_1", 2, is_sharded=False)
+    (saved_run / checkpoints.PLAN_FILE).write_text("[")
+    with pytest.raises(ValueError, match=f"{checkpoints.PLAN_FILE} is cut off or damaged .*start anew"):
+        checkpoints.read_state(None, saved_run)
+
+
+@pytest.mark.parametrize(
+    ("limit", "error", "cure"),
+    [
+        (1000, RuntimeError("file write failed"), "a file may have 0.0 MB at most here; raise the limit .ulimit -f."),
+        (-1, OSError(errno.EFBIG, os.strerror(errno.EFBIG)), "the file system takes no file so large; choose another"),
+        (1000, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), "MB are free there; make room"),
+    ],
+)
+def test_write_error_names_the_limit_that_was_met(tmp_path, monkeypatch, limit, error, cure):
+    monkeypatch.setattr(checkpoints.resource, "getrlimit", lambda which: (limit, limit))
+    with pytest.raises(OSError, match=cure), checkpoints._cleaned_up(tmp_path / "x", "it"):
+        raise error
 
 
 def test_reading_process_that_goes_while_a_checkpoint_is_written_is_not_the_disk(tmp_path):

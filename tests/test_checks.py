@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from small_data import CLASSES, write_folder
 
 from hf_segtx.data import SegmentationDataset, load_data, read_mask
 from hf_segtx.data.checks import check_data
-from hf_segtx.data.diagnosis import examine
+from hf_segtx.data.diagnosis import diagnose, examine
 from hf_segtx.data.folders import folder_records
 from hf_segtx.data.labels import Labels
 
@@ -87,6 +88,51 @@ def test_palettes_that_number_the_classes_anew_are_refused(tmp_path):
             mask.save(tmp_path / f"masks/{number:03}.png")
         train, _, _ = load_data(**folder)
         assert train[3]["label"].max() == 255 and train[3]["label"].min() == 0
+
+
+@pytest.mark.parametrize("kind", ["colours", "greys", "same"])
+def test_palettes_that_differ_from_mask_to_mask_are_refused(tmp_path, kind, caplog):
+    """The classes have no colours, and each mask its own numbers, as in small files that programs write."""
+    write_folder(tmp_path)
+    (tmp_path / "classes.json").write_text(json.dumps(["sky", "road", "tree"]))
+    palettes = {
+        "colours": [[0, 0, 0, 255, 0, 0, 0, 255, 0], [0, 0, 0, 0, 255, 0, 255, 0, 0]],
+        "greys": [[0, 0, 0, 5, 5, 5, 9, 9, 9], [0, 0, 0, 2, 2, 2, 9, 9, 9]],
+        "same": [[0, 0, 0, 127, 127, 127, 255, 255, 255]] * 2,
+    }[kind]
+    for number in range(6):
+        mask = Image.fromarray(np.random.default_rng(number).integers(0, 3, (24, 32)).astype(np.uint8))
+        mask.putpalette(palettes[number % 2])
+        mask.save(tmp_path / f"masks/{number:03}.png")
+    folder = {"train_dir": str(tmp_path), "validation_dir": str(tmp_path)}
+    message = {
+        "colours": r"the colour \(0, 255, 0\) has the number 2 in one and 1",
+        "greys": "number 1 is the grey 5 in",
+    }
+    report = examine(load_data(**folder, check=False)[0], "training")
+    findings = [finding for finding in diagnose([report]) if finding.level == "error"]
+    if kind == "same":
+        load_data(**folder)
+        assert "6 of 6 validation images are files of the training data, too" in caplog.text
+        assert not findings
+        return
+    with pytest.raises(ValueError, match=message[kind]):
+        load_data(**folder)
+    assert any(re.search(message[kind], finding.text) for finding in findings)
+
+
+@pytest.mark.parametrize("orientation, size, is_said", [(3, (24, 32), True), (6, (24, 24), True), (6, (24, 32), False)])
+def test_images_that_exif_turns_and_masks_that_it_does_not(tmp_path, caplog, orientation, size, is_said):
+    """Where the sizes agree anyhow, nobody knows whether the masks are of the turned images."""
+    write_folder(tmp_path, size=size)
+    for number in range(6):
+        image = Image.open(tmp_path / f"images/{number:03}.png").convert("RGB")
+        exif = image.getexif()
+        exif[0x0112] = orientation
+        image = image if size[0] == size[1] else image.rotate(90 * (orientation == 6), expand=True)
+        image.save(tmp_path / f"images/{number:03}.png", exif=exif)
+    load_data(train_dir=str(tmp_path), validation_dir=str(tmp_path))
+    assert ("EXIF turns the images of 6 of all 6 training masks" in caplog.text) == is_said
 
 
 def test_all_ignored_is_refused(tmp_path):

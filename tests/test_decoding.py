@@ -51,6 +51,45 @@ def test_16_bits_are_read_without_a_loss(tmp_path, name):
     assert np.array_equal((image.permute(1, 2, 0).numpy() * 257).round(), values)
 
 
+@pytest.mark.parametrize(
+    "case, message",
+    [
+        ("nan", "the image: 2 of 60 values are no finite numbers"),
+        ("fractions", "the image: its values are fractions of 0 to 1, expected are 0 to 255; multiply them by 255"),
+        (
+            "white",
+            "the image: cannot be decoded .0 is white in it, PhotometricInterpretation is 0; save it with 0 as bl",
+        ),
+    ],
+)
+def test_numbers_that_are_no_brightness_are_refused(tmp_path, case, message):
+    values = np.linspace(0, 1, 60, dtype=np.float32).reshape(4, 5, 3)
+    if case == "white":
+        tifffile.imwrite(tmp_path / "image.tif", values[..., 0].astype(np.uint16), photometric="miniswhite")
+    else:
+        np.save(tmp_path / "image.npy", 255 * values)
+        assert read_image(tmp_path / "image.npy").max() == 255
+        np.save(tmp_path / "image.npy", values.round())
+        assert read_image(tmp_path / "image.npy").max() == 1  # black and next to black
+        if case == "nan":
+            values = 255 * values
+            values[0, 0, :2] = np.nan, np.inf
+        np.save(tmp_path / "image.npy", values)
+    with pytest.raises(ValueError, match=message):
+        read_image(next(tmp_path.iterdir()))
+
+
+def test_many_formats_of_pictures_are_found(tmp_path):
+    """Of JPEG 2000, AVIF and others, Pillow says what it reads."""
+    write_folder(tmp_path)
+    for number, suffix in enumerate(("gif", "ppm", "jfif", "tga", "jp2", "avif")):
+        file = tmp_path / f"images/{number:03}.png"
+        Image.open(file).save(file.with_suffix(f".{suffix}"))
+        file.unlink()
+    train, validation, _ = load_data(train_dir=str(tmp_path))
+    assert len(train) + len(validation) == 6 and train[0]["image"].mode == "RGB"
+
+
 def pixels(image):
     """(H, W, C) of what `read_image` gives."""
     image = image.permute(1, 2, 0) if isinstance(image, torch.Tensor) else np.asarray(image)

@@ -267,6 +267,16 @@ def test_transparency_is_dropped_as_by_the_training_reader(backend, tmp_path):
     assert all(torch.equal(processor(kind, return_tensors="pt")["pixel_values"], expected) for kind in kinds)
 
 
+@pytest.mark.parametrize("width", [3, 30])
+def test_grey_arrays_of_two_axes_are_grey_pictures(backend, width):
+    grey = picture(20, width)[..., 0]
+    expected = backend()(Image.fromarray(grey), return_tensors="pt").pixel_values
+    for given in (grey, torch.from_numpy(grey), [grey]):
+        assert torch.equal(backend()(given, return_tensors="pt").pixel_values, expected)
+    same = backend()(grey, grey, input_data_format="channels_first", return_tensors="pt")
+    assert torch.equal(same.pixel_values, expected) and same.labels.shape[1:] == expected.shape[2:]
+
+
 def test_pictures_in_colour_for_a_grey_model(backend):
     image = Image.fromarray(picture(20, 30))
     processor = backend(image_mean=[0.5], image_std=[0.5], do_resize=False, do_pad=False)
@@ -356,8 +366,10 @@ def test_two_maps_of_an_image_one_pixel_wide_are_refused():
         ([picture(20, 30)] * 2, label_map(20, 30), "1 segmentation maps for 2 images"),
         (picture(20, 30), Image.fromarray(picture(20, 30)), "a picture of mode RGB, with 3 channels"),
         (picture(20, 30, 6), None, "set image_mean"),
+        ([], None, r"images is \[\]; give at least one"),
+        (None, None, "images is None; give at least one"),
     ],
-    ids=["other size", "other number", "one map", "RGB mask", "channels"],
+    ids=["other size", "other number", "one map", "RGB mask", "channels", "empty list", "none"],
 )
 def test_bad_input_is_refused_with_the_cure(backend, images, maps, cure):
     with pytest.raises(ValueError, match=cure):
@@ -479,6 +491,9 @@ def test_target_sizes_as_tensor_and_wrong_number(backend):
     assert [tuple(label_map.shape) for label_map in maps] == [(20, 30), (40, 30)]
     with pytest.raises(ValueError, match="1 target sizes for 2 images"):
         backend().post_process_semantic_segmentation(outputs, [(20, 30)])
+    for wrong in ((0, 10), (10.5, 10), (10,), 10, "10", (float("nan"), 10), (float("inf"), 10)):
+        with pytest.raises(ValueError, match=r"target_sizes\[1\] is .*; give height and width in whole pixels"):
+            backend().post_process_semantic_segmentation(outputs, [(20, 30), wrong])
 
 
 # Windows
@@ -620,3 +635,18 @@ def test_auto_map_names_both_backends(backend):
     assert processor.to_dict()["auto_map"] == {"AutoImageProcessor": wanted}
     processor.auto_map = {"AutoImageProcessor": wanted}  # as it comes back from such a file
     assert processor.to_dict()["auto_map"] == {"AutoImageProcessor": wanted}
+
+
+@pytest.mark.parametrize(
+    "image", [torch.rand(3, 40, 60), np.random.default_rng(0).random((40, 60, 3))], ids=["CHW", "HWC"]
+)
+@pytest.mark.parametrize("processor_class", BACKENDS)
+def test_fractions_are_refused_unless_they_are_not_rescaled(processor_class, image):
+    """Dividing by 255 what `ToTensor` has divided already would make it black."""
+    processor = processor_class(size={"height": 32, "width": 32})
+    with pytest.raises(
+        ValueError, match="image 1 holds fractions of 0 to 1, expected are 0 to 255; multiply it by 255"
+    ):
+        processor([255 * image, image], return_tensors="pt")
+    fractions = processor(image, do_rescale=False, return_tensors="pt").pixel_values
+    torch.testing.assert_close(fractions, processor(255 * image, return_tensors="pt").pixel_values)

@@ -402,6 +402,20 @@ def test_load_model_refuses_missing_weights(tmp_path, checkpoint):
             load_model(tmp_path)
 
 
+def test_evaluate_refuses_other_class_names_and_empty_data(checkpoint):
+    model, processor = load_model(checkpoint)
+    with pytest.raises(ValueError, match="has 0 images; give at least one"):
+        evaluate(model, processor, torch.utils.data.Subset(MixedScenes(), []))
+    names = list(model.config.id2label.values())
+    for others, message in (
+        (names[1::-1] + names[2:], f"class 0 is '{names[0]}'.* but '{names[1]}' in the model"),
+        ([*names, "more"], "class 8 is None in the data .8 classes. but 'more' in the model"),
+    ):
+        model.config.id2label = dict(enumerate(others))
+        with pytest.raises(ValueError, match=message):
+            evaluate(model, processor, MixedScenes())
+
+
 def test_evaluate_command_refuses_other_class_names(tmp_path, checkpoint, capsys):
     for kind, picture in (("images", Image.new("RGB", (64, 64))), ("masks", Image.new("L", (64, 64)))):
         (tmp_path / "data" / kind).mkdir(parents=True)

@@ -239,7 +239,7 @@ def test_rgb_without_colors():
         ({"classes": [ROAD, {"id": -1, "name": "car"}]}, "-1 is outside"),
         ({"classes": [ROAD, {"id": 65536, "name": "car"}]}, "65536 is outside"),
         ({"classes": [ROAD, {"name": "car"}]}, "'id' is missing"),
-        ({"classes": [ROAD, {"id": 1, "name": "car", "color": [1, 2, 256]}]}, "color .1, 2, 256. is not three numbers"),
+        ({"classes": [ROAD, {"id": 1, "name": "car", "color": [1, 2, 256]}]}, "color .1, 2, 256. is not three whole"),
         ({"classes": [ROAD, {"id": 1, "name": "car", "color": [-1, 2, 0]}]}, "color .-1, 2, 0. is not"),
         ({"classes": [ROAD, {"id": 1, "name": "car", "color": [0, 0]}]}, "color .0, 0. is not"),
         ({"classes": [ROAD, {"id": 1, "name": "car", "color": [0, 0, 9, 255]}]}, "color .0, 0, 9, 255. is not"),
@@ -247,7 +247,25 @@ def test_rgb_without_colors():
         ({"classes": []}, "at least one"),
         ({"0": "road", "2": "car"}, r"\[1\] are missing"),
         (["road", " "], "non-empty"),
-        (5, "int"),
+        (5, "5 names no classes"),
+        ("abc", "'abc' names no classes"),
+        ({"a": 0}, "the key 'a' is no id"),
+        ({"1.0": "a"}, r"the key '1\.0' is no id"),
+        ({"classes": [{"id": 1.7, "name": "car"}]}, r'"id" is 1\.7; write a whole number'),
+        ({"classes": [{"id": True, "name": "car"}]}, '"id" is True'),
+        ({"classes": [ROAD], "ignore_index": "x"}, "\"ignore_index\" is 'x'"),
+        ({"classes": [ROAD], "void_label": {"id": "3"}}, "\"id\" is '3'"),
+        ({"classes": [ROAD], "void_label": 255}, "not 255"),
+        ({"classes": {"0": "a"}}, "a class is .*, not {'0': 'a'}"),
+        ({"classes": ["a", "b"]}, "a class is .*, not 'a'"),
+        ({"classes": [ROAD, {**CAR, "ignore": "false"}]}, "\"ignore\" of id 7 is 'false'; write true or false"),
+        (
+            {"classes": [ROAD, {**CAR, "color": [128.0, 51.0, 255.0]}]},
+            r"id 7: the color .128\.0, 51\.0, 255\.0. is not",
+        ),
+        ({"classes": [ROAD, {**CAR, "color": [True, 0, 0]}]}, "color .True, 0, 0. is not"),
+        ({"classes": [ROAD, {**CAR, "color": None}]}, "color None is not"),
+        (["car", "road", "Road "], "'road' is there more than once, also as 'Road '"),
     ],
 )
 def test_wrong_contract_is_refused_with_its_file(tmp_path, content, message):
@@ -262,6 +280,15 @@ def test_missing_and_broken_files_are_named(tmp_path):
         Labels.from_file(written(tmp_path, {"classes": [ROAD]}) / "classes.json", do_reduce_labels=True)
     with pytest.raises(ValueError, match="nowhere.json: .*No such file"):
         Labels.from_file(tmp_path / "nowhere.json")
+    for encoding in ("utf-16", "latin-1"):
+        (tmp_path / "classes.json").write_text('["Straße"]', encoding=encoding)
+        with pytest.raises(ValueError, match=r"classes\.json: it is not in UTF-8 .*; save it as UTF-8"):
+            Labels.from_folder(tmp_path)
+    (tmp_path / "classes.json").write_text('["Straße", "b"]', encoding="utf-8-sig")
+    assert Labels.from_folder(tmp_path).names == ("Straße", "b")
+    (tmp_path / "classes.json").write_text('{"0": "a", "1": "b", "1": "c"}')
+    with pytest.raises(ValueError, match=r"classes\.json: the key '1' is there more than once"):
+        Labels.from_folder(tmp_path)
     (tmp_path / "classes.json").write_text("{")
     with pytest.raises(ValueError, match=r"classes\.json: not JSON \(Expecting.*correct or replace it"):
         Labels.from_folder(tmp_path)

@@ -8,6 +8,8 @@ import torch
 from safetensors.torch import load_file
 from tiny import CASES
 
+from hf_segtx.models import cpu
+
 
 peft = pytest.importorskip("peft")
 
@@ -119,3 +121,13 @@ def test_an_adapter_on_any_layer_has_its_effect_or_is_refused(name, fields):
         count += bool((expected - plain).abs().max() > 1e-2 * plain.std())
     assert refused == (READ.get(name, set()) if name != "setr" or fields else set())
     assert count >= 3
+
+
+def test_adapters_on_a_head_train_with_avx2(monkeypatch):
+    """There the head asks its convolutions for the size of their kernel."""
+    monkeypatch.setattr(cpu, "INSTRUCTION_SET", "AVX2")
+    case = CASES["setr"]
+    model = case.make_model(decode_head="mla")
+    layers = [name for name, layer in model.decode_head.named_modules() if isinstance(layer, torch.nn.Conv2d)]
+    adapted = peft.get_peft_model(model, peft.LoraConfig(r=2, target_modules=[f"decode_head.{layers[0]}"])).train()
+    assert adapted(torch.randn(2, 3, case.image_size, case.image_size)).logits.isfinite().all()

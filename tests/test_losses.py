@@ -253,9 +253,9 @@ def test_settings_in_the_text_match_the_formulas_with_them():
     for share, radius, stride in ((0.3, 2, 4), (1.0, 3, 3), (0.0, 1, 1)):
         ours = parse_loss(f"rmi(bce_share={share}, radius={radius}, stride={stride})")(logits, labels, config())
         assert_same(ours, slow_rmi(logits, labels, False, share, radius, stride), logits)
-    for text in ("rmi(bce_share=2)", "rmi(radius=0)", "rmi(stride=0)"):
+    for setting in ({"bce_share": 2}, {"radius": 0}, {"stride": 0}):
         with pytest.raises(ValueError, match="a share lies in \\[0, 1\\], and the others are at"):
-            parse_loss(text)(logits, labels, config())
+            losses.region_mutual_information(logits, labels, **setting)
     with pytest.raises(ValueError, match="bce_share -0.5"):
         losses.region_mutual_information(logits, labels, bce_share=-0.5)
 
@@ -481,6 +481,29 @@ def test_gpu_equals_cpu(name):
     torch.testing.assert_close(ours.cpu(), expected, **CLOSE[torch.float32])
     gradients = torch.autograd.grad(ours, on_gpu)[0].cpu(), torch.autograd.grad(expected, logits)[0]
     torch.testing.assert_close(*gradients, **CLOSE[torch.float32])
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "ohem(threshold=5)",
+        "ohem(threshold=0)",
+        "boundary(width=2.7)",
+        "boundary(width=0)",
+        "focal(gamma=1e400)",
+        "focal(gamma=2,gamma=3)",
+        "1e999*dice",
+        "rmi(bce_share=2)",
+    ],
+)
+def test_numbers_out_of_range_are_refused(text):
+    with pytest.raises(ValueError, match="a number of|a whole number of|at most 1e6"):
+        parse_loss(text)
+    for weights in ([1.0, -1.0], [1.0, float("nan")]):
+        with pytest.raises(ValueError, match="class_weights are .*; give finite numbers, at least 0"):
+            parse_loss("ce", class_weights=torch.tensor(weights))
+    with pytest.raises(ValueError, match="mean_over is 'some'; give 'valid' or 'all'"):
+        parse_loss("ce", mean_over="some")
 
 
 def test_a_factor_of_nothing_is_refused():

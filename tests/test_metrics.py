@@ -327,8 +327,22 @@ def test_wrong_input_is_named():
         metric.compute(predictions=[good], references=[good], num_classes=3)
     with pytest.raises(ValueError, match="num_labels is not known"):
         MeanIoU().compute(predictions=[good], references=[good])
-    with pytest.raises(ValueError, match="num_labels is 0"):
-        MeanIoU(num_labels=0)
+    for settings, message in (
+        *(({"num_labels": value}, f"num_labels is {value!r}; .* 1 to 16384") for value in (0, "3", 3.0, True, 100000)),
+        *(({"ignore_index": value}, f"ignore_index is {value!r}; .* -2147483648 to") for value in (None, "255", 2**31)),
+        ({"label_map": {2: 1.5}}, "label_map: the id of 2 is 1.5; give a whole number"),
+        ({"label_map": {100000: 1}}, "label_map: the raw id is 100000; .* to 16383"),
+        ({"label_map": {"x": 1}}, "label_map: the raw id is 'x'"),
+        ({"label_map": [1, 0]}, r"label_map is \[1, 0\]; give a dict"),
+        ({"nan_to_num": "0"}, "nan_to_num is '0'; give a number"),
+        ({"reduce_labels": "false"}, "reduce_labels is 'false'; give True or False"),
+        ({"num_labels": 300, "ignore_index": -100, "reduce_labels": True}, "num_labels is 300; .* give label_map"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            MeanIoU(**settings)
+        if None not in settings.values():
+            with pytest.raises(ValueError, match=message):
+                MeanIoU().compute(predictions=[good], references=[good], **{"num_labels": 3, **settings})
     ids = np.array([[0, 4, 6, 5]])
     for what in ("prediction", "reference"):  # found in `compute` when it is told there
         late = MeanIoU()

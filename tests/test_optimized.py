@@ -12,7 +12,7 @@ from transformers.activations import ACT2FN, GELUActivation
 
 from hf_segtx import SegFormerConfig, SegFormerForSemanticSegmentation, SegFormerImageProcessor
 from hf_segtx.models import cpu
-from hf_segtx.models.cpu import Linear, PackedLinear, PackedPatches, conv_gelu
+from hf_segtx.models.cpu import Linear, PackedLinear, PackedPatches, conv_gelu, is_faster_by_winograd
 from hf_segtx.models.modeling_segformer import FoldedSegFormerHead
 
 
@@ -52,7 +52,8 @@ def test_the_copy_is_the_same_function(name, fields, monkeypatch):
     before = copy.deepcopy(model.state_dict())
     optimized = model.train().optimize_for_inference()
     assert model.training and not any(module.training for module in optimized.modules())
-    assert not any(type(module) in (Linear, nn.BatchNorm2d) for module in optimized.modules())
+    ours = [module for name, module in optimized.named_modules() if not name.startswith("backbone.encoder.")]
+    assert not any(type(module) in (Linear, nn.BatchNorm2d) for module in ours)
     assert not any(parameter.requires_grad for parameter in optimized.parameters())
     for size in ((1, 3, 184, 120), (3, 3, 64, 64)):
         inputs = torch.randn(size)
@@ -169,6 +170,56 @@ def test_backbones_of_other_packages_are_not_packed():
         torch.testing.assert_close(optimized(inputs).logits, expected, rtol=0, atol=1e-5 * float(expected.std()))
 
 
+class Reparametrized(nn.Module):
+    """As timm's RepViT: a norm beside a convolution whose result is not all that it is given."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.bn = nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4)
+
+    def forward(self, x):
+        return self.bn(self.conv(x) + x)
+
+
+def test_norms_in_modules_of_others_are_not_folded_unless_they_are_a_sequence():
+    """Who gives them what, only the other package knows; a sequence of torch's does what it says."""
+    model = nn.Sequential(Reparametrized(), nn.Sequential(nn.Conv2d(4, 5, 1), nn.BatchNorm2d(5)))
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.running_var, 0.5, 2)
+    model, x = model.eval(), torch.randn(1, 4, 6, 7)
+    folded = cpu.fold(copy.deepcopy(model))
+    assert [type(m) for m in folded.modules() if isinstance(m, (nn.BatchNorm2d, nn.Identity))] == [
+        nn.BatchNorm2d,
+        nn.Identity,
+    ]
+    torch.testing.assert_close(folded(x), model(x))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_hooks_have_their_effect_in_the_copy(name):
+    """On any layer: oracle is the model."""
+    model, inputs = randomized(name), torch.randn(1, 3, 64, 64)
+    layers = {}
+    for path, layer in model.named_modules():
+        if not list(layer.children()):
+            layers.setdefault((type(layer), path.split(".")[0]), path)  # one of a kind
+    for path in layers.values():
+        hook = lambda module, arguments, result: 1.5 * result if torch.is_tensor(result) else result  # noqa: E731
+        handle = model.get_submodule(path).register_forward_hook(hook)
+        with torch.no_grad():
+            expected = model(inputs).logits
+            found = model.optimize_for_inference()(inputs).logits
+        handle.remove()
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-4 * float(expected.std()), msg=path)
+
+
+def test_grouped_convolutions_are_no_case_for_winograd():
+    with torch.device("meta"):
+        assert not is_faster_by_winograd(nn.Conv2d(512, 256, 3, groups=2))
+        assert is_faster_by_winograd(nn.Conv2d(256, 256, 3))
+
+
 def test_what_is_packed():
     """SegFormer reduces keys and values by such convolutions; ViT embeds its patches by one."""
     for name in ("segformer", "segmenter", "setr"):
@@ -219,7 +270,6 @@ def test_gelu_within_a_convolution_only_where_it_is_the_same(case, monkeypatch):
 def test_a_plain_copy_of_a_whole_network_has_no_second_weights():
     """Peak memory is the point of not keeping the plain weights."""
     model = SegFormerForSemanticSegmentation(SegFormerConfig(depths=[1, 1, 1, 1]))
-    children = [(child, parent) for parent in model.backbone.modules() for child in parent.children()]
-    packed = [m for m, parent in children if type(m) is Linear or PackedPatches.is_for(m, parent)]
+    packed = [m for m in model.backbone.modules() if type(m) is Linear or PackedPatches.is_for(m)]
     kept = sum(p.numel() for p in model.optimize_for_inference().backbone.parameters())
     assert kept == sum(p.numel() for p in model.backbone.parameters()) - sum(m.weight.numel() for m in packed)

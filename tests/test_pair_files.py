@@ -29,7 +29,7 @@ def picture(file, array=None):
 @pytest.mark.parametrize("slash", ["/", "\\"])
 def test_tables_as_spreadsheets_save_them(tmp_path, mark, encoding, slash):
     rows = [("Image", " Mask", "Split", "remark")]
-    for number, split in enumerate(("train", "training", "val")):
+    for number, split in enumerate(("Train", "training", "VAL")):
         picture(tmp_path / f"photos/ä {number}.jpg")
         picture(tmp_path / f"masks/{number}.png", (MASK + number) % 3)
         rows.append((f"photos{slash}ä {number}.jpg", f" masks{slash}{number}.png ", split, "a.b"))
@@ -50,7 +50,7 @@ def test_tables_as_spreadsheets_save_them(tmp_path, mark, encoding, slash):
         ("image,mask\na.jpg,b.png\n", r"row 1: there is no file .*b\.png"),
         ("image;mask\na.jpg;\n", "row 1 has no 'mask'"),
         ("image,mask\n", "no rows"),
-        (b"image,mask\n\xe4.jpg,a.png\n", "cannot be read"),
+        (b"image,mask\n\xe4.jpg,a.png\n", "cannot be read .*; save it as UTF-8"),
     ],
 )
 def test_wrong_tables_are_refused(tmp_path, content, message):
@@ -175,6 +175,27 @@ def test_wrong_tables_of_runs_are_refused(tmp_path):
     (tmp_path / "more.csv").write_text("ImageId,Class,EncodedPixels\n0.jpg,1,1 1\n2.jpg,a,1 1\n")
     with pytest.raises(ValueError, match="some classes are numbers, some are names: 1, a"):
         find_layout(tmp_path / "more.csv")
+    (tmp_path / "more.csv").write_text("ImageId,Class,EncodedPixels\n0.jpg,Fish,1 1\n2.jpg,fish,1 1\n")
+    with pytest.raises(ValueError, match=r"more\.csv: class names must differ .*; 'Fish' is there more than once"):
+        find_layout(tmp_path / "more.csv")
+    (tmp_path / "more.csv").write_text("ImageId,Class,EncodedPixels\n0.jpg,,\n2.jpg,nan,1 1\n")
+    with pytest.raises(ValueError, match=r"more\.csv: row 2 has runs, but no class in Class; complete or remove it"):
+        find_layout(tmp_path / "more.csv")
+
+
+@pytest.mark.parametrize("names", [["shirt", "pants"], ["shirt"], ["background", "shirt"]])
+def test_class_0_is_what_no_run_covers(tmp_path, names):
+    """A table with classes from 0 on, without a background; as pandas writes empty cells and whole numbers."""
+    rows = [("0.jpg", "0.0", "1 2"), ("0.jpg", "1.0", "5 2"), ("1.jpg", "nan", "nan"), ("2.jpg", "", "")]
+    competition(tmp_path, "ImageId,ClassId,EncodedPixels", rows)
+    (tmp_path / "id2label.json").write_text(json.dumps(names))
+    if names[0] == "background":
+        assert [int(label.sum()) for label in labels_of(tmp_path)[0]] == [2, 0, 0]
+        return
+    with pytest.raises(
+        ValueError, match=r"train\.csv: ClassId 0 is also what no run covers, but the classes are shirt"
+    ):
+        labels_of(tmp_path)
 
 
 def test_objects_of_run_lengths_name_file_and_image(tmp_path):

@@ -221,6 +221,19 @@ def test_loss_is_shown_from_the_first_step_on(tmp_path, monkeypatch):
     assert [float(f"{entry['loss']:.3g}") for entry in results["losses"]] == [first[3], first[4]]
 
 
+# ---- what of a checkpoint is lost
+
+
+def test_checkpoint_without_its_random_numbers_is_not_resumed(tmp_path, capsys):
+    """accelerate would go on without a word, and to other weights."""
+    run("--output_dir", tmp_path)
+    newest = max(tmp_path.glob("step_*"))
+    os.truncate(newest / "training_state" / "random_states_0.pkl", 100)
+    assert command(*TINY, "--output_dir", tmp_path, "--resume_from_checkpoint", "latest") == 2
+    printed = capsys.readouterr().err
+    assert f"{newest.name}/training_state/random_states_0.pkl is cut off" in printed and "earlier step_N" in printed
+
+
 # ---- how it was started
 
 

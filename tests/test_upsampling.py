@@ -7,6 +7,7 @@ import os
 import pytest
 import torch
 import torch.nn.functional as F
+from tiny import CASES
 from torch.utils.checkpoint import checkpoint
 
 from hf_segtx.models import upsampling
@@ -321,3 +322,21 @@ def test_gpu_equals_cpu(classes):
     gradient, expected = torch.autograd.grad(ours, on_gpu)[0], torch.autograd.grad(expected, logits)[0]
     torch.testing.assert_close(gradient.cpu(), expected, **CLOSE[torch.float32])
     assert torch.equal(upsampled_argmax(on_gpu, (24, 28)).cpu(), upsampled_argmax(logits, (24, 28)))
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("name", CASES)
+def test_models_refuse_labels_of_another_size(name, training):
+    """Transposed ones, too; whichever way they are given."""
+    side = CASES[name].image_size
+    model, images = CASES[name].make_model().train(training), torch.randn(2, 3, side, 2 * side)
+    for size in ((2 * side, side), (side, side)):
+        labels = torch.zeros(2, *size, dtype=torch.long)
+        message = rf"labels of shape \(2, {size[0]}, {size[1]}\) do not fit pixel_values .* {side}, {2 * side}\)"
+        for inputs, named in (([images, labels], {}), ([images], {"labels": labels}),
+                              ([], {"pixel_values": images, "labels": labels})):  # fmt: skip
+            with pytest.raises(ValueError, match=message):
+                model(*inputs, **named)
+    assert model(images, labels=torch.zeros(2, side // 2 + 1, side, dtype=torch.long)).loss.isfinite()  # half as large
+    maps, labels = model.backbone(images).feature_maps, torch.zeros(2, side, 2 * side, dtype=torch.long)
+    assert model(images, labels=labels, feature_maps=maps).loss.isfinite()

@@ -23,7 +23,7 @@ from hf_segtx import SegFormerModel
 from hf_segtx.models.configuration_setr import SETRConfig
 from hf_segtx.models.modeling_setr import SETRForSemanticSegmentation, SETRModel
 from hf_segtx.weights import load_backbone, load_original
-from hf_segtx.weights.files import read_state_dict
+from hf_segtx.weights.files import check_tensors, read_state_dict
 
 
 TINY = dict(image_size=32, patch_size=8, hidden_size=64, num_hidden_layers=2, num_attention_heads=2)
@@ -449,6 +449,11 @@ def test_rubbish_is_refused_by_name(name, tmp_path):
     for model in tiny_models():
         with pytest.raises((ValueError, OSError), match=name):
             load_backbone(model, tmp_path / name)
+
+
+def test_negative_variances_are_refused():
+    with pytest.raises(ValueError, match="the tensor norm.running_var has negative values, and variances are at least"):
+        check_tensors({"norm.running_var": torch.tensor([1.0, -1e-3])})
 
 
 NOT_WEIGHTS = {

@@ -5,6 +5,8 @@
 
 import logging
 import os
+from collections import Counter
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
@@ -12,11 +14,18 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from .dataset import SegmentationDataset, evenly, note_errors
+from .decoding import exif_orientation
 from .labels import Labels
 from .masks import palette_of
 
 
 logger = logging.getLogger(__name__)
+
+
+NUMBERED_ANEW = (
+    "so that numbers are no class ids; save the masks with one channel of class ids, or as RGB with the colours of the "
+    "classes in classes.json"
+)
 
 
 class Checked(NamedTuple):
@@ -27,12 +36,16 @@ class Checked(NamedTuple):
         counts: (num_ids,) pixels of each train id.
         values: raw ids in the mask; empty if it holds colours.
         is_grey_rgb: whether it holds ids, written three times.
+        shown: the colour in the mask's palette of each value in it; empty without a palette.
+        is_turned: whether EXIF turns the image but not the mask, and no size shows whether that is right.
     """
 
     error: str | None
     counts: np.ndarray
     values: set[int] = frozenset()
     is_grey_rgb: bool = False
+    shown: dict[int, tuple[int, ...]] = {}
+    is_turned: bool = False
 
 
 def mask_values(dataset: SegmentationDataset, max_samples: int) -> set[int]:
@@ -56,26 +69,50 @@ def masks_of_255(labels: Labels, values: list[set[int]]) -> int:
     return len(with_255) if is_odd else 0
 
 
-def palette_conflict(dataset: SegmentationDataset, index: int, mask: np.ndarray) -> str | None:
+def shown_colors(file, mask: np.ndarray) -> dict[int, tuple[int, ...]]:
+    """The colour in the mask's palette of each value in it; empty without a palette."""
+    palette = palette_of(file) if mask.ndim == 2 else None
+    if palette is None:
+        return {}
+    return {raw: tuple(palette[raw].tolist()) for raw in np.unique(mask).tolist() if raw < len(palette)}
+
+
+def numbered_anew(masks: Iterable[dict[int, tuple[int, ...]]]) -> str | None:
+    """What shows that each mask's palette has numbers of its own, as a program gives them that makes files small.
+
+    One colour has two numbers then; or greys, which were the ids, have one number in one mask and another elsewhere.
+
+    Args:
+        masks: the `shown_colors` of each.
+    """
+    numbers, greys = {}, {}
+    for shown in masks:
+        counts = Counter(shown.values())
+        is_grey = all(len(set(color)) == 1 for color in counts)
+        for raw, color in shown.items():
+            if counts[color] == 1 and (first := numbers.setdefault(color, raw)) != raw:
+                return f"in their palettes the colour {color} has the number {first} in one and {raw} in another"
+            if is_grey and (first := greys.setdefault(raw, color[0])) != color[0]:
+                return f"in their palettes the number {raw} is the grey {first} in one and {color[0]} in another"
+    return None
+
+
+def palette_conflict(dataset: SegmentationDataset, index: int, shown: dict[int, tuple[int, ...]]) -> str | None:
     """What is wrong if a mask's palette shows colours of the classes, but of others than its ids are.
 
     So it is when a program made an indexed picture of a coloured one: it numbers the colours as it likes.
     """
     labels = dataset.labels
-    palette = palette_of(dataset.files(index)[1]) if labels.color_to_train and mask.ndim == 2 else None
-    if palette is None:
+    meant = {raw: (labels.color_to_train or {}).get(color) for raw, color in shown.items()}
+    if None in meant.values():  # other colours, which only make the ids visible
         return None
-    used = [raw for raw in np.unique(mask).tolist() if raw < len(palette)]
-    shown = {raw: labels.color_to_train.get(tuple(palette[raw].tolist())) for raw in used}
-    if None in shown.values():  # other colours, which only make the ids visible
-        return None
-    different = [raw for raw in used if shown[raw] != labels.mapping.get(raw)]
+    different = [raw for raw in meant if meant[raw] != labels.mapping.get(raw)]
     if not different:
         return None
     raw, names = different[0], {**labels.id2label, labels.ignore_index: "ignored"}
     return (
         f"{dataset.names(index)[1]}: value {raw} is {names.get(labels.mapping.get(raw), 'no class')!r}, but its colour "
-        f"in the palette, {tuple(palette[raw].tolist())}, is that of {names[shown[raw]]!r}; save the mask as RGB, or "
+        f"in the palette, {shown[raw]}, is that of {names[meant[raw]]!r}; save the mask as RGB, or "
         "with one channel of class ids"
     )
 
@@ -112,9 +149,11 @@ def check_data(dataset: SegmentationDataset, *, split: str = "training", max_sam
 def _check_sample(dataset: SegmentationDataset, index: int) -> Checked:
     labels = dataset.labels
     try:
-        read_image, mask, name = dataset.open_raw(index)
+        files = dataset.files(index)
+        read_image, mask, name = dataset.open_raw(index, files)
         read_image()
-        if conflict := palette_conflict(dataset, index, mask):
+        shown = shown_colors(files[1], mask)
+        if conflict := palette_conflict(dataset, index, shown):
             raise ValueError(conflict)
         train = labels.map(mask, name)
     except ValueError as error:
@@ -122,13 +161,25 @@ def _check_sample(dataset: SegmentationDataset, index: int) -> Checked:
     counts = np.bincount(train[train != labels.ignore_index].ravel(), minlength=labels.num_ids)
     ids = labels.ids_or_colors(mask)
     is_simple = ids.ndim == 2 and np.count_nonzero(counts) <= 2  # else there is nothing to say about its values
-    return Checked(None, counts, set(np.unique(ids).tolist()) if is_simple else frozenset({-1}), ids.ndim < mask.ndim)
+    values = set(np.unique(ids).tolist()) if is_simple else frozenset({-1})
+    turned, mask_turned = map(exif_orientation, files)
+    is_turned = turned != 1 and mask_turned == 1 and (turned <= 4 or mask.shape[0] == mask.shape[1])
+    return Checked(None, counts, values, ids.ndim < mask.ndim, shown, is_turned)
 
 
 def _check_whole(dataset: SegmentationDataset, samples: list[Checked], checked: str) -> None:
     """What the samples say together."""
     labels = dataset.labels
+    if conflict := numbered_anew(sample.shown for sample in samples):
+        raise ValueError(f"{checked}: {conflict}, {NUMBERED_ANEW}")
     counts = np.sum([sample.counts for sample in samples], axis=0)
+    if turned := sum(sample.is_turned for sample in samples):
+        logger.warning(
+            "EXIF turns the images of %d of %s, and says nothing of the masks: look at some (segtx check); masks of "
+            "pixels as they lie in the file have to be turned alike.",
+            turned,
+            checked,
+        )
     if grey := sum(sample.is_grey_rgb for sample in samples):
         logger.info("%d of %s are RGB pictures with equal channels; they are read as class ids.", grey, checked)
     if counts.sum() == 0:

@@ -8,6 +8,7 @@ joined, as COCO's tools do it: a hole can only be written as run lengths.
 """
 
 import json
+import os
 import re
 import zlib
 from functools import partial
@@ -94,9 +95,11 @@ class _File:
             }
             objects, without = _objects(content)
         except KeyError as error:
-            raise ValueError(f"{file}: there is no key, image or category {error}; export it again") from error
-        except (ValueError, TypeError, AttributeError) as error:
+            raise ValueError(f"{file}: the key {error} is missing; export it again") from error
+        except (json.JSONDecodeError, UnicodeDecodeError, TypeError, AttributeError) as error:
             raise ValueError(f"{file}: not COCO's JSON ({error}); export it again") from error
+        except ValueError as error:
+            raise ValueError(f"{file}: {error}") from error
         if without:
             raise ValueError(
                 f"{file}: {len(without)} of {len(content['annotations'])} annotations have no segmentation, but boxes "
@@ -146,30 +149,53 @@ def _names(content: dict) -> list[str]:
     Roboflow puts a category before the others that stands for all of them, and that nothing belongs to.
     """
     categories = sorted(content["categories"], key=lambda category: category["id"])
-    used = {annotation["category_id"] for annotation in content["annotations"]}
-    names = []
+    used = {annotation.get("category_id") for annotation in content["annotations"]}
+    names: dict[str, dict] = {}
+    if len({category["id"] for category in categories}) < len(categories):
+        raise ValueError("categories have the same id; number them anew")
     for category in categories:
+        number, name = category["id"], category["name"]
+        if not isinstance(name, str) or not name.strip():
+            raise ValueError(f"category {number!r} has the name {name!r}; give it a text")
         others = [other for other in categories if other is not category]
         is_root = (
-            category["id"] not in used
+            number not in used
             and str(category.get("supercategory")).lower() in ("none", "")
             and others
-            and all(other.get("supercategory") == category["name"] for other in others)
+            and all(other.get("supercategory") == name for other in others)
         )
-        names += [] if is_root else [str(category["name"])]
-    if len({category["id"] for category in categories}) < len(categories):
-        raise ValueError("categories have the same id")
-    return names
+        if is_root:
+            continue
+        if (other := names.setdefault(name.strip().lower(), category)) is not category:
+            raise ValueError(
+                f"categories {other['id']!r} and {number!r} have one name, {other['name']!r} and {name!r}; rename one, "
+                "or give all their annotations the same category_id"
+            )
+    return [category["name"] for category in names.values()]
 
 
 def _objects(content: dict) -> tuple[dict, list]:
     """Image id -> (class name, segmentation) of its objects, and the ids of annotations without a segmentation."""
-    names = {category["id"]: str(category["name"]) for category in content["categories"]}
+    names = {category["id"]: category["name"] for category in content["categories"]}
     objects: dict = {image["id"]: [] for image in content["images"]}
     if len(objects) < len(content["images"]):
-        raise ValueError("images have the same id")
+        raise ValueError("images have the same id; number them anew")
+    files: dict[str, object] = {}
+    for image in content["images"]:
+        name = os.path.normpath(str(image["file_name"]).replace("\\", "/"))
+        if (other := files.setdefault(name, image["id"])) != image["id"]:
+            raise ValueError(
+                f"images {other!r} and {image['id']!r} have the same file_name, {name}; remove one, and give all their "
+                "annotations the other's image_id"
+            )
     without = []
-    for annotation in content["annotations"]:
+    for number, annotation in enumerate(content["annotations"], 1):
+        for key, known in (("image_id", objects), ("category_id", names)):
+            if annotation.get(key) not in known:
+                raise ValueError(
+                    f"annotation {number} (id {annotation.get('id')!r}) has the {key} {annotation.get(key)!r}, but the "
+                    f"ids are {some([*map(repr, known)]) or 'none'}; correct or remove it"
+                )
         if not annotation.get("segmentation"):
             without.append(annotation.get("id"))
         objects[annotation["image_id"]].append((names[annotation["category_id"]], annotation.get("segmentation")))
@@ -186,11 +212,22 @@ def _read_objects(packed: bytes, size: tuple[int, int] | None, image: str, ids: 
     shapes = []
     for name, segmentation in json.loads(zlib.decompress(packed)):
         if isinstance(segmentation, dict):
-            parts = [decode_runs(segmentation["counts"], tuple(segmentation["size"]))]
+            parts = [decode_runs(_whole(segmentation["counts"]), tuple(segmentation["size"]))]
         else:
             parts = segmentation if isinstance(segmentation[0], list) else [segmentation]
         shapes.append((ids[name], parts))
     return size, shapes
+
+
+def _whole(counts: str | list) -> str | list[int]:
+    """Run lengths of which some may be written as 5.0."""
+    if isinstance(counts, str):
+        return counts
+    if wrong := [
+        c for c in (counts if isinstance(counts, list) else [counts]) if type(c) not in (int, float) or c < 0 or c % 1
+    ]:
+        raise ValueError(f"counts has {wrong[0]!r}, but runs are whole numbers from 0 on; export it again")
+    return [int(count) for count in counts]
 
 
 def _layout(files: dict[str, Path], root: Path) -> Layout:
@@ -210,7 +247,11 @@ def _layout(files: dict[str, Path], root: Path) -> Layout:
             notes.append(f"{file.empty} images of {name} have no objects and are background")
     title = f"COCO's annotations in {some([file.file for file in read.values()])}"
     functions = {name: split(file) for name, file in read.items()}
-    return Layout(title, labels_of_names(names), functions, places=(root,), notes=tuple(notes), names=names)
+    try:
+        labels = labels_of_names(names)
+    except ValueError as error:
+        raise ValueError(f"{title}: {error}") from error
+    return Layout(title, labels, functions, places=(root,), notes=tuple(notes), names=names)
 
 
 class CocoWriter:

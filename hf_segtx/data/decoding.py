@@ -14,12 +14,13 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from ..models.image_processing_segtx import pil_numbers, scaled_to_255
+from ..models.image_processing_segtx import is_of_fractions, pil_numbers, scaled_to_255
 from .partial_decoding import first_rows
 
 
 IMAGE_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
-BITS, COMPRESSION, ORIENTATION, SAMPLES = 258, 259, 274, 277  # tags of TIFF; EXIF's orientation is the same
+# Tags of TIFF; EXIF's orientation is the same. White is 0 if the third is 0.
+BITS, COMPRESSION, WHITE_IS_ZERO, ORIENTATION, SAMPLES = 258, 259, 262, 274, 277
 
 
 # --- Files ----------------------------------------------------------------------------------------------------------
@@ -236,7 +237,7 @@ def read_image_part(file, name: str, num_channels: int, scale: float = 1.0, num_
         raise undecodable(name, error) from error
     if numbers is not None:
         array = _channels_first(*numbers, name, num_channels)
-        image, (height, width) = _from_numbers(array, num_channels), array.shape[1:]
+        image, (height, width) = _from_numbers(array, num_channels, name), array.shape[1:]
     elif num_channels not in IMAGE_MODES:
         raise ValueError(
             f"{name}: {image.format} holds 1, 3 or 4 channels, the model expects {num_channels}; use TIFF or .npy"
@@ -267,6 +268,8 @@ def _image_numbers(image, raw: str, file, num_channels: int) -> tuple[np.ndarray
     if image is None:
         return tiff_numbers(file)
     deep = is_deep(image, raw)
+    if image.format == "TIFF" and image.tag_v2.get(WHITE_IS_ZERO) == 0 and (deep or image.mode[0] in "IF"):
+        raise ValueError("0 is white in it, PhotometricInterpretation is 0; save it with 0 as black")
     if image.format == "TIFF" and (deep or num_channels not in IMAGE_MODES or num_pages(image) > 1):
         return tiff_numbers(file)
     if deep:
@@ -292,8 +295,16 @@ def _channels_first(array: np.ndarray, axes: tuple[int, ...], name: str, num_cha
     )
 
 
-def _from_numbers(array: np.ndarray, num_channels: int) -> Image.Image | torch.Tensor:
+def _from_numbers(array: np.ndarray, num_channels: int, name: str) -> Image.Image | torch.Tensor:
     """(C, H, W) as `read_image` gives it."""
+    if array.dtype.kind == "f":
+        if num_bad := array.size - np.count_nonzero(np.isfinite(array)):
+            raise ValueError(
+                f"{name}: {num_bad} of {array.size} values are no finite numbers; fill them, or remove the image and "
+                "its mask"
+            )
+        if num_channels == 3 and is_of_fractions(torch.from_numpy(np.require(array, requirements=["C", "W"]))):
+            raise ValueError(f"{name}: its values are fractions of 0 to 1, expected are 0 to 255; multiply them by 255")
     if array.dtype == np.uint8 and num_channels in IMAGE_MODES:
         array = np.ascontiguousarray(array.transpose(1, 2, 0))
         return Image.fromarray(array[..., 0] if num_channels == 1 else array)

@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 
 from ..visualization.label_maps import FAINT, GAP, PAPER, TEXT_SIZE, legend, overlay, text_font
 from .annotations import Overlap, describe_overlap, overlap_of
-from .checks import masks_of_255, palette_conflict
+from .checks import NUMBERED_ANEW, masks_of_255, numbered_anew, palette_conflict, shown_colors
 from .dataset import SegmentationDataset
 from .labels import Labels, flip_permutation
 
@@ -47,6 +47,7 @@ class Sample:
         values, counts: (n,) the raw ids, or colours as 0xRRGGBB, in the mask and the pixels of each.
         colored: whether the mask holds colours.
         pixels: (num_ids + 1,) of each train id, the last ignored; zeros if the mask breaks the contract.
+        shown: the colour in the mask's palette of each value in it; empty without a palette.
         moments: (2, C) mean and mean square of the image over its pixels, in units of 0-1.
         fingerprint: (256,) bool; None for an image without contrast.
         shifts, mirrored: what `alignment` returns; None if not asked for, or without borders.
@@ -59,6 +60,7 @@ class Sample:
     values: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
     counts: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
     colored: bool = False
+    shown: dict[int, tuple[int, ...]] = field(default_factory=dict)
     moments: np.ndarray | None = None
     fingerprint: np.ndarray | None = None
     shifts: np.ndarray | None = None
@@ -101,8 +103,9 @@ def examine_sample(dataset: SegmentationDataset, index: int, align: bool = False
     labels = dataset.labels
     sample = Sample(dataset.names(index)[1], np.zeros(labels.num_ids + 1, np.int64))
     try:
-        read_image, mask, name = dataset.open_raw(index)
-        sample.overlap = getattr(dataset.files(index)[1], "overlap", None)
+        files = dataset.files(index)
+        read_image, mask, name = dataset.open_raw(index, files)
+        sample.overlap = getattr(files[1], "overlap", None)
         raw = labels.ids_or_colors(mask)
         sample.colored = raw.ndim == 3
         if sample.colored:
@@ -110,7 +113,8 @@ def examine_sample(dataset: SegmentationDataset, index: int, align: bool = False
         sample.values, sample.counts = _unique(raw)
         sample.size, sample.moments, gray = _statistics(read_image())
         sample.fingerprint = fingerprint(gray)
-        if conflict := palette_conflict(dataset, index, mask):
+        sample.shown = shown_colors(files[1], mask)
+        if conflict := palette_conflict(dataset, index, sample.shown):
             raise ValueError(conflict)
         train = labels.map(mask, name)
         train = np.where(train == labels.ignore_index, labels.num_ids, train)
@@ -286,6 +290,8 @@ def _diagnose_masks(report: Report) -> list[Finding]:
             f"means {labels.names[-1]!r} there, write one value for it in all masks"
         )
         findings.append(Finding("warning", text))
+    if conflict := numbered_anew(sample.shown for sample in report.samples):
+        findings.append(Finding("error", f"the {split} masks: {conflict}, {NUMBERED_ANEW}"))
     zero, last = report.raw_pixels[0] / max(1, total), max(known)
     if (
         not report.has_colors

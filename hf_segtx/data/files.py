@@ -12,7 +12,9 @@ from PIL import Image
 from .labels import Labels
 
 
-IMAGE_SUFFIXES = {".bmp", ".jpeg", ".jpg", ".npy", ".png", ".tif", ".tiff", ".webp"}
+IMAGE_SUFFIXES = set(
+    ".avif .bmp .gif .jfif .jp2 .jpe .jpeg .jpg .npy .pbm .pgm .png .pnm .ppm .tga .tif .tiff .webp".split()
+)
 SPLIT_NAMES = {  # other words for a split
     "training": "train",
     "val": "validation",

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from .annotations import BACKGROUND_NAMES, AnnotatedMask, labels_of_names, raw_ids
+from .annotations import BACKGROUND_NAMES, AnnotatedMask, labels_of_names, polygon_points, raw_ids
 from .class_files import CLASS_FILES
 from .files import ALL, IMAGE_SUFFIXES, Layout, files_below, pictures_below, some, split_of, upright_size
 from .labels import Labels
@@ -46,10 +46,15 @@ def find_labelme(folder: Path) -> Layout | None:
     files = [found for found in files if found[2] in set(partnered) or _is_labelme(found[2])]
     splits: dict[str, list[tuple[str, str]]] = {}
     names: set[str] = set()
+    spelled: dict[str, tuple[str, str]] = {}  # as it is first, and where
     for way, name, path in files:
         split = _split_of_way(way)
         content = _read(path)
-        names.update(label for label, _, _ in _shapes(content, path))
+        for label, _, _ in _shapes(content, path):
+            other, where = spelled.setdefault(label.strip().lower(), (label, path))
+            if other != label:
+                raise ValueError(f"{path}: the label {label!r} is {other!r} in {where}; write them alike")
+            names.add(label)
         splits.setdefault(split, []).append(
             (_image_of(content, Path(path), pictures.get((split, Path(name).stem), [])), path)
         )
@@ -97,7 +102,7 @@ def _read(file: str) -> dict:
             return content
         what = "its shapes are no list of objects"
     except (ValueError, KeyError, TypeError) as error:
-        what = f"{error!r}"
+        what = repr(error) if isinstance(error, KeyError) else error
     raise ValueError(f"{file}: not labelme's JSON ({what}); save it again, or remove it")
 
 
@@ -114,7 +119,7 @@ def _image_of(content: dict, file: Path, pictures: list[str]) -> str:
     what = (
         f"which of {some(beside)} is its image?"
         if beside
-        else "its image is neither beside it nor where imagePath says"
+        else "its image is neither beside it nor where imagePath says."
     )
     raise ValueError(f"{file}: {what} An image has the name of its file of annotations up to the suffix")
 
@@ -140,26 +145,46 @@ def _read_shapes(file: str, image: str, ids: dict[str, int]) -> tuple:
     """Size of the image, and the shapes, by their names' ids."""
     content = _read(file)
     size = content.get("imageHeight"), content.get("imageWidth")
+    if wrong := [value for value in size if not isinstance(value, int | float | None)]:
+        raise ValueError(f"imageHeight or imageWidth is {wrong[0]!r}; write a whole number, or null")
     size = upright_size(image) if None in size else tuple(map(int, size))
-    return size, [(ids[label], _parts(kind, shape, size)) for label, kind, shape in _shapes(content, file)]
+    shapes = []
+    for number, (label, kind, shape) in enumerate(_shapes(content, file), 1):
+        try:
+            shapes.append((ids[label], _parts(kind, shape, size)))
+        except (ValueError, TypeError, OSError) as error:
+            raise ValueError(f"shape {number}, {label}, {kind}: {error}; draw it again, or remove it") from error
+    return size, shapes
 
 
 def _parts(kind: str, shape: dict, size: tuple[int, int]) -> list:
     """What `annotations.fill` takes."""
+    if not shape.get("points"):
+        raise ValueError('its "points" are missing')
+    points = np.array(shape["points"], float)
     if kind == "polygon":
-        return [np.array(shape["points"], float).ravel()]
-    (x, y), (right, bottom) = np.array(shape["points"], float)
+        return [polygon_points(points.ravel()).ravel()]
+    if kind == "rectangle" and points.shape == (4, 2):
+        ends = np.stack([points.min(0), points.max(0)])
+        if (points[:, None] == ends).any(1).all():  # upright
+            points = ends
+    if points.shape != (2, 2):
+        raise ValueError(f"{points.tolist()!s:.60} are not its two points")
+    (x, y), (right, bottom) = points
     if kind == "rectangle":
         return [np.array([x, y, right, y, right, bottom, x, bottom])]
     if kind == "circle":  # its centre and a point on it
         angles, radius = np.linspace(0, 2 * np.pi, CIRCLE_POINTS, endpoint=False), np.hypot(right - x, bottom - y)
         return [np.stack([x + radius * np.cos(angles), y + radius * np.sin(angles)], 1).ravel()]
-    with Image.open(io.BytesIO(base64.b64decode(shape["mask"]))) as image:
-        pixels = np.asarray(image) > 0
+    try:
+        with Image.open(io.BytesIO(base64.b64decode(shape.get("mask") or ""))) as image:
+            pixels = np.asarray(image) > 0
+    except (ValueError, OSError) as error:
+        raise ValueError("its mask is no picture in base64") from error
     inside = np.zeros(size, bool)
     top, left = round(y), round(x)
     if pixels.ndim != 2 or inside[top : top + len(pixels), left : left + pixels.shape[1]].shape != pixels.shape:
-        raise ValueError(f"a mask of {pixels.shape} pixels at {left}, {top} leaves the image; draw it again")
+        raise ValueError(f"a mask of {pixels.shape} pixels at {left}, {top} leaves the image")
     inside[top : top + len(pixels), left : left + pixels.shape[1]] = pixels
     return [inside]
 

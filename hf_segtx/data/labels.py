@@ -51,8 +51,13 @@ class Labels:
         names = tuple(self.names)
         if not names or not all(isinstance(name, str) and name.strip() for name in names):
             raise ValueError(f"class names must be non-empty texts, at least one; got {names[:10]}")
-        if repeated := [name for name, count in Counter(names).items() if count > 1]:
-            raise ValueError(f"class names must differ; {repeated[0]!r} is there more than once")
+        counts = Counter(name.strip().lower() for name in names)
+        if word := next((word for word, count in counts.items() if count > 1), None):
+            first, second, *_ = [name for name in names if name.strip().lower() == word]
+            raise ValueError(
+                f"class names must differ by more than letter case and outer spaces; {first!r} is there more than "
+                f"once, also as {second!r}; rename one of them"
+            )
         if self.palette:
             palette = tuple(tuple(int(value) for value in color) for color in self.palette)
         else:
@@ -138,7 +143,7 @@ class Labels:
         if not Path(file).suffix and not Path(file).exists():
             return cls.named(str(file))
         try:
-            content = json.loads(Path(file).read_text(encoding="utf-8"))
+            content = json.loads(read_utf8(file), object_pairs_hook=_without_repeats)
             if isinstance(content, dict) and "classes" in content:
                 if do_reduce_labels:
                     raise ValueError("it says itself which id is ignored; omit do_reduce_labels")
@@ -152,14 +157,22 @@ class Labels:
 
     @classmethod
     def _from_classes(cls, content: dict) -> "Labels":
-        classes = content["classes"]
-        ids = [int(entry["id"]) for entry in classes]
+        classes, void_label = content["classes"], content.get("void_label")
+        entries = [*(classes if isinstance(classes, list) else [classes]), *([void_label] if void_label else [])]
+        if wrong := [entry for entry in entries if not isinstance(entry, dict) or entry is classes]:
+            raise ValueError(
+                f'a class is {{"id": 0, "name": "sky"}}, not {wrong[0]!r:.60}; write "classes" as a list of such'
+            )
+        ids = [_whole_number("id", entry["id"]) for entry in entries][: len(classes)]
         if repeated := [raw for raw, count in Counter(ids).items() if count > 1]:
             raise ValueError(f"the id {repeated[0]} is there more than once; ids must differ")
-        void = {int(entry["id"]) for entry in classes if entry.get("ignore")}
-        void |= {int(content["ignore_index"])} if content.get("ignore_index") is not None else set()
-        void |= {int(content["void_label"]["id"])} if content.get("void_label") else set()
-        kept = sorted((entry for entry in classes if int(entry["id"]) not in void), key=lambda entry: int(entry["id"]))
+        if wrong := [entry for entry in classes if not isinstance(entry.get("ignore", False), bool)]:
+            raise ValueError(f'"ignore" of id {wrong[0]["id"]} is {wrong[0]["ignore"]!r}; write true or false')
+        void = {entry["id"] for entry in classes if entry.get("ignore")}
+        if (ignored := content.get("ignore_index")) is not None:
+            void.add(_whole_number("ignore_index", ignored))
+        void |= {void_label["id"]} if void_label else set()
+        kept = sorted((entry for entry in classes if entry["id"] not in void), key=lambda entry: entry["id"])
         if content.get("num_classes", len(kept)) != len(kept):
             raise ValueError(
                 f"num_classes is {content['num_classes']}, but {len(kept)} classes are listed and not ignored "
@@ -167,11 +180,14 @@ class Labels:
             )
         ignore_index = default_ignore_index(len(kept))
         background = {0: 0} if len(kept) == 1 else {}  # of a single class
-        train_ids = {int(entry["id"]): train_id for train_id, entry in enumerate(kept, len(background))}
+        train_ids = {entry["id"]: train_id for train_id, entry in enumerate(kept, len(background))}
         raw_to_train = {**background, **{raw: ignore_index for raw in void}, **train_ids}
-        colors = [(tuple(entry["color"]), raw_to_train[int(entry["id"])]) for entry in classes if "color" in entry]
-        if wrong := [color for color, _ in colors if len(color) != 3 or not all(0 <= value <= 255 for value in color)]:
-            raise ValueError(f"the color {list(wrong[0])} is not three numbers of 0 .. 255")
+        if wrong := [entry for entry in classes if "color" in entry and not _is_color(entry["color"])]:
+            raise ValueError(
+                f"id {wrong[0]['id']}: the color {wrong[0]['color']!r} is not three whole numbers of 0 .. 255; write "
+                "it such as [128, 51, 255], or omit it"
+            )
+        colors = [(tuple(entry["color"]), raw_to_train[entry["id"]]) for entry in classes if "color" in entry]
         counts = Counter(color for color, _ in colors)  # a colour that two classes share says nothing about a pixel
         return cls(
             names=tuple(entry["name"] for entry in kept),
@@ -189,8 +205,11 @@ class Labels:
             do_reduce_labels: raw id 0 is ignored and every other one becomes itself minus 1, as in ADE20K's files. The
                 names then belong to the raw ids from 1 on; a leading "background", "other" or the like is dropped.
         """
-        if not isinstance(id2label, dict):
-            id2label = dict(enumerate(id2label))
+        if not isinstance(id2label, dict | list | tuple):
+            raise ValueError(f'{id2label!r:.60} names no classes; give {{"0": "sky", ...}} or a list of names')
+        id2label = id2label if isinstance(id2label, dict) else dict(enumerate(id2label))
+        if wrong := [raw for raw in id2label if not re.fullmatch("0|[1-9][0-9]*", str(raw))]:
+            raise ValueError(f'the key {wrong[0]!r} is no id of a class; write {{"0": "sky", "1": "sea", ...}}')
         by_id = {int(raw): name for raw, name in id2label.items()}
         if sorted(by_id) != list(range(len(by_id))):
             missing = sorted(set(range(len(by_id))) - set(by_id))
@@ -374,6 +393,35 @@ class Labels:
 def _colors(codes: np.ndarray) -> str:
     first = ", ".join(str((code >> 16, code >> 8 & 255, code & 255)) for code in codes[:4].tolist())
     return first + (", ..." if len(codes) > 4 else "")
+
+
+def read_utf8(file: str | Path) -> str:
+    """The text of a file.
+
+    Raises:
+        ValueError: if it is not in UTF-8, with or without a byte order mark.
+    """
+    try:
+        return Path(file).read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"it is not in UTF-8 ({error.reason} at byte {error.start}); save it as UTF-8") from error
+
+
+def _without_repeats(pairs: list[tuple]) -> dict:
+    """An object in JSON."""
+    if repeated := [key for key, count in Counter(key for key, _ in pairs).items() if count > 1]:
+        raise ValueError(f"the key {repeated[0]!r} is there more than once; remove or rename one")
+    return dict(pairs)
+
+
+def _whole_number(key: str, value) -> int:
+    if type(value) is not int:  # true is an int, too
+        raise ValueError(f'"{key}" is {value!r}; write a whole number of 0 .. 65535, without quotes')
+    return value
+
+
+def _is_color(value) -> bool:
+    return isinstance(value, list) and len(value) == 3 and all(type(v) is int and 0 <= v <= 255 for v in value)
 
 
 def default_ignore_index(num_labels: int) -> int:

@@ -1,9 +1,11 @@
 """Finds, reads and checks training and validation data, whatever form they have."""
 
 import logging
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 from difflib import get_close_matches
+from pathlib import Path
 
 from torch.utils.data import Dataset
 
@@ -55,6 +57,14 @@ def load_data(
     max_checks = 64 if settings.streaming else 1000  # each may read a shard's whole row group
     labels = with_255_as_class([dataset for dataset in (train, validation) if dataset], found.labels, max_checks)
     if check:
+        if train is not None and (shared := same_files(train, validation)):
+            logger.warning(
+                "%d of %d validation images are files of the training data, too (such as %s): the score will be too "
+                "good; take them out of one of the two.",
+                len(shared),
+                len(validation),
+                shared[0],
+            )
         for split, dataset in (("training", train), ("validation", validation)):
             if dataset is not None:
                 check_data(dataset, split=split, max_samples=max_checks)
@@ -204,6 +214,15 @@ def overlap_text(dataset: SegmentationDataset) -> str | None:
         return None
     overlap, count = overlap_of(dataset.files(index)[1] for index in range(len(dataset)))
     return describe_overlap(overlap, count) if count else None
+
+
+def same_files(first: SegmentationDataset, second: SegmentationDataset) -> list[str]:
+    """Images of the second that are the very files of the first, as far as they are files."""
+    both = []
+    for dataset in (first, second):
+        files = [dataset.files(i)[0] for i in range(len(dataset))] if isinstance(dataset.records, list) else []
+        both.append({os.path.realpath(file) for file in files if isinstance(file, (str, Path))})
+    return sorted(set.intersection(*both))
 
 
 def _at_most(dataset: SegmentationDataset, count: int | None) -> SegmentationDataset:

@@ -18,6 +18,7 @@ from .decoding import (
     BITS,
     COMPRESSION,
     SAMPLES,
+    WHITE_IS_ZERO,
     content_of,
     grey_numbers,
     has_transparency,
@@ -32,7 +33,7 @@ from .decoding import (
 )
 
 
-WHITE_IS_ZERO, SOFTWARE, SAMPLE_FORMAT = 262, 305, 339  # tags of TIFF; the first is 0 if so
+SOFTWARE, SAMPLE_FORMAT = 305, 339  # tags of TIFF
 LOSSY_FORMATS = {"AVIF", "DDS", "HEIF", "JPEG", "JPEG2000", "JXL", "MPO"}
 LOSSY_COMPRESSIONS = {6, 7, 33003, 33005, 34712, 34887, 34892, 50001, 50002}  # JPEG, JPEG 2000, LERC, WebP, JPEG XL
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .annotations import AnnotatedMask, labels_of_names, raw_ids
+from .annotations import BACKGROUND_NAMES, AnnotatedMask, labels_of_names, raw_ids
 from .files import ALL, Layout, canonical_split, fixed, pictures_below, some, upright_size
 from .labels import Labels
 
@@ -82,6 +82,8 @@ def _rows(file: Path) -> list[dict]:
                 lines.seek(0)
                 reader = csv.DictReader(lines, delimiter=max(counts, key=counts.get), skipinitialspace=True)
                 rows = [{str(key).strip(): value for key, value in row.items()} for row in reader]
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file}: cannot be read as {error.encoding} ({error.reason}); save it as UTF-8") from error
     except (OSError, ValueError, csv.Error) as error:
         raise ValueError(f"{file}: cannot be read ({error}); a row names an image and a mask file") from error
     if not rows or not all(isinstance(row, dict) for row in rows):
@@ -99,8 +101,8 @@ def _pair_table(file: Path, rows: list[dict], keys: list[str], split_key: str | 
         pair = tuple(_existing(file, str(row[key]).strip()) for key in keys)
         if missing := [path for path in pair if not os.path.isfile(path)]:
             raise ValueError(f"{file}: row {number}: there is no file {missing[0]}; paths start at {file.parent}")
-        split = str(row.get(split_key) or "").strip() or ALL
-        splits.setdefault(canonical_split(split), []).append(pair)
+        split = canonical_split(str(row.get(split_key) or "").strip() or ALL)
+        splits.setdefault(split.lower() if split.lower() in ("train", "test") else split, []).append(pair)
     if ALL in splits and len(splits) > 1:
         raise ValueError(f"{file}: {len(splits[ALL])} rows have no split, others have one; complete them")
     functions = {name: fixed(list, pairs) for name, pairs in splits.items()}
@@ -116,15 +118,22 @@ def _existing(file: Path, path: str) -> str:
 
 def _run_table(file: Path, rows: list[dict], runs: str, name: str, is_joined: bool, class_key: str | None) -> Layout:
     images: dict[str, list[tuple[str | None, str]]] = {}
-    for row in rows:
-        image, kind = str(row[name]).strip(), str(row[class_key]).strip() if class_key else None
+    for number, row in enumerate(rows, 1):
+        image, kind, text = str(row[name]).strip(), _cell(row[class_key]) if class_key else None, _cell(row[runs])
         if is_joined:
             image, _, kind = image.rpartition("_")
-        images.setdefault(image, []).append((kind, str(row[runs] or "").strip()))
+        if kind == "" and text:
+            key = name if is_joined else class_key
+            raise ValueError(f"{file}: row {number} has runs, but no class in {key}; complete or remove it")
+        images.setdefault(image, []).append((kind, text))
     kinds = sorted({kind for objects in images.values() for kind, text in objects if kind is not None and text})
-    names = tuple(kind for kind in kinds if not kind.isdigit())
+    names = tuple(kind for kind in kinds if not kind.isdecimal())
     if names and len(names) < len(kinds):
         raise ValueError(f"{file}: some classes are numbers, some are names: {some(kinds)}; make them alike")
+    try:
+        own_labels = labels_of_names(names) if names else None
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from error
     by_name: dict[str, list[str]] = {}
     for way, picture, path in pictures_below(file.parent):
         for key in {picture, Path(picture).stem, "/".join((*way, picture))}:
@@ -138,6 +147,13 @@ def _run_table(file: Path, rows: list[dict], runs: str, name: str, is_joined: bo
 
     def records(labels: Labels | None, alone) -> list[tuple]:
         ids, background = raw_ids(labels, names, str(file)) if names else ({kind: int(kind) for kind in kinds}, 0)
+        if labels and not names and 0 in ids.values():
+            zero = labels.id2label.get(labels.mapping.get(0), "")
+            if labels.num_labels == 1 or zero.strip().lower() not in BACKGROUND_NAMES:
+                raise ValueError(
+                    f"{file}: {class_key or name} 0 is also what no run covers, but the classes are "
+                    f"{some(labels.names)}; count them from 1 there, and name background as the class of id 0"
+                )
         return [
             (path, AnnotatedMask(f"{file}, mask of {image}", partial(_read_runs, path, objects, ids), background))
             for image, objects in images.items()
@@ -146,12 +162,18 @@ def _run_table(file: Path, rows: list[dict], runs: str, name: str, is_joined: bo
 
     return Layout(
         f"{file}, run lengths (pixels counted from 1, column by column)",
-        labels_of_names(names) if names else None,
+        own_labels,
         {ALL: records},
         places=(file.parent,),
         notes=(f"{len(images)} images, the others below {file.parent} are not read",),
         names=names,
     )
+
+
+def _cell(value) -> str:
+    """Without the marks of numbers that pandas writes: nan is empty, 1.0 is 1."""
+    text = "" if value is None else str(value).strip()
+    return "" if text.lower() == "nan" else re.sub(r"^(\d+)\.0+$", r"\1", text)
 
 
 def _read_runs(image: str, objects: list[tuple[str | None, str]], ids: dict[str, int]) -> tuple:

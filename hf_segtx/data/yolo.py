@@ -7,6 +7,7 @@ Objects are in no order: larger ones are drawn first. What none covers is backgr
 """
 
 import logging
+import re
 from functools import partial
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from .files import (
     some,
     upright_size,
 )
-from .labels import Labels
+from .labels import Labels, read_utf8
 from .outlines import find_regions, joined
 
 
@@ -55,10 +56,18 @@ def read_yolo(file: Path) -> Layout:
         raise ValueError(f"{file}: not YOLO's data.yaml: it must have names, and train or val")
     names = content["names"]
     names = names if isinstance(names, dict) else dict(enumerate(names))
+    if wrong := [number for number in names if not str(number).isdecimal()]:
+        raise ValueError(f"{file}: names must be a list, or have numbers as keys, not {wrong[0]!r}")
+    if wrong := [name for name in names.values() if not isinstance(name, str)]:
+        raise ValueError(f"{file}: the name {wrong[0]!r} is no text; write it in quotes")
+    if content.get("nc", len(names)) != len(names):
+        raise ValueError(f"{file}: nc is {content['nc']!r}, but there are {len(names)} names; make them agree")
+    names = {int(number): name for number, name in names.items()}
+    ordered = tuple(names[number] for number in sorted(names))
     try:
-        names = {int(number): str(name) for number, name in names.items()}
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{file}: names must be a list, or have numbers as keys ({error})") from error
+        labels = labels_of_names(ordered)
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from error
     splits, notes = {}, []
     for key in ("train", "val", "valid", "validation", "test"):
         images = _images(file, content, key) if content.get(key) else []
@@ -67,6 +76,7 @@ def read_yolo(file: Path) -> Layout:
         if not images:
             continue
         pairs = [(image, label_file(image)) for image in images]
+        _check_partners(file, pairs)
         missing = sum(not Path(label).is_file() for _, label in pairs)
         if missing == len(pairs) and key == "test":
             notes.append("the images of test have no annotations and are not read")
@@ -84,25 +94,51 @@ def read_yolo(file: Path) -> Layout:
     if both := set(splits.get("train", [])) & set(splits.get("validation", [])):
         logger.warning("%s: %d images are both in train and in val.", file, len(both))
     functions = {split: _split(pairs, names, str(file)) for split, pairs in splits.items()}
-    ordered = tuple(names[number] for number in sorted(names))
-    return Layout(
-        f"YOLO's outlines of {file}", labels_of_names(ordered), functions, (file.parent,), tuple(notes), ordered
-    )
+    return Layout(f"YOLO's outlines of {file}", labels, functions, (file.parent,), tuple(notes), ordered)
 
 
 def label_file(image: str) -> str:
-    """labels/**/x.txt of images/**/x.jpg, by the last folder called images; else x.txt beside the image."""
-    path = Path(image)
-    parts = list(path.with_suffix(".txt").parts)
+    """labels/**/x.txt of images/**/x.jpg, by the last folder called images; else x.txt beside the image; or x.TXT."""
+    beside = Path(image).with_suffix(".txt")
+    parts = list(beside.parts)
     if "images" in parts[:-1]:
         parts[len(parts) - 2 - parts[-2::-1].index("images")] = "labels"
-    beside = path.with_suffix(".txt")
-    return str(beside if not Path(*parts).is_file() and beside.is_file() else Path(*parts))
+    forms = [path.with_suffix(suffix) for path in (Path(*parts), beside) for suffix in (".txt", ".TXT", ".Txt")]
+    return str(next(filter(Path.is_file, forms), forms[0]))
+
+
+def _check_partners(file: Path, pairs: list[tuple[str, str]]) -> None:
+    """Raises ValueError for annotations of two images, or of none, beside those of others."""
+    images: dict[str, str] = {}
+    places: dict[Path, list[Path]] = {}  # folder of annotations -> their images
+    for image, label in pairs:
+        if (other := images.setdefault(label, image)) != image and Path(label).is_file():
+            raise ValueError(f"{file}: {label} belongs to {other} and to {image}; rename one of the images")
+        places.setdefault(Path(label).parent, []).append(Path(image))
+    alone = []
+    for place, own in places.items():
+        beside = [path for folder in {image.parent for image in own} for path in folder.iterdir()]
+        stems = {path.stem for path in own + [path for path in beside if path.suffix.lower() in IMAGE_SUFFIXES]}
+        files = sorted(path for path in place.iterdir() if path.suffix.lower() == ".txt") if place.is_dir() else []
+        alone += [path for path in files if path.stem not in stems and _has_lines(path)]
+    if alone:
+        without = [image for label, image in images.items() if not Path(label).is_file()]
+        raise ValueError(
+            f"{file}: {len(alone)} files of annotations belong to no image: {some(alone, 2)}; "
+            + (f"{len(without)} images have none: {some(without, 2)}; " if without else "")
+            + "an image and its annotations have one name up to the suffix: rename or remove them"
+        )
+
+
+def _has_lines(file: Path) -> bool:
+    """Whether a text begins with an object, unlike lists of classes or images, which may lie there, too."""
+    words = file.read_bytes().lstrip(b"\xef\xbb\xbf \t\r\n").split(b"\n", 1)[0].split()
+    return len(words) > 4 and all(re.fullmatch(rb"[-+.\deE]+", word) for word in words)
 
 
 def _content(file: Path) -> dict:
     try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8-sig"))
+        content = yaml.safe_load(read_utf8(file))
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise ValueError(f"{file}: cannot be read as YAML ({error}); correct it") from error
     return content if isinstance(content, dict) else {}
@@ -154,7 +190,7 @@ def _split(pairs: list[tuple[str, str]], names: dict[int, str], where: str):
 def _read_lines(file: str, image: str, ids: dict[int, int]) -> tuple:
     """Size of the image, and the shapes of the lines."""
     size, shapes = upright_size(image), []
-    lines = Path(file).read_text(encoding="utf-8-sig").splitlines() if Path(file).is_file() else []
+    lines = read_utf8(file).splitlines() if Path(file).is_file() else []
     for number, line in enumerate(lines, 1):
         words = line.split()
         if not words:

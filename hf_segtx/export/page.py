@@ -29,7 +29,7 @@ LINES = {  # of each format
     "onnx": """
 ```bash
 pip install numpy pillow onnxruntime && python segment.py photo.jpg    # label map and overlay, without PyTorch
-segtx predict {folder} photo.jpg                                       # with hf_segtx: videos, folders, scales
+segtx predict {folder} photo.jpg                                       # with hf_segtx: videos, folders
 ```
 
 Python:

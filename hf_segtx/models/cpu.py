@@ -304,30 +304,43 @@ def optimize_for_inference(model: PreTrainedModel) -> PreTrainedModel:
         raise RuntimeError("a copy for inference cannot be saved; save the model that `optimize_for_inference` took")
 
     optimized = fold(copy.deepcopy(model))
-    for parent in list(optimized.modules()):
+    for parent in filter(is_own, list(optimized.modules())):
         for name, module in list(parent.named_children()):
             if PackedLinear.is_for(module):
                 setattr(parent, name, PackedLinear(module.weight, module.bias).eval())
-            elif PackedPatches.is_for(module, parent):
+            elif PackedPatches.is_for(module):
                 setattr(parent, name, PackedPatches(module).eval())
     optimized.register_state_dict_pre_hook(refuse)
     return optimized
 
 
+def is_own(parent: nn.Module) -> bool:
+    """Whether a module of this package calls the parent's children, which others may take the place of.
+
+    Modules of other packages may read their weights (transformers' DINOv2, peft's adapters), or have a BatchNorm beside
+    a convolution whose result it is not given alone (timm's RepViT).
+    """
+    package = type(parent).__module__.rpartition(".")[0]
+    is_container = type(parent) is nn.ModuleList or type(parent).forward is nn.Sequential.forward
+    return package == __name__.rpartition(".")[0] or is_container
+
+
 def fold(model: nn.Module) -> nn.Module:
-    """The model, changed for inference: every BatchNorm becomes part of its convolution, weights are channels-last.
+    """The model, changed for inference: each BatchNorm of ours becomes part of its convolution; weights channels-last.
 
     It is in evaluation mode and has no gradients. A head that folds its layers in its own way has a method `folded`,
     and what that returns takes its place. Large 3x3 convolutions become [`WinogradConv2d`].
     """
-    for parent in list(model.eval().modules()):
+    for parent in filter(is_own, list(model.eval().modules())):
         if hasattr(parent, "folded"):
             continue
         conv_name, conv = None, None
         for name, module in list(parent.named_children()):
-            if hasattr(module, "folded"):
+            if hasattr(module, "folded") and not has_hooks(*module.modules()):
                 setattr(parent, name, module.folded())
-            if type(conv) is nn.Conv2d and type(module) in (nn.BatchNorm2d, nn.SyncBatchNorm):
+            is_norm = type(module) in (nn.BatchNorm2d, nn.SyncBatchNorm)
+            is_pair = type(conv) is nn.Conv2d and is_norm and not isinstance(parent, nn.ModuleList)
+            if is_pair and not has_hooks(conv, module):
                 conv = fuse_conv_bn_eval(conv, module)
                 if is_faster_by_winograd(conv):
                     conv = WinogradConv2d(conv)
@@ -338,9 +351,10 @@ def fold(model: nn.Module) -> nn.Module:
 
 
 def is_packable(module: nn.Linear | nn.Conv2d) -> bool:
-    """Whether oneDNN computes with its weight: an ordinary one in float32 on a CPU."""
+    """Whether oneDNN can take its place: it has an ordinary weight in float32 on a CPU, and no hooks."""
     weight = module.weight
-    return HAS_ONEDNN and has_plain_weight(module) and weight.device.type == "cpu" and weight.dtype == torch.float32
+    is_plain = HAS_ONEDNN and not has_hooks(module) and has_plain_weight(module)
+    return is_plain and weight.device.type == "cpu" and weight.dtype == torch.float32
 
 
 class PackedLinear(nn.Linear):
@@ -387,12 +401,9 @@ class PackedPatches(nn.Module):
     """
 
     @staticmethod
-    def is_for(module: nn.Module, parent: nn.Module) -> bool:
-        """Whether the module is a plain one that this one can take the place of, as a child of that parent.
-
-        Parents of other packages (transformers' DINOv2, peft's adapters) read the weight, which this one does not keep.
-        """
-        if type(module) is not nn.Conv2d or type(parent).__module__.rpartition(".")[0] != __name__.rpartition(".")[0]:
+    def is_for(module: nn.Module) -> bool:
+        """Whether the module is a plain one that this one can take the place of."""
+        if type(module) is not nn.Conv2d:
             return False
         side = module.stride[0]
         is_of_patches = side > 1 and module.stride == module.kernel_size == (side, side) and module.groups == 1
@@ -416,13 +427,15 @@ def map_to_train_on(conv: nn.Conv2d, feature_map: torch.Tensor) -> torch.Tensor:
     With AVX2 oneDNN takes up to five times as long for the gradient of a 3x3 kernel if the map's channels are last, as
     those of a map of tokens are: 2.6 instead of 0.55 s for 256 -> 256 channels and a side of 256 (EPYC, two threads).
     """
-    is_slow = INSTRUCTION_SET == "AVX2" and conv.training and conv.kernel_size != (1, 1)
+    kernel_size = getattr(conv, "base_layer", conv).kernel_size  # that of peft's adapters
+    is_slow = INSTRUCTION_SET == "AVX2" and conv.training and kernel_size != (1, 1)
     return feature_map.contiguous() if is_slow and feature_map.device.type == "cpu" else feature_map
 
 
 def is_faster_by_winograd(conv: nn.Conv2d) -> bool:
     """Whether the products that Winograd's algorithm saves outweigh its sums: from about 256 channels on."""
-    return conv.kernel_size == (3, 3) and conv.stride == (1, 1) and min(conv.weight.shape[:2]) >= 256
+    is_plain = conv.kernel_size == (3, 3) and conv.stride == (1, 1) and conv.groups == 1
+    return is_plain and min(conv.weight.shape[:2]) >= 256
 
 
 class WinogradConv2d(nn.Conv2d):

@@ -184,6 +184,23 @@ def scaled_to_255(pixels: torch.Tensor) -> torch.Tensor:
     return pixels
 
 
+def is_of_fractions(pixels: torch.Tensor) -> bool:
+    """Whether they are floats between 0 and 1, and not only these two, as `ToTensor` of torchvision makes them."""
+    if not pixels.is_floating_point() or not pixels.numel() or pixels.min() < 0 or pixels.max() > 1:
+        return False
+    return bool((pixels != pixels.round()).any())
+
+
+def refuse_fractions(images, do_rescale: bool, rescale_factor: float) -> None:
+    """Raises ValueError if an image is one of [`is_of_fractions`], which dividing by 255 would make black."""
+    for index, image in enumerate(images if do_rescale and rescale_factor < 0.1 else []):
+        if is_of_fractions(torch.as_tensor(image)):
+            raise ValueError(
+                f"image {index} holds fractions of 0 to 1, expected are 0 to 255; multiply it by 255 (by 257, if 8 "
+                "bits were stored as 16), or pass do_rescale=False"
+            )
+
+
 def pil_numbers(image: Image.Image) -> np.ndarray:
     """(H, W) or (H, W, C) of a PIL image, in the byte order of the machine; 1-bit pixels become 0 and 1.
 
@@ -269,13 +286,33 @@ def checked_sizes(target_sizes, defaults: list[tuple[int, int]]) -> list[tuple[i
     """The target sizes as integers, or the defaults if there are none.
 
     Raises:
-        ValueError: if there is not one per image.
+        ValueError: if there is not one per image, or one is no pair of whole numbers above 0.
     """
     if target_sizes is None:
         return defaults
     if len(target_sizes) != len(defaults):
         raise ValueError(f"{len(target_sizes)} target sizes for {len(defaults)} images; give one (H, W) per image")
-    return [(int(height), int(width)) for height, width in target_sizes]
+    sizes = []
+    for number, given in enumerate(target_sizes):
+        try:
+            size = tuple(map(int, given))
+            is_right = len(size) == 2 and min(size) > 0 and size == tuple(given)
+        except (TypeError, ValueError, OverflowError):  # texts, a single number, nan, infinity
+            is_right = False
+        if not is_right:
+            raise ValueError(f"target_sizes[{number}] is {given}; give height and width in whole pixels, at least 1")
+        sizes.append(size)
+    return sizes
+
+
+def with_channel_axis(images, data_format=None):
+    """Images, one or a list: arrays and tensors (H, W), which are grey, get an axis of one channel; others stay."""
+    if isinstance(images, (list, tuple)):
+        return [with_channel_axis(image, data_format) for image in images]
+    if getattr(images, "ndim", None) != 2:
+        return images
+    default = ChannelDimension.FIRST if isinstance(images, torch.Tensor) else ChannelDimension.LAST
+    return images[None] if ChannelDimension(data_format or default) == ChannelDimension.FIRST else images[..., None]
 
 
 class PixelsForPipeline(torch.Tensor):
@@ -416,24 +453,28 @@ class SegmentationProcessing:
 
         Args:
             images: one or a list of PIL images, arrays or tensors. Arrays and tensors have as many channels as
-                `image_mean` has entries, first or last, and 0-255 (or `do_rescale=False`); integers without a sign of
-                more than 8 bits are scaled to that. Where both axes could be the channels', it is the last of arrays
-                and the first of tensors, or what `input_data_format` says. With `do_convert_rgb`, grey, palette and
-                RGBA images become what the model expects, without transparency.
+                `image_mean` has entries, first or last, or two axes if they are grey, and 0-255 (or
+                `do_rescale=False`); integers without a sign of more than 8 bits are scaled to that. Where both axes
+                could be the channels', it is the last of arrays and the first of tensors, or what `input_data_format`
+                says. With `do_convert_rgb`, grey, palette and RGBA images become what the model expects, without
+                transparency.
             segmentation_maps: one map of label ids for each image, of its size: PIL images of mode 1, L, P, I or I;16
                 (the palette index counts, not the colour), arrays or tensors.
             **kwargs: any attribute of the processor, for this call only.
 
         Shape:
-            images: (H, W, C) or (C, H, W); segmentation_maps: (H, W)
+            images: (H, W, C), (C, H, W) or (H, W); segmentation_maps: (H, W)
             returns: `pixel_values` (B, C, H', W') float32 and, with maps, `labels` (B, H', W') int64. If `window_size`
                 is set, N windows instead of B images, and `windows` (N, 7) int64: number of the image; top, left,
                 height and width of the window; height and width of the resized image.
 
         Raises:
-            ValueError: if maps and images differ in number or size, maps hold anything but label ids, or images have
-                another number of channels than `image_mean`.
+            ValueError: if there is no image, if maps and images differ in number or size, maps hold anything but label
+                ids, or images have another number of channels than `image_mean`.
         """
+        if images is None or isinstance(images, (list, tuple)) and len(images) == 0:
+            raise ValueError(f"images is {images!r}; give at least one: PIL image, (H, W, C) array or (C, H, W) tensor")
+        images = with_channel_axis(images, kwargs.get("input_data_format"))
         return super().preprocess(images, segmentation_maps, **kwargs)
 
     def _preprocess_image_like_inputs(
@@ -466,6 +507,7 @@ class SegmentationProcessing:
             num_channels=len(image_mean) if isinstance(image_mean, (list, tuple)) else None,
             device=device,
         )  # each (C, H, W)
+        refuse_fractions(images, kwargs["do_rescale"], kwargs["rescale_factor"])
         if do_flip_channel_order:
             images = [image[list(reversed(range(len(image))))] for image in images]
         original_sizes = [tuple(image.shape[-2:]) for image in images]

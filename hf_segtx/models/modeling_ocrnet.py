@@ -469,7 +469,7 @@ class OCRNetForSemanticSegmentation(OCRNetPreTrainedModel):
 
     Shape:
         pixel_values: (B, num_channels, H, W), normalised
-        labels: (B, H', W') class ids or the ignore index, of any size; usually that of the image
+        labels: (B, H', W') class ids or the ignore index, of the image's size, or scaled
         windows: (B, 7), where the images lie, for post-processing; returned as they are
         returns: [`OCRNetOutput`] with logits (B, K, h, w); with `output_auxiliary_logits` those of the soft object
             regions, with `output_regions` region maps, relation and representations

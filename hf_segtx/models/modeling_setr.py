@@ -217,7 +217,7 @@ class SETRForSemanticSegmentation(SETRPreTrainedModel):
 
     Shape:
         pixel_values: (B, num_channels, H, W), normalised
-        labels: (B, H', W') class ids or the ignore index, of any size; usually that of the image
+        labels: (B, H', W') class ids or the ignore index, of the image's size, or scaled
         windows: (B, 7), where the images lie, for post-processing; returned as they are
         returns: [`SegmentationOutput`] with logits (B, K, s h, s w), s = 1 (naive), 8 (pup) or 4 (mla) as published
     """

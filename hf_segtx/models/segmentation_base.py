@@ -80,6 +80,20 @@ def segmentation_loss(
     return loss
 
 
+def check_sizes(pixel_values: torch.Tensor | None, labels: torch.Tensor | None) -> None:
+    """Raises ValueError if label maps (B, H', W') have not the ratio of sides of their images (B, C, H, W).
+
+    They may be larger or smaller, by the same factor up to a pixel.
+    """
+    if getattr(pixel_values, "ndim", 0) == 4 and getattr(labels, "ndim", 0) == 3:
+        (height, width), (rows, columns) = pixel_values.shape[2:], labels.shape[1:]
+        if abs(rows * width - columns * height) > height + width:
+            raise ValueError(
+                f"labels of shape {tuple(labels.shape)} do not fit pixel_values of shape {tuple(pixel_values.shape)}; "
+                "give maps of class ids with the height and width of the images"
+            )
+
+
 class SegmentationPreTrainedModel(PreTrainedModel):
     """Base class: what transformers has to know of a model that takes images and has a `backbone`.
 
@@ -139,6 +153,12 @@ class SegmentationPreTrainedModel(PreTrainedModel):
         for name in self._frozen:
             self.get_submodule(name).eval()
         return self
+
+    def __call__(self, *inputs, **named):
+        """As in torch, but label maps must have the shape of the images; see `check_sizes`."""
+        given = dict(zip(("pixel_values", "labels"), inputs)) | named
+        check_sizes(given.get("pixel_values"), given.get("labels"))
+        return super().__call__(*inputs, **named)
 
     def features(
         self, pixel_values: torch.Tensor, feature_maps: tuple[torch.Tensor, ...] | None = None, **kwargs

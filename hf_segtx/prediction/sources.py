@@ -65,6 +65,8 @@ def find_sources(patterns: Sequence[str]) -> Sources:
                 relative = os.path.relpath(file, root)
                 names[file] = Path(file.name if relative.startswith("..") else relative).with_suffix("")
         passed_over += results
+        if not files and not glob.has_magic(pattern) and not os.path.exists(pattern):
+            raise ValueError(f"{pattern}: there is no such file or folder")
         if not files:
             raise ValueError(f"{pattern}: no pictures or videos ({', '.join(sorted(IMAGE_SUFFIXES | VIDEO_SUFFIXES))})")
         if len(files) == len(results):

@@ -9,23 +9,28 @@ A folder is written as `.partial-step_N` and renamed after its last byte has rea
 `step_N` can be resumed from.
 """
 
+import errno
 import json
 import os
 import re
+import resource
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from pickle import UnpicklingError
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import load
 from safetensors import SafetensorError
 from torch import nn
 
-from ..models.segmentation_base import copy_permissions
+from ..models.segmentation_base import copy_permissions, damaged_file
 from .machine import everywhere
 
 
+COPY_AGAIN = "copy it again, or resume from an earlier step_N"
 PLAN_FILE = ".plan.json"  # what a resumed run must have in common with this one, for before the first checkpoint
 
 
@@ -47,26 +52,68 @@ def checkpoint_to_resume(resume: str | None, output_dir: Path) -> Path | None:
         return None
     if resume == "latest":
         if checkpoints := find_checkpoints(output_dir):
-            return checkpoints[-1]
+            return _checked(checkpoints[-1], COPY_AGAIN)
         if (output_dir / "train.args").is_file():  # stopped before its first checkpoint: the same run from its start
             return None
         raise ValueError(f"there is no run to resume in {output_dir}; give its output_dir, or a checkpoint folder")
-    folder = Path(resume)
+    cure = (
+        "give a step_N folder, 'last', or 'latest'; to start a new run from the weights of a model, use "
+        "model_name_or_path"
+    )
+    return _checked(Path(resume), cure).resolve()
+
+
+def _checked(folder: Path, cure: str) -> Path:
+    """The folder, if it has all parts of a checkpoint."""
     for part in ("config.json", "preprocessor_config.json", "trainer_state.json", "training_state"):
         if not (folder / part).exists():
-            raise ValueError(
-                f"{folder} is not a checkpoint of a training run: it has no {part}. Give a step_N folder, 'last', or "
-                "'latest'; to start a new run from the weights of a model, use model_name_or_path"
-            )
-    return folder.resolve()
+            raise ValueError(f"{folder} is not a checkpoint of a training run: it has no {part}; {cure}")
+    return folder
+
+
+def check_training_state(checkpoint: Path, processes: int, is_sharded: bool) -> None:
+    """Opens what accelerate is to read: it says of no file which one is cut off, and of some not even that.
+
+    Raises:
+        ValueError: if a file is missing or damaged.
+    """
+    folder = checkpoint / "training_state"
+    needed = {f"random_states_{process}.pkl" for process in range(processes)}
+    needed |= set() if is_sharded else {"optimizer.bin"}
+    found = {path.name for pattern in ("*.bin", "*.pt", "*.pkl") for path in folder.glob(pattern)}
+    for name in sorted(needed | found):
+        try:
+            load(folder / name, "cpu", mmap=True)
+        except FileNotFoundError as error:
+            raise ValueError(f"{checkpoint} cannot be resumed: {folder / name} is missing; {COPY_AGAIN}") from error
+        except (OSError, RuntimeError, EOFError, ValueError, UnpicklingError) as error:
+            reason = str(error).split(". ")[0]
+            raise ValueError(f"{folder / name} is cut off or damaged ({reason}); {COPY_AGAIN}") from error
+    if (file := damaged_file(folder)) != folder:
+        raise ValueError(f"{file} is cut off or damaged; {COPY_AGAIN}")
 
 
 def read_state(checkpoint: Path | None, output_dir: Path) -> dict | None:
-    """What `save_checkpoint` was given as the state; of a run without a checkpoint its "plan" alone, if it left one."""
+    """What `save_checkpoint` was given as the state; of a run without a checkpoint its "plan" alone, if it left one.
+
+    Raises:
+        ValueError: if the file is damaged.
+    """
     if checkpoint is not None:
-        return json.loads((checkpoint / "trainer_state.json").read_text())
+        return _read_json(checkpoint / "trainer_state.json", "plan")
     plan = output_dir / PLAN_FILE
-    return {"plan": json.loads(plan.read_text())} if plan.is_file() else None
+    return {"plan": _read_json(plan)} if plan.is_file() else None
+
+
+def _read_json(file: Path, *names: str) -> dict:
+    """The object in a JSON file, with at least these entries."""
+    try:
+        content = json.loads(file.read_text())
+    except ValueError as error:
+        raise ValueError(f"{file} is cut off or damaged ({error}); {COPY_AGAIN}, or start anew") from error
+    if not isinstance(content, dict) or not content.keys() >= set(names):
+        raise ValueError(f"{file} is not what a run wrote, an object with {names}; {COPY_AGAIN}, or start anew")
+    return content
 
 
 def check_plan(there: dict, here: dict, place: Path, explain: Callable[[str, object, object], str]) -> None:
@@ -188,8 +235,12 @@ def _cleaned_up(partial: Path, what: str) -> Iterator[None]:
             raise
         if "DataLoader worker" in str(error):  # torch raises that anywhere, when it hears of a process that is gone
             raise
-        free = shutil.disk_usage(partial.parent).free / 1e6
-        cure = f"{free:.1f} MB are free there; make room"
+        free, limit = shutil.disk_usage(partial.parent).free, resource.getrlimit(resource.RLIMIT_FSIZE)[0]
+        cure = f"{free / 1e6:.1f} MB are free there; make room"
+        if 0 <= limit < free and "No space left" not in str(error):  # torch does not say why it could not write
+            cure = f"a file may have {limit / 1e6:.1f} MB at most here; raise the limit (ulimit -f)"
+        elif os.strerror(errno.EFBIG) in str(error):
+            cure = "the file system takes no file so large; choose another output_dir"
         if whole := find_checkpoints(partial.parent):
             cure += f" and go on from {whole[-1]} with resume_from_checkpoint latest"
         raise OSError(f"could not write {what} ({error}); {cure}") from error

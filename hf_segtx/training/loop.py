@@ -44,6 +44,7 @@ from .checkpoints import (
     PLAN_FILE,
     check_finite,
     check_plan,
+    check_training_state,
     checkpoint_to_resume,
     point,
     read_state,
@@ -260,7 +261,7 @@ class TrainingRun:
         """That of the checkpoint, or of a new run.
 
         Raises:
-            ValueError: if the checkpoint is one of another run, by its data or arguments.
+            ValueError: if the checkpoint is one of another run, by its data or arguments, or a file of it is damaged.
         """
         plan = self._plan()
         if self.arguments.resume_from_checkpoint is None:
@@ -268,6 +269,9 @@ class TrainingRun:
         place = self.checkpoint or self.output_dir
         there = everywhere(read_state, self.checkpoint, self.output_dir) or {"plan": plan}
         everywhere(check_plan, there["plan"], plan, place, self._difference)
+        if self.checkpoint is not None:
+            parts = (self.checkpoint, self.accelerator.num_processes, setup.is_sharded(self.accelerator))
+            everywhere(check_training_state, *parts, only_main=True)
         return RunState(**there)
 
     def _plan(self) -> dict:

@@ -149,6 +149,8 @@ def check_tensors(state: StateDict) -> None:
             reason = f"is of type {tensor.dtype}; save the weights as floating-point numbers"
         elif not counter and not tensor.float().isfinite().all():
             reason = "has values that are not finite (NaN or infinite): the training failed or the file is damaged"
+        elif name.endswith("running_var") and (tensor < 0).any():
+            reason = "has negative values, and variances are at least 0: the file is damaged"
         else:
             continue
         raise ValueError(f"the tensor {name} {reason}")
