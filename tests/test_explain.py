@@ -175,7 +175,7 @@ def test_command_writes_its_pictures(name, run, tmp_path, capsys):
         (["--layers", "4"], "--layers [4]; there are 0 to 3"),
         (["--pixel", "60", "0"], "--pixel (60, 0) is outside"),
         (["--pixel", "1"], "--pixel has 1 values"),
-        (["drive.mp4"], "drive.mp4: no pictures or videos"),
+        (["drive.mp4"], "drive.mp4: there is no such file or folder"),
     ):
         assert run(model, processor, *files, *wrong)[0] == 2
         assert said in capsys.readouterr().err

@@ -523,6 +523,34 @@ def test_what_cannot_be_exported_is_refused(checkpoint, tmp_path):
         load_model(checkpoint, threads=2)
 
 
+def test_an_export_that_fails_does_not_block_its_folder(checkpoint, tmp_path, monkeypatch):
+    def fail(*args):
+        raise NotImplementedError("no such operator")
+
+    monkeypatch.setattr(export_folder, "write_graph", fail)
+    for _ in range(2):
+        with pytest.raises(NotImplementedError):
+            export_model(str(checkpoint), tmp_path)
+
+
+def test_graphs_of_an_earlier_export_are_removed(tmp_path):
+    """They may be of another model than the one that the record is about from now on."""
+    for name in ("model.onnx", "openvino_model.xml", "openvino_model.bin", "photo.jpg"):
+        (tmp_path / name).touch()
+    files = [{"file": "model.onnx"}, {"file": "openvino_model.xml"}]
+    (tmp_path / "export.json").write_text(json.dumps({"files": files}))
+    export_folder.remove_earlier(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"export.json", "photo.jpg"}
+
+
+@pytest.mark.parametrize("name", ["model.onnx", "openvino_model.xml", "model.pt2"])
+def test_damaged_files_are_named(tmp_path, name):
+    (tmp_path / name).write_bytes(b"half of it")
+    (tmp_path / "export.json").write_text(json.dumps({"metadata": {"outputs": '["logits"]'}}))
+    with pytest.raises(ValueError, match=f"{name} cannot be loaded .*; copy it again, or export the model again"):
+        open_file(tmp_path / name, ["logits"])
+
+
 @pytest.mark.slow
 def test_difference_ends_with_status_1(checkpoint, tmp_path, without_timing, monkeypatch, capsys):
     """A graph whose head is off by a few per cent is written, named and refused."""

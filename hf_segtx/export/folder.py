@@ -92,13 +92,14 @@ def export_model(
     metadata = metadata_of(model, processor, options, source)
 
     output_dir.mkdir(parents=True, exist_ok=True)
-    model.config.save_pretrained(output_dir)
-    processor.save_pretrained(output_dir)
-    if "onnx" in formats:
-        shutil.copy(RUNNER, output_dir)
+    remove_earlier(output_dir)
     written = dict.fromkeys(formats)
     for format in written:
         write_graph(model, options, align_corners, format, output_dir / FILES[format], metadata, opset)
+    model.config.save_pretrained(output_dir)  # which tells that the folder is in use; so only now
+    processor.save_pretrained(output_dir)
+    if "onnx" in formats:
+        shutil.copy(RUNNER, output_dir)
     record = {
         "metadata": metadata,
         "options": {**asdict(options), "opset": opset},
@@ -162,6 +163,14 @@ def write_graph(
         write(program, path, options.outputs, metadata, options.half)
     else:
         torch.export.save(program, path, extra_files={"metadata.json": json.dumps(metadata)})
+
+
+def remove_earlier(output_dir: Path) -> None:
+    """Removes the graphs of an earlier export into the folder, which may be of another model."""
+    record = output_dir / RECORD
+    for entry in json.loads(record.read_text())["files"] if record.exists() else []:
+        for file in (output_dir / entry["file"], (output_dir / entry["file"]).with_suffix(".bin")):
+            file.unlink(missing_ok=True)
 
 
 def write_record(output_dir: Path, record: dict) -> None:

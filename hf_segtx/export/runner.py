@@ -106,7 +106,13 @@ def open_torch(file: Path, outputs: list[str], provider: str | None, threads: in
 def open_file(file: Path, outputs: list[str], provider: str | None = None, threads: int | None = None) -> Session:
     """A function from pixel values, as an array, to the named outputs."""
     openers = dict(zip(SUFFIXES, (open_onnx, open_openvino, open_torch), strict=True))
-    return openers[file.suffix](file, outputs, provider, threads)
+    try:
+        return openers[file.suffix](file, outputs, provider, threads)
+    except (ValueError, OSError):
+        raise
+    except Exception as error:  # each runtime has its own for a damaged file
+        first = str(error).strip().splitlines()[0][:200]
+        raise ValueError(f"{file} cannot be loaded ({first}); copy it again, or export the model again") from error
 
 
 class ExportedModel(nn.Module):

@@ -87,7 +87,13 @@ def compare(
             inputs, fed = (fed - mean) / std, fed.to(torch.uint8)
         with torch.no_grad():
             expected = model(inputs).logits
-        found = session(fed.numpy())
+        try:
+            found = session(fed.numpy())
+        except Exception as error:  # each runtime has its own; a backbone may have cut its windows for one size
+            raise ValueError(
+                f"{file} fails for an input of {tuple(inputs.shape)} ({str(error).strip().splitlines()[0][:200]}); "
+                "export it for one size, with the option static_shape"
+            ) from error
         deviation, here = float(expected.std()), 0.0
         if "logits" in found:
             if found["logits"].shape != tuple(expected.shape):

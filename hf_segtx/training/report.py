@@ -120,13 +120,16 @@ def describe(
         reasons: of what was decided about the arguments; see `as_recipe`.
     """
     row = ARCHITECTURES.get(model_type.removeprefix("segtx_"))
+    data = arguments.dataset_name or arguments.train_dir or "the scenes that hf_segtx draws"
+    if arguments.train_dir and arguments.validation_dir not in (None, arguments.train_dir):
+        data = f"{arguments.train_dir}, scored on {arguments.validation_dir}"
     if row is not None:
         write_card(
             Path(arguments.output_dir),
             resource_folder("model_cards") / row.card,
             results,
             name=name,
-            data=arguments.dataset_name or arguments.train_dir or "the scenes that hf_segtx draws",
+            data=data,
             dataset_name=arguments.dataset_name,
             start=arguments.model_name_or_path or arguments.backbone or arguments.backbone_weights,
             license=arguments.license,
