@@ -169,7 +169,10 @@ class OptimizationSettings:
     mixed_precision: Literal["no", "fp16", "bf16"] | None = setting(
         None, "Precision of the forward pass; else what accelerate launch says."
     )
-    gradient_checkpointing: bool = setting(False, "Recompute activations in the backward pass, to save memory.")
+    gradient_checkpointing: bool = setting(
+        False,
+        "Recompute activations in the backward pass, to save memory; running statistics of BatchNorm then move twice.",
+    )
     tune: Literal["full", "frozen", "linear", "lora"] = setting(
         "full",
         "Train everything; the heads on a backbone that stays as it is; only their classifiers; or the heads and "
