@@ -882,3 +882,9 @@ def test_page_has_the_table():
 if __name__ == "__main__":
     text = PAGE.read_text()
     PAGE.write_text(re.sub(r"\| backbone \| maps.*?\n(?=\n)", table() + "\n", text, flags=re.S))
+
+
+@pytest.mark.parametrize("name", ["maxvit_tiny_rw_224", "coatnet_0_rw_224", "gcvit_xxtiny"])
+def test_windows_that_suit_multiples_of_one_size_only_are_seen(name):
+    """The first image that is sent through is two of theirs high and six wide, which suits windows of 7 patches."""
+    assert layout_of(TimmBackboneConfig(backbone=name)).fixed_size == (224, 224)

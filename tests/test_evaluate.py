@@ -232,6 +232,18 @@ def test_wrong_flags_are_named(script, checkpoint, tmp_path, capsys):
         assert said in capsys.readouterr().err
 
 
+def test_a_model_of_other_classes_is_not_asked_for_the_scenes(script, checkpoint, tmp_path, capsys):
+    """Which are what is scored if no data are given."""
+    folder = shutil.copytree(checkpoint, tmp_path / "other")
+    config = json.loads((folder / "config.json").read_text())
+    config["id2label"]["0"] = "cell"
+    config["label2id"] = {name: int(number) for number, name in config["id2label"].items()}
+    (folder / "config.json").write_text(json.dumps(config))
+    assert main(["evaluate", str(folder), "--max_eval_samples", "1"]) == 2
+    said = capsys.readouterr().err
+    assert "'cell'" in said and "or give --validation_dir or --dataset_name: these are the drawn scenes" in said
+
+
 @pytest.mark.slow
 def test_two_processes_match_one(script, checkpoint, tmp_path):
     expected = run(script, checkpoint, "--flip", "--html", tmp_path / "one.html")

@@ -198,6 +198,7 @@ def test_recipes_are_found_by_name_and_by_path(tmp_path):
         ("segformer_b0_ade20k", "did you mean segformer_b0_ade20k_512?"),
         ("zzz", "`segtx recipes` lists"),
         (str(tmp_path), "there is no recipe"),
+        (str(tmp_path / "train.args"), "train.args, no such file"),
         (str(own), "a recipe cannot name another"),
     ):
         with pytest.raises(ValueError, match=message.replace("?", r"\?")):

@@ -214,6 +214,12 @@ def test_hooks_have_their_effect_in_the_copy(name):
         torch.testing.assert_close(found, expected, rtol=0, atol=1e-4 * float(expected.std()), msg=path)
 
 
+@pytest.mark.parametrize("name", ["segformer", "segmenter"])
+def test_a_copy_of_a_copy_is_itself(name):
+    optimized = randomized(name).optimize_for_inference()
+    assert optimized.optimize_for_inference() is optimized
+
+
 def test_grouped_convolutions_are_no_case_for_winograd():
     with torch.device("meta"):
         assert not is_faster_by_winograd(nn.Conv2d(512, 256, 3, groups=2))

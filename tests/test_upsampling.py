@@ -324,6 +324,14 @@ def test_gpu_equals_cpu(classes):
     assert torch.equal(upsampled_argmax(on_gpu, (24, 28)).cpu(), upsampled_argmax(logits, (24, 28)))
 
 
+@pytest.mark.parametrize("name", CASES)
+def test_models_refuse_what_are_no_images(name):
+    model, side = CASES[name].make_model(), CASES[name].image_size
+    for shape, dtype in (((1, 4, side, side), None), ((3, side, side), None), ((1, 3, side, side), torch.uint8)):
+        with pytest.raises(ValueError, match=r"pixel_values are torch.* expected are floats of shape \(B, 3, H, W\)"):
+            model(torch.zeros(shape, dtype=dtype))
+
+
 @pytest.mark.parametrize("training", [False, True])
 @pytest.mark.parametrize("name", CASES)
 def test_models_refuse_labels_of_another_size(name, training):

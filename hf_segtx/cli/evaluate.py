@@ -203,7 +203,12 @@ def evaluate(parser: FlagParser, arguments: argparse.Namespace) -> dict:
         if card is None:
             raise
         raise ValueError(f"{error} (data of the card; give validation_dir or dataset_name)") from error
-    labels.check_names(model.config.id2label, str(arguments.model))
+    try:
+        labels.check_names(model.config.id2label, str(arguments.model))
+    except ValueError as error:
+        if any(getattr(data, name) for name in PLACES):
+            raise
+        raise ValueError(f"{error}, or give validation_dir or dataset_name: these are the drawn scenes") from error
     if card is not None and arguments.on_error == "raise":  # before the work
         check_data_of_card(card, images=len(dataset))
     batches = {name: getattr(settings, name) for name in ("batch_size", "window_batch_size", "num_workers", "worst")}

@@ -303,6 +303,8 @@ def optimize_for_inference(model: PreTrainedModel) -> PreTrainedModel:
     def refuse(*_):
         raise RuntimeError("a copy for inference cannot be saved; save the model that `optimize_for_inference` took")
 
+    if any(isinstance(module, (PackedLinear, PackedPatches)) for module in model.modules()):
+        return model  # it is such a copy
     optimized = fold(copy.deepcopy(model))
     for parent in filter(is_own, list(optimized.modules())):
         for name, module in list(parent.named_children()):

@@ -28,6 +28,8 @@ from .layers import padding_of, refuse_tracing
 # (height, width) of the image that is sent through: whole patches of 7, 8, 14, 16, 32 and 64 pixels, and no square,
 # so that the axes of a map can be told apart.
 PROBE = (448, 1344)
+ODD_PROBE = (15, 17)  # in patches: does not suit windows of 7 or 8 patches that are made for one size
+FAILURES = (AssertionError, AttributeError, IndexError, RuntimeError, TypeError, ValueError)
 
 
 class Layout(NamedTuple):
@@ -70,9 +72,8 @@ def _layout(backbone_config: str) -> Layout:
             with torch.device("meta"), torch.no_grad():
                 backbone = AutoBackbone.from_config(config, **options).eval()
                 size = own_size(backbone) if at_own_size else PROBE
-                pixels = torch.zeros(1, config.num_channels, *size, dtype=next(backbone.parameters()).dtype)
-                maps = backbone(pixels, return_dict=True).feature_maps
-        except (AssertionError, AttributeError, IndexError, RuntimeError, TypeError, ValueError) as error:
+                maps = _maps_of_zeros(backbone, config.num_channels, size)
+        except FAILURES as error:
             errors.append(f"{type(error).__name__} {' '.join(str(error).split())}"[:300])
             continue
         if any(x.ndim != 4 for x in maps):
@@ -90,8 +91,20 @@ def _layout(backbone_config: str) -> Layout:
                 "that pixels and predictions would not lie on each other; choose another, or one of its finer maps"
             )
         strides = tuple(round(size[0] / shape[2]) for shape in shapes)
+        if not at_own_size:
+            try:
+                with torch.device("meta"), torch.no_grad():
+                    _maps_of_zeros(backbone, config.num_channels, tuple(max(strides) * side for side in ODD_PROBE))
+            except FAILURES as error:
+                errors.append(f"{type(error).__name__} {' '.join(str(error).split())}"[:300])
+                continue
         return Layout(tuple(shape[1] for shape in shapes), strides, last, options, size if at_own_size else None)
     raise ValueError(f"backbone_config, of {name!r}, gives no backbone that works: {errors[0]}")
+
+
+def _maps_of_zeros(backbone: PreTrainedModel, num_channels: int, size: tuple[int, int]) -> tuple[torch.Tensor, ...]:
+    pixels = torch.zeros(1, num_channels, *size, dtype=next(backbone.parameters()).dtype)
+    return backbone(pixels, return_dict=True).feature_maps
 
 
 def own_size(backbone: PreTrainedModel) -> tuple[int, int]:

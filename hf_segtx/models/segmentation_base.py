@@ -80,17 +80,25 @@ def segmentation_loss(
     return loss
 
 
-def check_sizes(pixel_values: torch.Tensor | None, labels: torch.Tensor | None) -> None:
-    """Raises ValueError if label maps (B, H', W') have not the ratio of sides of their images (B, C, H, W).
+def check_inputs(pixel_values: torch.Tensor | None, labels: torch.Tensor | None, num_channels: int) -> None:
+    """Raises ValueError for images that are none, and for label maps (B, H', W') of another ratio of sides than theirs.
 
-    They may be larger or smaller, by the same factor up to a pixel.
+    The maps may be larger or smaller, by the same factor up to a pixel.
     """
-    if getattr(pixel_values, "ndim", 0) == 4 and getattr(labels, "ndim", 0) == 3:
-        (height, width), (rows, columns) = pixel_values.shape[2:], labels.shape[1:]
+    if not isinstance(pixel_values, torch.Tensor):
+        return
+    shape = tuple(pixel_values.shape)
+    if len(shape) != 4 or shape[1] != num_channels or not pixel_values.is_floating_point():
+        raise ValueError(
+            f"pixel_values are {pixel_values.dtype} of shape {shape}, expected are floats of shape (B, {num_channels}, "
+            "H, W), as the image processor makes them"
+        )
+    if getattr(labels, "ndim", 0) == 3:
+        (height, width), (rows, columns) = shape[2:], labels.shape[1:]
         if abs(rows * width - columns * height) > height + width:
             raise ValueError(
-                f"labels of shape {tuple(labels.shape)} do not fit pixel_values of shape {tuple(pixel_values.shape)}; "
-                "give maps of class ids with the height and width of the images"
+                f"labels of shape {tuple(labels.shape)} do not fit pixel_values of shape {shape}; give maps of class "
+                "ids with the height and width of the images"
             )
 
 
@@ -155,9 +163,9 @@ class SegmentationPreTrainedModel(PreTrainedModel):
         return self
 
     def __call__(self, *inputs, **named):
-        """As in torch, but label maps must have the shape of the images; see `check_sizes`."""
+        """As in torch, but says what is wrong with images and label maps; see `check_inputs`."""
         given = dict(zip(("pixel_values", "labels"), inputs)) | named
-        check_sizes(given.get("pixel_values"), given.get("labels"))
+        check_inputs(given.get("pixel_values"), given.get("labels"), self.config.num_channels)
         return super().__call__(*inputs, **named)
 
     def features(

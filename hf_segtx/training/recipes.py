@@ -62,7 +62,8 @@ def find_recipe(name: str) -> Path:
             return file
     close = get_close_matches(named.stem, recipe_names(), n=1)
     cure = f"did you mean {close[0]}?" if close else "`segtx recipes` lists those that come with the package"
-    raise ValueError(f"there is no recipe {name}; {cure}")
+    what = "no such file" if len(Path(name).parts) > 1 else "no file and no name"
+    raise ValueError(f"there is no recipe {name}, {what}; {cure}")
 
 
 def read_recipe(name: str) -> list[str]:
