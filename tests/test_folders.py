@@ -7,6 +7,7 @@ import os
 import numpy as np
 import pytest
 from PIL import Image
+from small_data import write_folder
 
 from hf_segtx.data import load_data
 from hf_segtx.data.files import files_below, split_of, upright_size
@@ -376,3 +377,19 @@ def test_sizes_are_those_of_upright_images(tmp_path):
     (tmp_path / "broken.jpg").write_bytes(b"")
     with pytest.raises(ValueError, match=r"broken\.jpg: its width and height cannot be read"):
         upright_size(tmp_path / "broken.jpg")
+
+
+def test_validation_data_without_class_names_have_those_of_training(tmp_path):
+    write_folder(tmp_path / "train")
+    write_folder(tmp_path / "val")
+    (tmp_path / "val/classes.json").unlink()
+    folders = {"train_dir": str(tmp_path / "train"), "validation_dir": str(tmp_path / "val")}
+    train, validation, labels = load_data(**folders)
+    assert train.labels == validation.labels == labels and len(labels.names) == 3
+    (tmp_path / "train/classes.json").unlink()
+    with pytest.raises(ValueError, match="no class names: neither"):
+        load_data(**folders)
+    (tmp_path / "train/classes.json").write_text('["a", "b", "c"]')
+    (tmp_path / "val/classes.json").write_text('["a", "b", "c", "d"]')
+    with pytest.raises(ValueError, match="train/classes.json: class 3 is None in the data .*'d' in .*val/classes.json"):
+        load_data(**folders)

@@ -151,28 +151,35 @@ def _find_in_folders(settings: DataSettings) -> _Found:
 def layout_labels(layouts: dict[str, Layout], do_reduce_labels: bool) -> Labels:
     """The contract of the folders (the keys): that of the files beside the data, else the layouts' own.
 
+    A folder without class names has those of the other one.
     Masks that are drawn by name follow the contract of the others; without any, the classes are all names there are.
 
     Raises:
         ValueError: if there is none, or folders have different ones.
     """
-    contracts = {}
+    contracts, without = {}, []
     for folder, layout in layouts.items():
         files = list(dict.fromkeys(file for place in layout.places if (file := class_file(place))))
         for file in files:
             contracts[str(file)] = read_class_file(file, do_reduce_labels)
             logger.info("%s: the classes are those of %s.", folder, file)
         if not files and layout.labels is None:
-            Labels.from_folder((*layout.places, folder)[0])  # raises, naming what is missing
+            without.append((*layout.places, folder)[0])
+            continue
         if not files and do_reduce_labels:
             raise ValueError(f"{folder}: the ids of {layout.title} are known; omit do_reduce_labels")
         if not files and not layout.names:
             contracts[folder] = layout.labels
+    if without and not contracts:
+        Labels.from_folder(without[0])  # raises, naming what is missing
     if not contracts:
         return labels_of_names(dict.fromkeys(name for layout in layouts.values() for name in layout.names))
     (first, labels), *others = contracts.items()
     for other, theirs in others:
-        labels.check_names(theirs.id2label, other)
+        try:
+            labels.check_names(theirs.id2label, other)
+        except ValueError as error:
+            raise ValueError(f"{first}: {error}") from error
         if labels != theirs:
             raise ValueError(f"{first} and {other} differ in ids, colours or what is ignored; make them equal")
     return labels
