@@ -200,9 +200,9 @@ def test_typical_errors_are_of_each_kind():
 class Scenes(torch.utils.data.Dataset):
     """Three scenes; of one class only whether a pixel belongs to the first."""
 
-    def __init__(self, classes):
+    def __init__(self, classes, names):
         self.scenes, self.classes = SceneDataset(3, seed=4, size=(60, 90)), classes
-        self.labels = self.scenes.labels if classes > 1 else Labels(names=["rest", "sky"], ignore_index=VOID)
+        self.labels = self.scenes.labels if classes > 1 else Labels(names=names, ignore_index=VOID)
 
     def __len__(self):
         return 3
@@ -220,7 +220,7 @@ class Scenes(torch.utils.data.Dataset):
 def test_every_architecture_gets_a_report(name, classes, window, tmp_path):
     folder = save_model(tmp_path / "model", name, num_labels=classes, do_resize=False, window_size=window)
     model, processor = load_model(folder)
-    dataset = Scenes(classes)
+    dataset = Scenes(classes, list(model.config.id2label.values()))
     scores = score(model, processor, dataset, dataset.labels)
     calibration = calibrate(model, processor, dataset)
     results = {"model": name, "data": "scenes", **scores.results}
